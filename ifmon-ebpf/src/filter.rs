@@ -1,0 +1,226 @@
+//! Does this change concern a watch? Keeps the truth about every watched name, and lets through only what changes it.
+
+use ifmon_ebpf::{
+    DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, NETREG_UNREGISTERING, NameKey,
+    NameState, Place, flag,
+};
+
+use crate::{
+    maps::{self, DEVICES, NAMESPACES, SEEDS},
+    netdev::{Device, Event},
+    send::{Change, is_traced, send},
+};
+
+/// What `observe` saw, for the log.
+pub(crate) struct Seen {
+    pub(crate) netns: u32,
+    pub(crate) ifindex: u32,
+    pub(crate) flags: u32,
+}
+
+/// Takes one notification through the filter.
+#[inline(always)]
+pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
+    let device = Device::of(info)?;
+    let here = device.place()?;
+    let reg_state = device.reg_state()?;
+    let counters = maps::counters()?;
+    counters.seen = counters.seen.wrapping_add(1);
+
+    let mut change = Change {
+        reg_state,
+        ..Change::default()
+    };
+    match event {
+        Event::Register => register(device, here, &mut change),
+        Event::ChangeName => rename(device, here, &mut change),
+        Event::Unregister if reg_state == NETREG_UNREGISTERING => {
+            unregister(device, here, &mut change)
+        }
+        Event::Unregister if reg_state == NETREG_REGISTERED => leave(device, here),
+        // Told again, about every second, while somebody keeps a reference to a device that is gone.
+        Event::Unregister => {}
+    }
+
+    if change.flags & (flag::LEFT_NAME | flag::TOOK_NAME | flag::NETNS_GONE) != 0 {
+        counters.matched = counters.matched.wrapping_add(1);
+        if !send(&change) {
+            counters.dropped = counters.dropped.wrapping_add(1);
+        }
+    } else {
+        counters.ignored = counters.ignored.wrapping_add(1);
+        if is_traced() {
+            change.flags |= flag::TRACED;
+            send(&change);
+        }
+    }
+    Some(Seen {
+        netns: here.netns,
+        ifindex: here.ifindex,
+        flags: change.flags,
+    })
+}
+
+/// The device is new in its namespace: just made, or at the end of a move.
+#[inline(always)]
+fn register(device: Device, here: Place, change: &mut Change) {
+    change.to = here;
+    if let Some(known) = maps::device(device.0) {
+        if known.moving != 0 {
+            known.moving = 0;
+            change.from = known.place;
+            change.generation = known.generation;
+            known.place = here;
+            give_up(device, change);
+            take(device, change);
+            return;
+        }
+        // An address seen before whose unregistration was not: whatever that was, it is another device.
+        let _ = DEVICES.remove(device.0);
+    }
+    take(device, change);
+}
+
+/// The device has another name; the old one is only to be had from our own notes.
+#[inline(always)]
+fn rename(device: Device, here: Place, change: &mut Change) {
+    change.to = here;
+    if let Some(known) = known(device, &here) {
+        change.from = known.place;
+        change.generation = known.generation;
+        known.place = here;
+        give_up(device, change);
+    }
+    take(device, change);
+}
+
+/// The device goes for good.
+#[inline(always)]
+fn unregister(device: Device, here: Place, change: &mut Change) {
+    change.from = here;
+    if let Some(known) = known(device, &here) {
+        change.from = known.place;
+        change.generation = known.generation;
+        let _ = DEVICES.remove(device.0);
+    }
+    give_up(device, change);
+    if here.ifindex == LOOPBACK_IFINDEX && NAMESPACES.remove(here.netns).is_ok() {
+        change.flags |= flag::NETNS_GONE;
+    }
+}
+
+/// First half of a move: nothing to say before it is known where the device went, which follows under the same RTNL.
+#[inline(always)]
+fn leave(device: Device, here: Place) {
+    if let Some(known) = known(device, &here) {
+        known.moving = 1;
+    } else if maps::name(&NameKey::of(&here)).is_some() {
+        // Watched so recently that userspace has not said yet who holds the name.
+        remember(device, &here, 1);
+    }
+}
+
+/// The notes about this device, made from a seed at its first event.
+#[inline(always)]
+fn known(device: Device, here: &Place) -> Option<&'static mut DeviceState> {
+    if let Some(known) = maps::device(device.0) {
+        return Some(known);
+    }
+    let link = Link {
+        netns: here.netns,
+        ifindex: here.ifindex,
+    };
+    // SAFETY: copied at once; userspace may remove a seed but never rewrites one.
+    let seed = *unsafe { SEEDS.get(&link) }?;
+    let _ = SEEDS.remove(link);
+    // A name that has changed since it was watched has no use for what userspace saw before that.
+    if maps::name(&seed.home)?.opened != 0 {
+        return None;
+    }
+    let state = DeviceState {
+        generation: seed.generation,
+        home: seed.home,
+        place: Place {
+            name: seed.home.name,
+            ..*here
+        },
+        moving: 0,
+    };
+    DEVICES.insert(device.0, state, 0).ok()?;
+    maps::device(device.0)
+}
+
+/// Begins to take notes about a device, and gives it a generation.
+#[inline(always)]
+fn remember(device: Device, here: &Place, moving: u64) -> u64 {
+    let Some(counters) = maps::counters() else {
+        return 0;
+    };
+    counters.generations = counters.generations.wrapping_add(1);
+    // SAFETY: takes no argument.
+    let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
+    // Unique without an atomic operation: each CPU counts for itself.
+    let generation = counters.generations << 16 | u64::from(cpu & 0xffff);
+    let state = DeviceState {
+        generation,
+        home: NameKey::of(here),
+        place: *here,
+        moving,
+    };
+    // Cannot be full (see `DEVICES`); if it were, the next change of this name would still be found by name.
+    let _ = DEVICES.insert(device.0, state, 0);
+    generation
+}
+
+/// Does the device lose a watched name by this change?
+#[inline(always)]
+fn give_up(device: Device, change: &mut Change) {
+    let Some(name) = maps::name(&NameKey::of(&change.from)) else {
+        return;
+    };
+    // Before the first change it is userspace that knows who holds the name, and a seed has said that it is this device.
+    if name.opened != 0 && name.generation != change.generation {
+        return;
+    }
+    change.from_count = write(name, device, 0, 0);
+    change.flags |= flag::LEFT_NAME;
+}
+
+/// Does the device get a watched name by this change?
+#[inline(always)]
+fn take(device: Device, change: &mut Change) {
+    let home = NameKey::of(&change.to);
+    let Some(name) = maps::name(&home) else {
+        return;
+    };
+    let before = name.last_device;
+    if before != device.0
+        && before != 0
+        && maps::device(before).is_some_and(|before| before.home == home)
+    {
+        let _ = DEVICES.remove(before);
+    }
+    if let Some(known) = maps::device(device.0) {
+        known.home = home;
+    } else {
+        change.generation = remember(device, &change.to, 0);
+    }
+    change.to_count = write(name, device, change.generation, change.to.ifindex);
+    change.flags |= flag::TOOK_NAME;
+}
+
+/// Writes the truth about a name so that a reader can tell a whole value from a half-written one.
+#[inline(always)]
+fn write(name: &mut NameState, device: Device, generation: u64, ifindex: u32) -> u64 {
+    let count = name.opened.wrapping_add(1);
+    let name: *mut NameState = name;
+    // SAFETY: a live map element. Volatile, so that the compiler keeps the order of the two counts around the rest.
+    unsafe {
+        (&raw mut (*name).opened).write_volatile(count);
+        (&raw mut (*name).generation).write_volatile(generation);
+        (&raw mut (*name).ifindex).write_volatile(ifindex);
+        (&raw mut (*name).last_device).write_volatile(device.0);
+        (&raw mut (*name).closed).write_volatile(count);
+    }
+    count
+}

@@ -1,0 +1,30 @@
+//! The built programs, shipped with the crate so that nobody needs a BPF tool chain to use it.
+//!
+//! `cargo xtask ebpf` makes them and `cargo xtask ebpf --check` shows that they come from these sources, byte for byte.
+//! There is one a processor architecture, because a kprobe finds its arguments in that architecture's `pt_regs`.
+
+/// An ELF parser wants its headers aligned, which `include_bytes!` alone does not promise.
+#[cfg(not(feature = "program"))]
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+/// The BPF object for this architecture; `None` where ifmon has none, and then only netlink is left.
+pub const OBJECT: Option<&[u8]> = OBJECT_HERE;
+
+#[cfg(all(target_arch = "x86_64", not(feature = "program")))]
+const OBJECT_HERE: Option<&[u8]> = {
+    static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64.o"));
+    Some(&OBJECT.0)
+};
+
+#[cfg(all(target_arch = "aarch64", not(feature = "program")))]
+const OBJECT_HERE: Option<&[u8]> = {
+    static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64.o"));
+    Some(&OBJECT.0)
+};
+
+#[cfg(any(
+    feature = "program",
+    not(any(target_arch = "x86_64", target_arch = "aarch64"))
+))]
+const OBJECT_HERE: Option<&[u8]> = None;

@@ -1,0 +1,567 @@
+//! Hears of changes from a BPF program in the kernel, which wakes this process for nothing else.
+//!
+//! The kernel side keeps the truth about every watched name in a map and counts its changes. A record carries the count,
+//! so a loss is noticed exactly, for the watch that it hit; and what is true now is one look-up away. The process needs
+//! neither netlink nor the namespace for that, so it keeps no namespace alive.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use aya::{
+    Ebpf as Object,
+    maps::{Array, HashMap as Hash, MapData, PerCpuArray, RingBuf},
+    programs::{FEntry, KProbe},
+};
+use ifmon_ebpf::{
+    Control, Counters as KernelCounters, DeviceState, FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM,
+    LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, Name, NameKey, NameState, Place as WirePlace,
+    Record, Seed, flag,
+};
+use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
+use tokio::io::unix::AsyncFd;
+
+use super::{Counters, Signal, readable};
+use crate::{
+    Actor, BackendKind, Error, InterfaceName, Netns, NetnsId,
+    kernel::{Layout, Unavailable, load},
+    netlink::query::Query,
+    tracker::{Change, Device, Observed, Place, Watch},
+};
+
+/// Generations from userspace have this bit, those from the kernel side do not.
+const SEEDED: u64 = 1 << 63;
+
+/// The BPF backend, through either hook.
+pub(crate) struct Ebpf {
+    kind: BackendKind,
+    names: Hash<MapData, NameKey, NameState>,
+    devices: Hash<MapData, u64, DeviceState>,
+    seeds: Hash<MapData, Link, Seed>,
+    namespaces: Hash<MapData, u32, u32>,
+    counters: PerCpuArray<MapData, KernelCounters>,
+    events: AsyncFd<Ring>,
+    /// Changes of each watched name that were delivered or accounted for.
+    counts: HashMap<NameKey, u64>,
+    generations: u64,
+    /// Sum of `dropped` at the last look.
+    dropped: u64,
+    /// Drops the programs and their links with it; nothing is pinned, so a killed process leaves nothing behind.
+    _object: Object,
+}
+
+/// `AsyncFd` wants something with a descriptor that it owns.
+struct Ring(RingBuf<MapData>);
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Ebpf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ebpf")
+            .field("kind", &self.kind)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ebpf {
+    /// Loads and attaches the program, and proves that it reads the kernel right.
+    pub(crate) fn new(
+        kind: BackendKind,
+        layout: &Layout,
+        watches: usize,
+        ring_bytes: Option<u32>,
+    ) -> Result<Self, Unavailable> {
+        let mut object = load::object(layout, watches, ring_bytes)?;
+        attach(&mut object, kind, layout)?;
+        let control = take::<Array<_, Control>>(&mut object, "CONTROL")?;
+        let ring = take::<RingBuf<_>>(&mut object, "EVENTS")?;
+        let mut ebpf = Self {
+            kind,
+            names: take(&mut object, "NAMES")?,
+            devices: take(&mut object, "DEVICES")?,
+            seeds: take(&mut object, "SEEDS")?,
+            namespaces: take(&mut object, "NAMESPACES")?,
+            counters: take(&mut object, "COUNTERS")?,
+            events: readable(Ring(ring)).map_err(Unavailable::other)?,
+            counts: HashMap::new(),
+            generations: 0,
+            dropped: 0,
+            _object: object,
+        };
+        ebpf.prove(control)?;
+        Ok(ebpf)
+    }
+
+    pub(crate) fn kind(&self) -> BackendKind {
+        self.kind
+    }
+
+    /// Proves on a live device that the program reads the right name, index and namespace: a fresh network namespace
+    /// registers a `lo` of its own, and disturbs nobody. A wrong offset would otherwise be wrong for ever, and silent.
+    fn prove(&mut self, mut control: Array<MapData, Control>) -> Result<(), Unavailable> {
+        let made = thread::scope(|scope| {
+            scope
+                .spawn(|| -> io::Result<NetnsId> {
+                    let traced = Control {
+                        traced_thread: gettid().as_raw_nonzero().get().unsigned_abs(),
+                        open: 0,
+                    };
+                    control.set(0, traced, 0).map_err(io::Error::other)?;
+                    // SAFETY: this thread ends with the closure and shares its namespace with nobody.
+                    let made = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+                    let id = made
+                        .map_err(Into::into)
+                        .and_then(|()| crate::netns::current_id());
+                    control
+                        .set(0, Control::default(), 0)
+                        .map_err(io::Error::other)?;
+                    id
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        let netns = match made {
+            Ok(netns) => netns,
+            Err(error) => {
+                log::warn!(
+                    "could not prove that the BPF program reads this kernel right, for want of a network namespace of \
+                     its own ({error}); going by the kernel's BTF alone"
+                );
+                return Ok(());
+            }
+        };
+        let loopback = Name::new(b"lo").unwrap_or_default();
+        let mut seen = None;
+        let ring = &mut self.events.get_mut().0;
+        while let Some(item) = ring.next() {
+            let Some(record) = Record::read(&item) else {
+                continue;
+            };
+            let right = record.to
+                == (WirePlace {
+                    name: loopback,
+                    netns: netns.0,
+                    ifindex: LOOPBACK_IFINDEX,
+                })
+                && record.reg_state == NETREG_REGISTERED
+                && record.pid == std::process::id()
+                && record.flags & flag::KTHREAD == 0;
+            if right {
+                return Ok(());
+            }
+            seen = Some(record);
+        }
+        Err(Unavailable::Misread {
+            netns,
+            seen: seen.map(|record| {
+                let WirePlace {
+                    name,
+                    netns,
+                    ifindex,
+                } = record.to;
+                let name = InterfaceName::from_kernel(&name.to_bytes())
+                    .map_or_else(|| "?".to_owned(), |name| name.to_string());
+                format!("{name}, index {ifindex}, in namespace {netns}")
+            }),
+        })
+    }
+
+    pub(crate) fn watch(
+        &mut self,
+        netns: &Netns,
+        names: &[InterfaceName],
+    ) -> Result<Vec<Option<Device>>, Error> {
+        let mut query = Query::new(netns).map_err(Error::Recheck)?;
+        let id = netns.id().0;
+        self.namespaces.insert(id, id, 0).map_err(filter_error)?;
+        names
+            .iter()
+            .map(|name| self.watch_one(id, name, &mut query))
+            .collect()
+    }
+
+    /// Tells the program of the name, then finds out who holds it, without a moment in which a change could be missed.
+    fn watch_one(
+        &mut self,
+        netns: u32,
+        name: &InterfaceName,
+        query: &mut Query,
+    ) -> Result<Option<Device>, Error> {
+        let key = NameKey {
+            name: Name::from_bytes(name.padded()),
+            netns,
+            zero: 0,
+        };
+        self.names
+            .insert(key, NameState::default(), 0)
+            .map_err(filter_error)?;
+        loop {
+            let found = query.by_name(name).map_err(Error::Recheck)?;
+            self.generations += 1;
+            let seed = Seed {
+                generation: self.generations | SEEDED,
+                home: key,
+            };
+            let link = found.map(|ifindex| Link { netns, ifindex });
+            if let Some(link) = link {
+                // From here on the program knows the device by its index, so a rename cannot escape it …
+                self.seeds.insert(link, seed, 0).map_err(filter_error)?;
+            }
+            // … if it still had the name then.
+            let still = query.by_name(name).map_err(Error::Recheck)?;
+            if still != found
+                && let Some(link) = link
+            {
+                // The program may have used the seed up. That was before `watching`, and counts in the state below.
+                let _ = self.seeds.remove(&link);
+            }
+            let state = self.state(&key).map_err(Error::Filter)?;
+            if state.opened != 0 {
+                // It has seen the name change since it was told: then it knows better than any answer.
+                if let Some(link) = link {
+                    let _ = self.seeds.remove(&link);
+                }
+                self.counts.insert(key, state.opened);
+                return Ok(holder(&state));
+            }
+            if still == found {
+                self.counts.insert(key, 0);
+                return Ok(link.map(|link| Device {
+                    ifindex: link.ifindex,
+                    generation: self.met_before(&link).unwrap_or(seed.generation),
+                }));
+            }
+        }
+    }
+
+    /// The generation of a device that the program has notes about, because it held another watched name before.
+    fn met_before(&self, link: &Link) -> Option<u64> {
+        self.devices
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(_, device)| device)
+            .find(|device| device.place.netns == link.netns && device.place.ifindex == link.ifindex)
+            .map(|device| device.generation)
+    }
+
+    pub(crate) fn unwatch(&mut self, watch: Watch) {
+        let key = key_of(&watch);
+        let state = self.names.get(&key, 0);
+        let _ = self.names.remove(&key);
+        self.counts.remove(&key);
+        // The device's notes go with the watch that was its home. It cannot get another home by this name any more.
+        if let Ok(NameState { last_device, .. }) = state
+            && self
+                .devices
+                .get(&last_device, 0)
+                .is_ok_and(|device| device.home == key)
+        {
+            let _ = self.devices.remove(&last_device);
+        }
+        if !self.counts.keys().any(|other| other.netns == key.netns) {
+            let _ = self.namespaces.remove(&key.netns);
+        }
+    }
+
+    pub(crate) async fn signals(&mut self, signals: &mut Vec<Signal>) -> Result<(), Error> {
+        loop {
+            self.drain(signals);
+            if !signals.is_empty() {
+                return Ok(());
+            }
+            let mut ready = self.events.readable_mut().await.map_err(Error::Ended)?;
+            ready.clear_ready();
+        }
+    }
+
+    /// Reads records until there are none, then sees whether any were lost: the ring was full, so there was something
+    /// to read, and no loss goes unnoticed for long.
+    fn drain(&mut self, signals: &mut Vec<Signal>) {
+        let clock = Clock::now();
+        loop {
+            let record = match self.events.get_mut().0.next() {
+                Some(item) => Record::read(&item),
+                None => break,
+            };
+            if let Some(record) = record {
+                self.record(&record, &clock, signals);
+            }
+        }
+        let dropped = self.kernel_counters().dropped;
+        if dropped != self.dropped {
+            self.dropped = dropped;
+            let keys: Vec<NameKey> = self.counts.keys().copied().collect();
+            for key in keys {
+                self.resync(&key, signals);
+            }
+            self.find_dead_namespaces(&clock, signals);
+        }
+    }
+
+    fn record(&mut self, record: &Record, clock: &Clock, signals: &mut Vec<Signal>) {
+        let time = clock.time(record.time);
+        let by = actor(record);
+        let push = |change, signals: &mut Vec<Signal>| {
+            signals.push(Signal::Change {
+                change,
+                time,
+                by: Some(by.clone()),
+            });
+        };
+        if record.flags & flag::LEFT_NAME != 0
+            && let Some(watch) = self.is_next(&record.from, record.from_count, signals)
+        {
+            let change = Change::Left {
+                watch,
+                generation: record.generation,
+                to: place(&record.to),
+            };
+            push(change, signals);
+        }
+        if record.flags & flag::TOOK_NAME != 0
+            && let Some(watch) = self.is_next(&record.to, record.to_count, signals)
+        {
+            let change = Change::Took {
+                watch,
+                device: Device {
+                    ifindex: record.to.ifindex,
+                    generation: record.generation,
+                },
+            };
+            push(change, signals);
+        }
+        if record.flags & flag::NETNS_GONE != 0 {
+            let netns = NetnsId(record.from.netns);
+            self.counts.retain(|key, _| key.netns != netns.0);
+            signals.push(Signal::NetnsGone {
+                netns,
+                time,
+                by: Some(by),
+            });
+        }
+    }
+
+    /// Is this the next change of the name? An earlier one was accounted for; a later one shows a gap.
+    fn is_next(
+        &mut self,
+        place: &WirePlace,
+        count: u64,
+        signals: &mut Vec<Signal>,
+    ) -> Option<Watch> {
+        let key = NameKey::of(place);
+        let known = self.counts.get_mut(&key)?;
+        if count <= *known {
+            return None;
+        }
+        if count == *known + 1 {
+            *known = count;
+            return watch_of(&key);
+        }
+        self.resync(&key, signals);
+        None
+    }
+
+    /// Reads the truth about a name, if anything about it was lost.
+    fn resync(&mut self, key: &NameKey, signals: &mut Vec<Signal>) {
+        let (Some(watch), Ok(state)) = (watch_of(key), self.state(key)) else {
+            return;
+        };
+        let Some(known) = self.counts.get_mut(key) else {
+            return;
+        };
+        if state.opened <= *known {
+            return;
+        }
+        let lost = state.opened - *known;
+        *known = state.opened;
+        let away = self.devices.get(&state.last_device, 0).ok();
+        signals.push(Signal::Resync {
+            watch,
+            observed: Observed {
+                holder: holder(&state),
+                away: away.and_then(|device| Some((device.generation, place(&device.place)?))),
+            },
+            lost: Some(lost),
+        });
+    }
+
+    /// The program strikes a namespace off when it ends; if the record of that was lost, this is how it is noticed.
+    fn find_dead_namespaces(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
+        let mut watched: Vec<u32> = self.counts.keys().map(|key| key.netns).collect();
+        watched.sort_unstable();
+        watched.dedup();
+        for netns in watched {
+            if self.namespaces.get(&netns, 0).is_err() {
+                self.counts.retain(|key, _| key.netns != netns);
+                signals.push(Signal::NetnsGone {
+                    netns: NetnsId(netns),
+                    time: clock.now,
+                    by: None,
+                });
+            }
+        }
+    }
+
+    /// A whole state of a name: the program may be writing it while it is read.
+    fn state(&self, key: &NameKey) -> io::Result<NameState> {
+        loop {
+            let state = self.names.get(key, 0).map_err(io::Error::other)?;
+            if state.opened == state.closed
+                && self.names.get(key, 0).map_err(io::Error::other)? == state
+            {
+                return Ok(state);
+            }
+        }
+    }
+
+    fn kernel_counters(&self) -> KernelCounters {
+        let mut sum = KernelCounters::default();
+        if let Ok(each) = self.counters.get(&0, 0) {
+            for cpu in each.iter() {
+                sum.seen += cpu.seen;
+                sum.matched += cpu.matched;
+                sum.ignored += cpu.ignored;
+                sum.dropped += cpu.dropped;
+            }
+        }
+        sum
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let KernelCounters {
+            seen,
+            matched,
+            ignored,
+            dropped,
+            generations: _,
+        } = self.kernel_counters();
+        Counters {
+            seen: Some(seen),
+            matched: Some(matched),
+            ignored: Some(ignored),
+            lost: Some(dropped),
+        }
+    }
+}
+
+fn attach(object: &mut Object, kind: BackendKind, layout: &Layout) -> Result<(), Unavailable> {
+    let name = match kind {
+        BackendKind::Kprobe => KPROBE_PROGRAM,
+        _ => FENTRY_PROGRAM,
+    };
+    let program = object
+        .program_mut(name)
+        .ok_or_else(|| Unavailable::other("the program is not in the object"))?;
+    if kind == BackendKind::Kprobe {
+        let program: &mut KProbe = program.try_into().map_err(Unavailable::other)?;
+        program.load().map_err(|error| load::refused(&error))?;
+        program
+            .attach(HOOK, 0)
+            .map_err(|error| load::refused(&error))?;
+    } else {
+        let program: &mut FEntry = program.try_into().map_err(Unavailable::other)?;
+        program
+            .load(HOOK, &layout.hook_btf()?)
+            .map_err(|error| load::refused(&error))?;
+        program.attach().map_err(|error| load::refused(&error))?;
+    }
+    Ok(())
+}
+
+fn take<M>(object: &mut Object, name: &str) -> Result<M, Unavailable>
+where
+    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+{
+    object
+        .take_map(name)
+        .ok_or_else(|| Unavailable::other("a map is not in the object"))?
+        .try_into()
+        .map_err(Unavailable::other)
+}
+
+fn filter_error(error: aya::maps::MapError) -> Error {
+    Error::Filter(io::Error::other(error))
+}
+
+fn watch_of(key: &NameKey) -> Option<Watch> {
+    Some(Watch {
+        netns: NetnsId(key.netns),
+        name: InterfaceName::from_kernel(&key.name.to_bytes())?,
+    })
+}
+
+fn key_of(watch: &Watch) -> NameKey {
+    NameKey {
+        name: Name::from_bytes(watch.name.padded()),
+        netns: watch.netns.0,
+        zero: 0,
+    }
+}
+
+fn holder(state: &NameState) -> Option<Device> {
+    (state.generation != 0).then_some(Device {
+        ifindex: state.ifindex,
+        generation: state.generation,
+    })
+}
+
+fn place(place: &WirePlace) -> Option<Place> {
+    (place.netns != 0).then(|| Place {
+        netns: Some(NetnsId(place.netns)),
+        ifindex: Some(place.ifindex),
+        name: InterfaceName::from_kernel(&place.name.to_bytes()),
+    })
+}
+
+fn actor(record: &Record) -> Actor {
+    let comm = record
+        .comm
+        .split(|&byte| byte == 0)
+        .next()
+        .unwrap_or_default();
+    Actor {
+        pid: record.pid,
+        comm: String::from_utf8_lossy(comm).into_owned(),
+        uid: record.uid,
+        cgroup: record.cgroup,
+        kthread: record.flags & flag::KTHREAD != 0,
+    }
+}
+
+/// Tells the time of day of a moment on the kernel's boot clock.
+struct Clock {
+    now: SystemTime,
+    boot: Duration,
+}
+
+impl Clock {
+    fn now() -> Self {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Self {
+            now: SystemTime::now(),
+            boot: Duration::new(boot.tv_sec.unsigned_abs(), boot.tv_nsec as u32),
+        }
+    }
+
+    fn time(&self, boot_nanoseconds: u64) -> SystemTime {
+        let age = self
+            .boot
+            .saturating_sub(Duration::from_nanos(boot_nanoseconds));
+        self.now - age
+    }
+}

@@ -1,0 +1,461 @@
+//! Turns link messages into changes of devices: what the netlink backend knows of one namespace. Pure.
+//!
+//! A message says what is, not what was. A rename does not carry the old name, and nothing tells a device from the next
+//! one with its index, except the order of the messages: a device lives from the message that first shows it to the one
+//! that deletes it. So the devices that hold a watched name, or held it last, are remembered by index.
+
+use std::{collections::HashMap, io};
+
+use crate::{
+    InterfaceName, NetnsId,
+    netlink::{
+        filter::Interest,
+        message::{LinkMessage, Moved},
+    },
+    tracker::{Change, Device, Observed, Place, Watch},
+};
+
+/// Where a link is looked up when the messages alone cannot tell.
+pub(crate) trait Host {
+    /// The index of the device that has this name now.
+    fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>>;
+    /// The name of the device that has this index now.
+    fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>>;
+    /// The inode number in sysfs of the device that has this name now.
+    fn inode(&mut self, name: &InterfaceName) -> Option<u64>;
+}
+
+/// A device that holds a watched name, or was the last to do so.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    generation: u64,
+    name: InterfaceName,
+    /// Of its directory in sysfs, once it was read.
+    inode: Option<u64>,
+    /// How many watched names it was the last to hold; it is forgotten with the last of them.
+    homes: u32,
+}
+
+/// A watched name.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// Index of the device that has the name.
+    holder: Option<u32>,
+    /// Generation of the device that had it last.
+    last: Option<u64>,
+    /// A message concerned the name since it was looked up last: the look-up may be older or newer than it.
+    touched: bool,
+}
+
+/// What a message means to the watches: a device left one, and took another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Meaning {
+    pub(crate) left: Option<Change>,
+    pub(crate) took: Option<Taken>,
+}
+
+/// A device took a watched name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) watch: Watch,
+    pub(crate) device: Device,
+    /// Another device had the name still, as far as the messages went: some are missing.
+    pub(crate) gap: bool,
+}
+
+/// The watched names of a namespace and the devices that matter to them.
+#[derive(Debug)]
+pub(crate) struct Links {
+    netns: NetnsId,
+    names: HashMap<InterfaceName, Slot>,
+    devices: HashMap<u32, Known>,
+    /// Devices that were moved to another namespace and may come back, by generation.
+    elsewhere: HashMap<u64, Known>,
+    generations: u64,
+    /// The names or indexes have changed since the last [`Links::interest`].
+    pub(crate) stale: bool,
+}
+
+impl Links {
+    pub(crate) fn new(netns: NetnsId) -> Self {
+        Self {
+            netns,
+            names: HashMap::new(),
+            devices: HashMap::new(),
+            elsewhere: HashMap::new(),
+            generations: 0,
+            stale: false,
+        }
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = InterfaceName> {
+        self.names.keys().copied()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// What the filter in the kernel must let through.
+    pub(crate) fn interest(&mut self) -> Interest {
+        self.stale = false;
+        Interest {
+            names: self.names.keys().copied().collect(),
+            indexes: self.devices.keys().copied().collect(),
+        }
+    }
+
+    fn place(&self, ifindex: u32, name: InterfaceName) -> Place {
+        Place {
+            netns: Some(self.netns),
+            ifindex: Some(ifindex),
+            name: Some(name),
+        }
+    }
+
+    fn watch(&self, name: InterfaceName) -> Watch {
+        Watch {
+            netns: self.netns,
+            name,
+        }
+    }
+
+    fn new_generation(&mut self) -> u64 {
+        self.generations += 1;
+        self.generations
+    }
+
+    /// Takes a message, in the order in which they were sent.
+    pub(crate) fn message(&mut self, message: &LinkMessage, host: &mut impl Host) -> Meaning {
+        match *message {
+            LinkMessage::New { ifindex, name } => self.exists(ifindex, name, host),
+            LinkMessage::Deleted {
+                ifindex,
+                name,
+                moved,
+            } => self.gone(ifindex, name, moved),
+        }
+    }
+
+    fn exists(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> Meaning {
+        let mut left = None;
+        let generation = match self.devices.get_mut(&ifindex) {
+            // A change of something else than the name.
+            Some(known) if known.name == name => return Meaning::default(),
+            Some(known) => {
+                let old = std::mem::replace(&mut known.name, name);
+                let generation = known.generation;
+                if self.vacate(old, ifindex) {
+                    left = Some(Change::Left {
+                        watch: self.watch(old),
+                        generation,
+                        to: Some(self.place(ifindex, name)),
+                    });
+                }
+                generation
+            }
+            None if self.names.contains_key(&name) => self.adopt(ifindex, name, host),
+            None => return Meaning::default(),
+        };
+        let took = self.occupy(name, ifindex).map(|gap| Taken {
+            watch: self.watch(name),
+            device: Device {
+                ifindex,
+                generation,
+            },
+            gap,
+        });
+        Meaning { left, took }
+    }
+
+    fn gone(&mut self, ifindex: u32, name: InterfaceName, moved: Option<Moved>) -> Meaning {
+        if let Some(slot) = self.names.get_mut(&name) {
+            slot.touched = true;
+        }
+        let Some(known) = self.devices.remove(&ifindex) else {
+            return Meaning::default();
+        };
+        self.stale = true;
+        let held = self.vacate(known.name, ifindex);
+        if moved.is_some() {
+            self.elsewhere.insert(known.generation, known);
+        }
+        Meaning {
+            left: held.then(|| Change::Left {
+                watch: self.watch(known.name),
+                generation: known.generation,
+                to: moved.map(|moved| Place {
+                    netns: None,
+                    ifindex: moved.ifindex,
+                    name: None,
+                }),
+            }),
+            took: None,
+        }
+    }
+
+    /// A device that was not known has a watched name: is it one that went elsewhere and came back?
+    ///
+    /// Only here the inode decides within a stream of messages. Should the device be gone again by the time that it is
+    /// read, "another device" is the answer that does no harm.
+    fn adopt(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> u64 {
+        let inode = if self.elsewhere.is_empty() {
+            None
+        } else {
+            host.inode(&name)
+        };
+        let known = inode
+            .and_then(|inode| {
+                let (&generation, _) = self
+                    .elsewhere
+                    .iter()
+                    .find(|(_, known)| known.inode == Some(inode))?;
+                self.elsewhere.remove(&generation)
+            })
+            .unwrap_or_else(|| Known {
+                generation: self.new_generation(),
+                name,
+                inode,
+                homes: 0,
+            });
+        self.devices.insert(ifindex, Known { name, ..known });
+        self.stale = true;
+        known.generation
+    }
+
+    /// The device no longer has the name: did it hold a watch?
+    fn vacate(&mut self, name: InterfaceName, ifindex: u32) -> bool {
+        let Some(slot) = self.names.get_mut(&name) else {
+            return false;
+        };
+        slot.touched = true;
+        slot.holder.take_if(|holder| *holder == ifindex).is_some()
+    }
+
+    /// The device has the name now. `None` when that is not watched; true when another device has it still, as far as
+    /// the messages went.
+    fn occupy(&mut self, name: InterfaceName, ifindex: u32) -> Option<bool> {
+        let generation = self.devices.get(&ifindex)?.generation;
+        let slot = self.names.get_mut(&name)?;
+        slot.touched = true;
+        let before = slot.holder.replace(ifindex);
+        let last = slot.last.replace(generation);
+        if last != Some(generation) {
+            if let Some(known) = self.devices.get_mut(&ifindex) {
+                known.homes += 1;
+            }
+            self.leave_home(last);
+        }
+        Some(before.is_some_and(|before| before != ifindex))
+    }
+
+    /// A name is another device's now: forget this one if that was its last.
+    fn leave_home(&mut self, generation: Option<u64>) {
+        let Some(generation) = generation else {
+            return;
+        };
+        let stays = |known: &mut Known| {
+            if known.generation != generation {
+                return true;
+            }
+            known.homes = known.homes.saturating_sub(1);
+            known.homes > 0
+        };
+        let before = self.devices.len();
+        self.devices.retain(|_, known| stays(known));
+        self.stale |= self.devices.len() != before;
+        self.elsewhere.retain(|_, known| stays(known));
+    }
+
+    /// Adds a name; its state is still to be read.
+    pub(crate) fn join(&mut self, name: InterfaceName) {
+        self.names.entry(name).or_default();
+        self.stale = true;
+    }
+
+    /// Ends a watch.
+    pub(crate) fn remove(&mut self, name: InterfaceName) {
+        if let Some(slot) = self.names.remove(&name) {
+            self.leave_home(slot.last);
+            self.stale = true;
+        }
+    }
+
+    /// Who holds the name, as far as is known.
+    pub(crate) fn holder(&self, name: InterfaceName) -> Option<Device> {
+        let ifindex = self.names.get(&name)?.holder?;
+        Some(Device {
+            ifindex,
+            generation: self.devices.get(&ifindex)?.generation,
+        })
+    }
+
+    /// Reads the state of a name from the host, changing nothing yet: whether messages that are still queued tell the
+    /// same is only known once they were read; see [`Links::is_settled`].
+    pub(crate) fn look(&mut self, name: InterfaceName, host: &mut impl Host) -> io::Result<Look> {
+        let Some(slot) = self.names.get_mut(&name) else {
+            return Ok(Look::default());
+        };
+        slot.touched = false;
+        let holder = slot.holder;
+        let found = host.by_name(&name)?;
+        let inode = found.and_then(|_| host.inode(&name));
+        let away = match holder {
+            Some(ifindex) if found.is_none() => host
+                .by_index(ifindex)?
+                .map(|name| (name, host.inode(&name))),
+            _ => None,
+        };
+        Ok(Look { found, inode, away })
+    }
+
+    /// What was read of the name was entered: only what comes now can change it.
+    pub(crate) fn settle(&mut self, name: InterfaceName) {
+        if let Some(slot) = self.names.get_mut(&name) {
+            slot.touched = false;
+        }
+    }
+
+    /// Has no message concerned the name since it was looked up?
+    pub(crate) fn is_settled(&self, name: InterfaceName) -> bool {
+        self.names.get(&name).is_none_or(|slot| !slot.touched)
+    }
+
+    /// Enters what was read; the flag says whether it is not what was known. Also learns the inode of the holder, by
+    /// which it will be known again.
+    pub(crate) fn enter(&mut self, name: InterfaceName, look: &Look) -> (Observed, bool) {
+        let Some(holder) = self.names.get(&name).map(|slot| slot.holder) else {
+            return (Observed::default(), false);
+        };
+        if look.found == holder {
+            let Some(ifindex) = holder else {
+                return (Observed::default(), false);
+            };
+            if let Some(known) = self.devices.get_mut(&ifindex)
+                && known.may_be(look.inode)
+            {
+                known.inode = known.inode.or(look.inode);
+                let observed = Observed {
+                    holder: self.holder(name),
+                    away: None,
+                };
+                return (observed, false);
+            }
+        }
+        let away = match (holder, look.found) {
+            (Some(ifindex), None) => self.went(ifindex, look.away),
+            _ => None,
+        };
+        if let Some(slot) = self.names.get_mut(&name) {
+            slot.holder = None;
+        }
+        if let Some(ifindex) = look.found {
+            self.found(name, ifindex, look.inode);
+        }
+        let observed = Observed {
+            holder: self.holder(name),
+            away,
+        };
+        (observed, true)
+    }
+
+    /// The device that held a name was found under another one, or not at all.
+    fn went(
+        &mut self,
+        ifindex: u32,
+        away: Option<(InterfaceName, Option<u64>)>,
+    ) -> Option<(u64, Place)> {
+        let known = self.devices.get_mut(&ifindex)?;
+        if let Some((name, inode)) = away
+            && known.may_be(inode)
+        {
+            known.name = name;
+            let generation = known.generation;
+            return Some((generation, self.place(ifindex, name)));
+        }
+        self.devices.remove(&ifindex);
+        self.stale = true;
+        None
+    }
+
+    /// After a loss: forgets the devices that hold no watched name and are not what they were.
+    pub(crate) fn forget_strangers(&mut self, host: &mut impl Host) -> io::Result<()> {
+        let mut gone = Vec::new();
+        for (&ifindex, known) in &self.devices {
+            let holds = self
+                .names
+                .get(&known.name)
+                .is_some_and(|slot| slot.holder == Some(ifindex));
+            if holds {
+                continue;
+            }
+            let same = match host.by_index(ifindex)? {
+                Some(name) => known.inode.is_some() && host.inode(&name) == known.inode,
+                None => false,
+            };
+            if !same {
+                gone.push(ifindex);
+            }
+        }
+        for ifindex in gone {
+            self.devices.remove(&ifindex);
+            self.stale = true;
+        }
+        Ok(())
+    }
+
+    /// Enters who was found to hold a name: a known device where the inode says so, else a new one.
+    fn found(&mut self, name: InterfaceName, ifindex: u32, inode: Option<u64>) {
+        let same = |known: &Known| inode.is_some() && known.inode == inode;
+        let here = self.devices.remove(&ifindex);
+        let known = if let Some(known) =
+            here.filter(|known| same(known) || known.name == name && known.may_be(inode))
+        {
+            known
+        } else if let Some((&old, &known)) = self.devices.iter().find(|(_, known)| same(known)) {
+            self.devices.remove(&old);
+            known
+        } else if let Some((&generation, &known)) =
+            self.elsewhere.iter().find(|(_, known)| same(known))
+        {
+            self.elsewhere.remove(&generation);
+            known
+        } else {
+            Known {
+                generation: self.new_generation(),
+                name,
+                inode,
+                homes: 0,
+            }
+        };
+        let inode = inode.or(known.inode);
+        self.devices.insert(
+            ifindex,
+            Known {
+                name,
+                inode,
+                ..known
+            },
+        );
+        self.stale = true;
+        self.occupy(name, ifindex);
+    }
+}
+
+impl Known {
+    /// Nothing speaks against it that the device with this inode is this one.
+    fn may_be(&self, inode: Option<u64>) -> bool {
+        self.inode.is_none() || inode.is_none() || self.inode == inode
+    }
+}
+
+/// The state of a name as the host showed it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look {
+    /// Index of the device that has the name.
+    found: Option<u32>,
+    /// Its inode in sysfs.
+    inode: Option<u64>,
+    /// While nobody has it: the name and the inode of what has the index of the device that did.
+    away: Option<(InterfaceName, Option<u64>)>,
+}

@@ -1,0 +1,93 @@
+//! The command line program.
+
+mod args;
+mod exec;
+mod json;
+mod privileges;
+mod run;
+mod stdout;
+mod text;
+
+use std::{io::Write as _, process::ExitCode};
+
+use self::args::Args;
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Stopped as asked.
+    Stopped = 0,
+    /// Failed while running.
+    Failed = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// An interface does not exist, and `--must-exist` was given.
+    Absent = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Parses, runs, and says in one line what went wrong.
+pub(crate) fn main() -> ExitCode {
+    let args = match Args::parse() {
+        Ok(args) => args,
+        Err(exit) => return exit.into(),
+    };
+    start_log(&args);
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| {
+            let result = runtime.block_on(run::run(&args));
+            // A write to a terminal that hangs must not keep the program from ending.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let exit = error.downcast_ref().map_or(Exit::Failed, exit_of);
+            complain(&format!("{error:#}"));
+            exit.into()
+        }
+    }
+}
+
+/// What cannot work with these arguments is wrong usage; the rest failed.
+fn exit_of(error: &ifmon::Error) -> Exit {
+    match error {
+        ifmon::Error::InvalidName(_)
+        | ifmon::Error::NothingToWatch
+        | ifmon::Error::Netns { .. } => Exit::Usage,
+        _ => Exit::Failed,
+    }
+}
+
+/// One line on standard error; when that is closed, there is nobody to tell.
+pub(crate) fn complain(message: &str) {
+    let _ = writeln!(anstream::stderr(), "ifmon: {}", message.replace('\n', " "));
+}
+
+/// Messages for people go to standard error, one plain line each.
+fn start_log(args: &Args) {
+    use log::LevelFilter::{Debug, Error, Info, Warn};
+    let (own, others) = match (args.quiet, args.verbose) {
+        (true, _) => (Error, Error),
+        (false, 0) => (Warn, Error),
+        (false, 1) => (Info, Warn),
+        (false, _) => (Debug, Debug),
+    };
+    env_logger::Builder::new()
+        .filter_level(others)
+        .filter_module("ifmon", own)
+        .format(|out, record| {
+            let message = record.args().to_string().replace('\n', " ");
+            writeln!(out, "ifmon: {message}")
+        })
+        .init();
+}

@@ -1,0 +1,33 @@
+//! Gives up what is no longer needed once the watches are live.
+
+use ifmon::BackendKind;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
+    set_no_new_privs,
+};
+
+/// Drops all capabilities but those that the backend still needs, for good.
+///
+/// With BPF that is CAP_BPF: before 5.19, reading a map takes it wherever `kernel.unprivileged_bpf_disabled` is set
+/// (`kernel/bpf/syscall.c`). With netlink it is none. The program has one thread, so this is the whole process.
+pub(crate) fn drop_all(backend: BackendKind) -> rustix::io::Result<()> {
+    let needed = match backend {
+        BackendKind::Fentry | BackendKind::Kprobe => CapabilitySet::BPF,
+        BackendKind::Netlink | BackendKind::NetlinkUnfiltered => CapabilitySet::empty(),
+    };
+    set_no_new_privs(true)?;
+    let _ = clear_ambient_capability_set();
+    let CapabilitySets {
+        effective,
+        permitted,
+        inheritable: _,
+    } = capabilities(None)?;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: effective & needed,
+            permitted: permitted & needed,
+            inheritable: CapabilitySet::empty(),
+        },
+    )
+}

@@ -1,0 +1,112 @@
+//! What can go wrong, and what each case means for the engine behind an interface.
+
+use std::{io, path::PathBuf};
+
+use crate::{BackendKind, InterfaceName, InvalidName, NetnsId, kernel::Unavailable};
+
+/// Why a watch failed or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The monitor was cancelled.
+    #[error("stopped")]
+    Stopped,
+
+    /// The watched device was unregistered.
+    #[error("interface {interface} was deleted")]
+    Deleted {
+        /// The watched name.
+        interface: InterfaceName,
+    },
+
+    /// The watched device has another name now.
+    #[error("interface {interface} was renamed to {to}")]
+    Renamed {
+        /// The watched name.
+        interface: InterfaceName,
+        /// What it is called now.
+        to: InterfaceName,
+    },
+
+    /// The watched device went to another network namespace.
+    #[error("interface {interface} was moved to another network namespace")]
+    Moved {
+        /// The watched name.
+        interface: InterfaceName,
+        /// Where it went, where that can be known.
+        to_netns: Option<NetnsId>,
+    },
+
+    /// The network namespace of the watches is gone, and with it everything in it.
+    #[error("network namespace {0} is gone")]
+    NetnsGone(NetnsId),
+
+    /// No interface can have this name.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+
+    /// Nothing to watch was named.
+    #[error("no interface to watch was named")]
+    NothingToWatch,
+
+    /// A network namespace could not be opened.
+    #[error("cannot open the network namespace {}: {source}", .path.display())]
+    Netns {
+        /// What was opened.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+
+    /// A backend that was asked for by name does not work here.
+    #[error("the {backend} backend does not work here: {reason}")]
+    Unavailable {
+        /// The backend.
+        backend: BackendKind,
+        /// Why, with what would change it.
+        reason: Unavailable,
+    },
+
+    /// None of the backends that were allowed works here.
+    #[error("{0}")]
+    NoBackend(String),
+
+    /// Subscribing to the kernel's link messages failed.
+    #[error("cannot subscribe to link messages: {0}")]
+    Subscribe(#[source] io::Error),
+
+    /// The kernel did not answer when it was asked for the state of a link.
+    #[error("cannot read the state of a link: {0}")]
+    Recheck(#[source] io::Error),
+
+    /// The filter in the kernel could not be told of a watch.
+    #[error("cannot add a watch to the filter in the kernel: {0}")]
+    Filter(#[source] io::Error),
+
+    /// The stream of events ended, and opening it again failed for good.
+    #[error("the stream of events ended and could not be opened again: {0}")]
+    Ended(#[source] io::Error),
+}
+
+impl Error {
+    /// Should the engine behind the interface restart?
+    ///
+    /// Yes wherever the interface is not, or may not be, the one that it set up; no when the monitor was cancelled, or
+    /// was asked for something that cannot be.
+    pub const fn should_restart(&self) -> bool {
+        match self {
+            Self::Stopped | Self::InvalidName(_) | Self::NothingToWatch => false,
+            Self::Deleted { .. }
+            | Self::Renamed { .. }
+            | Self::Moved { .. }
+            | Self::NetnsGone(_)
+            | Self::Netns { .. }
+            | Self::Unavailable { .. }
+            | Self::NoBackend(_)
+            | Self::Subscribe(_)
+            | Self::Recheck(_)
+            | Self::Filter(_)
+            | Self::Ended(_) => true,
+        }
+    }
+}

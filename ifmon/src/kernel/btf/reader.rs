@@ -1,0 +1,645 @@
+//! A BTF walker that keeps next to nothing in memory.
+//!
+//! The vmlinux BTF is some 5 MB, of which we need a few hundred bytes. So nothing is kept: the string section is read
+//! once, to learn the string offsets of the names that are wanted; the type section is read once, to note the types
+//! of these names, and where every [`STRIDE`]th type begins. From then on a type is found by its id with a short read
+//! or two. Names are compared by string offset only.
+//!
+//! The format is described in the kernel's Documentation/bpf/btf.rst and include/uapi/linux/btf.h. What
+//! kernel/bpf/btf.c refuses to load is refused here too, where our types are concerned: members out of order or out
+//! of bounds say that the file is not what it seems, and a wrong offset is worse than none.
+
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+
+use super::BtfError;
+
+/// Where the bytes of a BTF file come from.
+pub(super) trait Source {
+    /// As `pread(2)`: the number of bytes read, which may be fewer than wanted; 0 at the end.
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
+}
+
+impl Source for File {
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buf, at)
+    }
+}
+
+impl Source for &[u8] {
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let rest = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.get(at..))
+            .unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+}
+
+/// The stretch of the file that is in memory.
+struct Window<S> {
+    source: S,
+    buf: Box<[u8]>,
+    at: u64,
+    len: usize,
+}
+
+impl<S: Source> Window<S> {
+    /// sysfs gives at most one page per read(2), so more would not save calls; a plain file is read in larger steps.
+    const SIZE: usize = 16 * 1024;
+
+    fn new(source: S) -> Self {
+        Self {
+            source,
+            buf: vec![0; Self::SIZE].into_boxed_slice(),
+            at: 0,
+            len: 0,
+        }
+    }
+
+    /// What there is in memory from `at` on: at least `min` bytes, read if need be.
+    fn get(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
+        let held = at
+            .checked_sub(self.at)
+            .and_then(|skip| usize::try_from(skip).ok());
+        match held {
+            Some(skip) if skip.checked_add(min).is_some_and(|end| end <= self.len) => {
+                Ok(&self.buf[skip..self.len])
+            }
+            _ => self.fill(at, min),
+        }
+    }
+
+    fn fill(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
+        (self.at, self.len) = (at, 0);
+        while self.len < min {
+            let here = at.saturating_add(self.len as u64);
+            match self.source.read_at(&mut self.buf[self.len..], here) {
+                Ok(0) => return Err(BtfError::Truncated { at: here }),
+                Ok(read) => self.len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(BtfError::Read(error)),
+            }
+        }
+        Ok(&self.buf[..self.len])
+    }
+
+    /// `N` little-endian words.
+    fn words<const N: usize>(&mut self, at: u64) -> Result<[u32; N], BtfError> {
+        let bytes = self.get(at, 4 * N)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        Ok(words)
+    }
+}
+
+/// `BTF_KIND_*`, as far as the reader has to know them apart.
+pub(super) mod kind {
+    pub(in super::super) const INT: u8 = 1;
+    pub(in super::super) const PTR: u8 = 2;
+    pub(in super::super) const ARRAY: u8 = 3;
+    pub(in super::super) const STRUCT: u8 = 4;
+    pub(in super::super) const UNION: u8 = 5;
+    pub(in super::super) const ENUM: u8 = 6;
+    pub(in super::super) const FWD: u8 = 7;
+    pub(in super::super) const TYPEDEF: u8 = 8;
+    pub(in super::super) const VOLATILE: u8 = 9;
+    pub(in super::super) const CONST: u8 = 10;
+    pub(in super::super) const RESTRICT: u8 = 11;
+    pub(in super::super) const FUNC: u8 = 12;
+    pub(in super::super) const FUNC_PROTO: u8 = 13;
+    pub(in super::super) const TYPE_TAG: u8 = 18;
+    pub(in super::super) const ENUM64: u8 = 19;
+}
+
+/// How many bytes follow the 12 bytes that all types begin with.
+#[derive(Clone, Copy, PartialEq)]
+struct Trailer {
+    /// Once.
+    fixed: u8,
+    /// For each of `vlen` elements.
+    each: u8,
+}
+
+/// The trailers of the kinds 1 to 19. Of a later kind, only the file itself can say (see [`read_trailers`]).
+const TRAILERS: [Trailer; 19] = {
+    const fn trailer(fixed: u8, each: u8) -> Trailer {
+        Trailer { fixed, each }
+    }
+    [
+        trailer(4, 0),  // INT: encoding
+        trailer(0, 0),  // PTR
+        trailer(12, 0), // ARRAY: element type, index type, number
+        trailer(0, 12), // STRUCT: name, type, offset of each member
+        trailer(0, 12), // UNION
+        trailer(0, 8),  // ENUM: name and value
+        trailer(0, 0),  // FWD
+        trailer(0, 0),  // TYPEDEF
+        trailer(0, 0),  // VOLATILE
+        trailer(0, 0),  // CONST
+        trailer(0, 0),  // RESTRICT
+        trailer(0, 0),  // FUNC: its vlen is the linkage
+        trailer(0, 8),  // FUNC_PROTO: name and type of each parameter
+        trailer(4, 0),  // VAR: linkage
+        trailer(0, 12), // DATASEC: type, offset, size
+        trailer(0, 0),  // FLOAT
+        trailer(4, 0),  // DECL_TAG: component
+        trailer(0, 0),  // TYPE_TAG
+        trailer(0, 12), // ENUM64: name, low and high half of the value
+    ]
+};
+
+/// `info` has seven bits for the kind. There were five at first, and the other two had to be zero.
+const KINDS: usize = 1 << 7;
+
+/// A type, without what follows its first 12 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Type {
+    pub(super) id: u32,
+    pub(super) kind: u8,
+    /// The number of members, enumerators or parameters.
+    pub(super) vlen: u32,
+    /// In bytes, or for the kinds that have none: the id of the type referred to.
+    pub(super) size_or_type: u32,
+    name: u32,
+    /// Members have a bitfield width in the upper 8 bits of their offset.
+    kind_flag: bool,
+    /// Where the members etc. begin in the file, and where they end.
+    trailer: (u64, u64),
+}
+
+impl Type {
+    fn has_members(&self) -> bool {
+        matches!(self.kind, kind::STRUCT | kind::UNION)
+    }
+}
+
+/// A member of a struct: where it begins in the struct, and what it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    /// In bits.
+    pub(super) offset: u64,
+    /// In bits; 0 if this is no bitfield.
+    pub(super) width: u32,
+    pub(super) type_id: u32,
+    name: u32,
+}
+
+/// Every how many types the position of one is kept: some 5 KB for a kernel, and 4 KB to read to find a type.
+const STRIDE: usize = 128;
+/// Members within members, types that refer to types: the kernel's own limit (MAX_RESOLVE_DEPTH) is 32 as well.
+const DEPTH: u32 = 32;
+/// Members and types that may be looked at after the first pass. A kernel needs some 2,000; a hostile file without
+/// circles could still ask for 2^32.
+const WORK: u32 = 1 << 20;
+/// Types of wanted names that are kept. A kernel has some ten.
+const NAMED: usize = 1024;
+/// More than the length of any name that is wanted, with its NUL.
+const LONGEST: usize = 64;
+
+/// An open BTF file.
+pub(super) struct Reader<S> {
+    window: Window<S>,
+    trailers: [Option<Trailer>; KINDS],
+    types: Range<u64>,
+    count: u32,
+    /// The positions of the types 1, 1 + [`STRIDE`], ….
+    milestones: Vec<u64>,
+    /// The wanted names that the file has, by string offset.
+    names: Vec<(u32, &'static str)>,
+    /// All types that have one of these names.
+    named: Vec<Type>,
+    work: u32,
+}
+
+impl<S: Source> Reader<S> {
+    /// Reads the file once from end to end, looking out for these names.
+    pub(super) fn open(source: S, wanted: &[&'static str]) -> Result<Self, BtfError> {
+        let mut window = Window::new(source);
+        let header = read_header(&mut window)?;
+        let trailers = read_trailers(&mut window, header.layout)?;
+        let names = find_strings(&mut window, header.strings, wanted)?;
+        let mut reader = Self {
+            window,
+            trailers,
+            types: header.types,
+            count: 0,
+            milestones: Vec::new(),
+            names,
+            named: Vec::new(),
+            work: WORK,
+        };
+        reader.walk()?;
+        Ok(reader)
+    }
+
+    fn walk(&mut self) -> Result<(), BtfError> {
+        let mut at = self.types.start;
+        while at < self.types.end {
+            if self.count as usize % STRIDE == 0 {
+                self.milestones.push(at);
+            }
+            // No overflow: a type takes 12 bytes, and the length of the section has 32 bits.
+            self.count += 1;
+            let ty = self.type_at(at, self.count)?;
+            if self
+                .names
+                .binary_search_by_key(&ty.name, |name| name.0)
+                .is_ok()
+            {
+                if self.named.len() == NAMED {
+                    let what =
+                        format!("there are more than {NAMED} types of the names that matter");
+                    return Err(BtfError::Ambiguous { what });
+                }
+                self.named.push(ty);
+            }
+            at = ty.trailer.1;
+        }
+        Ok(())
+    }
+
+    fn type_at(&mut self, at: u64, id: u32) -> Result<Type, BtfError> {
+        let overrun = BtfError::Overrun { id };
+        if self.types.end - at < 12 {
+            return Err(overrun);
+        }
+        let [name, info, size_or_type] = self.window.words(at)?;
+        // 24 bits. There were 16 at first, and the other 8 had to be zero.
+        let vlen = info & 0x00ff_ffff;
+        let kind = (info >> 24) as u8 & 0x7f;
+        let trailer = self.trailers[usize::from(kind)].ok_or(BtfError::UnknownKind { kind })?;
+        let start = at + 12;
+        let end = start + u64::from(trailer.fixed) + u64::from(trailer.each) * u64::from(vlen);
+        if end > self.types.end {
+            return Err(overrun);
+        }
+        Ok(Type {
+            id,
+            kind,
+            vlen,
+            size_or_type,
+            name,
+            kind_flag: info >> 31 != 0,
+            trailer: (start, end),
+        })
+    }
+
+    fn work(&mut self, id: u32) -> Result<(), BtfError> {
+        self.work = self.work.checked_sub(1).ok_or(BtfError::TooDeep { id })?;
+        Ok(())
+    }
+
+    fn type_by_id(&mut self, id: u32) -> Result<Type, BtfError> {
+        self.work(id)?;
+        if id == 0 || id > self.count {
+            return Err(BtfError::NoSuchId { id });
+        }
+        let milestone = (id - 1) as usize / STRIDE;
+        let mut at = self.milestones[milestone];
+        for before in (milestone * STRIDE + 1) as u32..id {
+            at = self.type_at(at, before)?.trailer.1;
+        }
+        self.type_at(at, id)
+    }
+
+    /// The types of this name and one of these kinds.
+    pub(super) fn named(&self, name: &str, kinds: &[u8]) -> Vec<Type> {
+        let Some(name) = self.name(name) else {
+            return Vec::new();
+        };
+        self.named
+            .iter()
+            .filter(|ty| ty.name == name && kinds.contains(&ty.kind))
+            .copied()
+            .collect()
+    }
+
+    pub(super) fn is_named(&self, ty: &Type, name: &str) -> bool {
+        self.name(name) == Some(ty.name)
+    }
+
+    /// The string offset of a name. It is never that of the empty name, which is what anonymous types have.
+    fn name(&self, name: &str) -> Option<u32> {
+        self.names
+            .iter()
+            .find(|(_, known)| *known == name)
+            .map(|(offset, _)| *offset)
+    }
+
+    /// The type behind typedefs and qualifiers.
+    pub(super) fn resolve(&mut self, id: u32) -> Result<Type, BtfError> {
+        let mut next = id;
+        for _ in 0..DEPTH {
+            let ty = self.type_by_id(next)?;
+            match ty.kind {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    next = ty.size_or_type;
+                }
+                _ => return Ok(ty),
+            }
+        }
+        Err(BtfError::TooDeep { id })
+    }
+
+    /// In bytes. Functions have no size, and neither have the kinds that we do not know.
+    fn size(&mut self, id: u32) -> Result<Option<u64>, BtfError> {
+        let mut times = 1_u64;
+        let mut next = id;
+        for _ in 0..DEPTH {
+            let ty = self.resolve(next)?;
+            let size = match ty.kind {
+                kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => {
+                    u64::from(ty.size_or_type)
+                }
+                kind::PTR => POINTER,
+                kind::ARRAY => {
+                    let array = self.array(&ty)?;
+                    times = times.saturating_mul(array.len.into());
+                    next = array.element;
+                    continue;
+                }
+                _ => return Ok(None),
+            };
+            return Ok(Some(size.saturating_mul(times)));
+        }
+        Err(BtfError::TooDeep { id })
+    }
+
+    /// What an [`kind::ARRAY`] consists of.
+    pub(super) fn array(&mut self, ty: &Type) -> Result<Array, BtfError> {
+        let [element, _index, len] = self.window.words(ty.trailer.0)?;
+        Ok(Array { element, len })
+    }
+
+    /// Whether an [`kind::INT`] uses all of its bits. (The others are bitfields as they were before `kind_flag`.)
+    pub(super) fn is_whole(&mut self, ty: &Type) -> Result<bool, BtfError> {
+        let [encoding] = self.window.words(ty.trailer.0)?;
+        let (offset, bits) = (encoding >> 16 & 0xff, encoding & 0xff);
+        Ok(offset == 0 && u64::from(bits) == u64::from(ty.size_or_type) * 8)
+    }
+
+    /// Follows a path of member names. Anonymous structs and unions on the way are passed through, as in C.
+    pub(super) fn field(&mut self, of: &Type, path: &[&str]) -> Result<Option<Member>, BtfError> {
+        let mut outer = *of;
+        let mut offset = 0;
+        for (depth, name) in path.iter().enumerate() {
+            let Some(name) = self.name(name) else {
+                return Ok(None);
+            };
+            let Some(mut member) = self.member(&outer, name, DEPTH)? else {
+                return Ok(None);
+            };
+            offset += member.offset;
+            if depth + 1 == path.len() {
+                member.offset = offset;
+                return Ok(Some(member));
+            }
+            outer = self.resolve(member.type_id)?;
+            if !outer.has_members() || member.width != 0 {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    fn member(&mut self, outer: &Type, name: u32, depth: u32) -> Result<Option<Member>, BtfError> {
+        let depth = depth
+            .checked_sub(1)
+            .ok_or(BtfError::TooDeep { id: outer.id })?;
+        let misplaced = || BtfError::Misplaced { id: outer.id };
+        let mut found = None;
+        let mut last = 0;
+        // No early end: a second member of that name, or one out of order, tells that something is wrong.
+        for index in 0..outer.vlen {
+            let member = self.nth_member(outer, index)?;
+            if member.offset < last || outer.kind == kind::UNION && member.offset != 0 {
+                return Err(misplaced());
+            }
+            last = member.offset;
+            let hit = if member.name == name {
+                Some(member)
+            } else if member.name == 0 && member.width == 0 {
+                let inner = self.resolve(member.type_id)?;
+                let within = if inner.has_members() {
+                    self.member(&inner, name, depth)?
+                } else {
+                    None
+                };
+                within.map(|within| Member {
+                    offset: member.offset + within.offset,
+                    ..within
+                })
+            } else {
+                None
+            };
+            if let Some(hit) = hit {
+                let bits = match (member.width, self.size(member.type_id)?) {
+                    (0, Some(size)) => size.saturating_mul(8),
+                    (width, Some(_)) => width.into(),
+                    (_, None) => return Err(misplaced()),
+                };
+                if member.offset.saturating_add(bits) > u64::from(outer.size_or_type) * 8 {
+                    return Err(misplaced());
+                }
+                if found.replace(hit).is_some() {
+                    let what = format!("type {} has two members of the same name", outer.id);
+                    return Err(BtfError::Ambiguous { what });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn nth_member(&mut self, of: &Type, index: u32) -> Result<Member, BtfError> {
+        self.work(of.id)?;
+        let [name, type_id, offset] = self.window.words(of.trailer.0 + 12 * u64::from(index))?;
+        let (offset, width) = if of.kind_flag {
+            (offset & 0x00ff_ffff, offset >> 24)
+        } else {
+            (offset, 0)
+        };
+        Ok(Member {
+            offset: offset.into(),
+            width,
+            type_id,
+            name,
+        })
+    }
+
+    /// The value of an enumerator, which negative ones do not have.
+    pub(super) fn enumerator(&mut self, of: &Type, name: &str) -> Result<Option<u32>, BtfError> {
+        let Some(wanted) = self.name(name) else {
+            return Ok(None);
+        };
+        let mut found = None;
+        for index in 0..u64::from(of.vlen) {
+            self.work(of.id)?;
+            let [here, value, high] = match of.kind {
+                kind::ENUM64 => self.window.words(of.trailer.0 + 12 * index)?,
+                _ => {
+                    let [here, value] = self.window.words(of.trailer.0 + 8 * index)?;
+                    [here, value, value >> 31]
+                }
+            };
+            if here == wanted && found.replace((high == 0).then_some(value)).is_some() {
+                return Err(BtfError::Ambiguous {
+                    what: format!("type {} has {name} twice", of.id),
+                });
+            }
+        }
+        Ok(found.flatten())
+    }
+
+    /// The prototype of a [`kind::FUNC`].
+    pub(super) fn prototype(&mut self, func: &Type) -> Result<Option<Type>, BtfError> {
+        let ty = self.type_by_id(func.size_or_type)?;
+        Ok((ty.kind == kind::FUNC_PROTO).then_some(ty))
+    }
+}
+
+/// BPF programs of the kinds that we load exist on 64-bit kernels only.
+pub(super) const POINTER: u64 = 8;
+
+pub(super) struct Array {
+    pub(super) element: u32,
+    pub(super) len: u32,
+}
+
+/// Where in the file the sections are.
+struct Header {
+    types: Range<u64>,
+    strings: Range<u64>,
+    layout: Range<u64>,
+}
+
+fn read_header<S: Source>(window: &mut Window<S>) -> Result<Header, BtfError> {
+    let [start, length, type_off, type_len, str_off, str_len] = window.words(0)?;
+    let (magic, version, flags) = (start as u16, start >> 16 & 0xff, start >> 24);
+    match magic {
+        0xeb9f => {}
+        0x9feb => return Err(BtfError::BigEndian),
+        _ => return Err(BtfError::Magic(magic)),
+    }
+    if version != 1 {
+        return Err(BtfError::Header("its version is not 1"));
+    }
+    if flags != 0 {
+        return Err(BtfError::Header(
+            "it has flags, which version 1 does not define",
+        ));
+    }
+    if length < 24 {
+        return Err(BtfError::Header("it is shorter than 24 bytes"));
+    }
+    // Fields are only ever added to the header. The sections are found from its end, whatever it holds.
+    let section = |offset: u32, len: u32| {
+        let start = u64::from(length) + u64::from(offset);
+        start..start + u64::from(len)
+    };
+    let layout = if length < 32 {
+        section(0, 0)
+    } else {
+        let [layout_off, layout_len] = window.words(24)?;
+        section(layout_off, layout_len)
+    };
+    let (types, strings) = (section(type_off, type_len), section(str_off, str_len));
+    let apart = |a: &Range<u64>, b: &Range<u64>| {
+        a.is_empty() || b.is_empty() || a.end <= b.start || b.end <= a.start
+    };
+    if !(apart(&types, &strings) && apart(&types, &layout) && apart(&strings, &layout)) {
+        return Err(BtfError::Header("its sections overlap"));
+    }
+    if !type_off.is_multiple_of(4) {
+        return Err(BtfError::Header("its type section is not aligned"));
+    }
+    Ok(Header {
+        types,
+        strings,
+        layout,
+    })
+}
+
+/// The layout section, which headers of 32 bytes know: a `struct btf_layout` for each kind from 0 on (`info_sz`, `elem_sz`, and
+/// 16 bits of flags that mean nothing as yet). It lets us step over kinds that are newer than we are. It must not
+/// contradict what we know: then we would not know what we read.
+fn read_trailers<S: Source>(
+    window: &mut Window<S>,
+    layout: Range<u64>,
+) -> Result<[Option<Trailer>; KINDS], BtfError> {
+    let mut trailers = [None; KINDS];
+    for (slot, known) in trailers.iter_mut().skip(1).zip(TRAILERS) {
+        *slot = Some(known);
+    }
+    for (kind, at) in layout.clone().step_by(4).enumerate().take(KINDS).skip(1) {
+        if layout.end - at < 4 {
+            return Err(BtfError::Header("its layout section ends within an entry"));
+        }
+        let [entry] = window.words(at)?;
+        let said = Trailer {
+            fixed: entry as u8,
+            each: (entry >> 8) as u8,
+        };
+        if trailers[kind]
+            .replace(said)
+            .is_some_and(|known| known != said)
+        {
+            return Err(BtfError::KindLength { kind: kind as u8 });
+        }
+    }
+    Ok(trailers)
+}
+
+/// Looks for these strings, and returns their offsets in the string section, in ascending order.
+///
+/// A name offset may by the letter of the format point into the middle of a string ("dev" as the end of "netdev"). No
+/// tool makes use of that, and names so encoded are not found: that ends in an error, as there is no such type or field.
+fn find_strings<S: Source>(
+    window: &mut Window<S>,
+    section: Range<u64>,
+    wanted: &[&'static str],
+) -> Result<Vec<(u32, &'static str)>, BtfError> {
+    if section.is_empty()
+        || window.get(section.start, 1)?[0] != 0
+        || window.get(section.end - 1, 1)?[0] != 0
+    {
+        return Err(BtfError::Strings);
+    }
+    // Most strings are turned down by their length alone.
+    let lengths = wanted
+        .iter()
+        .fold(0_u64, |lengths, name| lengths | 1 << (name.len() % LONGEST));
+    let mut found: Vec<(u32, &'static str)> = Vec::with_capacity(wanted.len());
+    let mut at = section.start;
+    // Whether `at` is within a string that is longer than what was in memory, and hence than any that we want.
+    let mut within = false;
+    while at < section.end {
+        let rest = usize::try_from(section.end - at).unwrap_or(usize::MAX);
+        let held = window.get(at, rest.min(LONGEST))?;
+        let held = &held[..held.len().min(rest)];
+        let Some(last) = held.iter().rposition(|byte| *byte == 0) else {
+            within = true;
+            at += held.len() as u64;
+            continue;
+        };
+        let mut start = at;
+        for string in held[..last].split(|byte| *byte == 0) {
+            let tail = std::mem::take(&mut within);
+            if !tail && string.len() < LONGEST && lengths >> string.len() & 1 != 0 {
+                if let Some(name) = wanted.iter().find(|name| name.as_bytes() == string) {
+                    if found.iter().any(|(_, known)| known == name) {
+                        return Err(BtfError::DuplicateString(name));
+                    }
+                    // It fits: the length of the section has 32 bits.
+                    found.push(((start - section.start) as u32, name));
+                }
+            }
+            start += string.len() as u64 + 1;
+        }
+        at = start;
+    }
+    Ok(found)
+}

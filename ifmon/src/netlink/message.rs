@@ -1,0 +1,213 @@
+//! Reads link messages where they lie, without an allocation, and believes nothing about them.
+//!
+//! A parser of our own, because `netlink-packet-route` decodes a message whole or not at all: one interface alias that
+//! is not UTF-8 would hide a deletion. Layouts: `include/uapi/linux/netlink.h`, `rtnetlink.h`, `if_link.h`.
+
+use crate::InterfaceName;
+
+/// Link message types, attribute types and flags, from `include/uapi/linux/`.
+pub(crate) mod uapi {
+    pub(crate) const NLMSG_ERROR: u16 = 2;
+    pub(crate) const RTM_NEWLINK: u16 = 16;
+    pub(crate) const RTM_DELLINK: u16 = 17;
+    pub(crate) const RTM_GETLINK: u16 = 18;
+    pub(crate) const NLM_F_REQUEST: u16 = 1;
+    pub(crate) const AF_UNSPEC: u8 = 0;
+    pub(crate) const IFLA_IFNAME: u16 = 3;
+    pub(crate) const IFLA_EXT_MASK: u16 = 29;
+    pub(crate) const IFLA_NEW_NETNSID: u16 = 45;
+    pub(crate) const IFLA_NEW_IFINDEX: u16 = 49;
+    pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+    /// `NLA_F_NESTED | NLA_F_NET_BYTEORDER`: not part of the type.
+    pub(crate) const NLA_FLAGS: u16 = 0xc000;
+}
+use uapi::*;
+
+/// `struct nlmsghdr`
+pub(crate) const HEADER: usize = 16;
+/// `struct ifinfomsg`
+pub(crate) const IFINFO: usize = 16;
+
+/// What a link message says about a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinkMessage {
+    /// `RTM_NEWLINK`: the device exists, with this index and name.
+    New { ifindex: u32, name: InterfaceName },
+    /// `RTM_DELLINK`: it was unregistered, or moved to another namespace.
+    Deleted {
+        ifindex: u32,
+        name: InterfaceName,
+        moved: Option<Moved>,
+    },
+}
+
+/// The kernel says where a device went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// The namespace's id *in the numbering of the namespace that the device left* (`ip netns list-id`).
+    pub(crate) nsid: i32,
+    /// Its index there (since 5.1).
+    pub(crate) ifindex: Option<u32>,
+}
+
+/// One message of a datagram.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) sequence: u32,
+    pub(crate) body: &'a [u8],
+}
+
+/// The messages of a datagram. Stops at the first whose length cannot be right.
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let length = u32_at(datagram, 0)? as usize;
+        let message = datagram.get(..length)?;
+        let body = message.get(HEADER..)?;
+        datagram = datagram.get(align(length)..).unwrap_or_default();
+        Some(Message {
+            kind: u16_at(message, 4)?,
+            sequence: u32_at(message, 8)?,
+            body,
+        })
+    })
+}
+
+impl Message<'_> {
+    /// The message as a statement about a device; `None` for everything else.
+    ///
+    /// A bridge reports its ports with the same message types and `AF_BRIDGE`: "deleted" then means that a living device
+    /// is no longer a port.
+    pub(crate) fn link(&self) -> Option<LinkMessage> {
+        if !matches!(self.kind, RTM_NEWLINK | RTM_DELLINK) || *self.body.first()? != AF_UNSPEC {
+            return None;
+        }
+        let ifindex = u32_at(self.body, 4)?;
+        if ifindex == 0 || ifindex > i32::MAX as u32 {
+            return None;
+        }
+        let mut name = None;
+        let mut nsid = None;
+        let mut new_ifindex = None;
+        for Attribute {
+            kind,
+            value,
+            padded,
+        } in attributes(self.body.get(IFINFO..)?)
+        {
+            match kind {
+                // The first one counts, as it does for the filter in the kernel.
+                IFLA_IFNAME if name.is_none() => name = Some(name_of(padded)?),
+                IFLA_NEW_NETNSID => nsid = Some(i32::from_ne_bytes(value.try_into().ok()?)),
+                IFLA_NEW_IFINDEX => new_ifindex = Some(u32::from_ne_bytes(value.try_into().ok()?)),
+                _ => {}
+            }
+        }
+        let name = name?;
+        Some(if self.kind == RTM_NEWLINK {
+            LinkMessage::New { ifindex, name }
+        } else {
+            LinkMessage::Deleted {
+                ifindex,
+                name,
+                moved: nsid.map(|nsid| Moved {
+                    nsid,
+                    ifindex: new_ifindex.filter(|&ifindex| ifindex != 0),
+                }),
+            }
+        })
+    }
+
+    /// The error code of an `NLMSG_ERROR`, positive; 0 is an acknowledgement.
+    pub(crate) fn error(&self) -> Option<i32> {
+        (self.kind == NLMSG_ERROR)
+            .then(|| u32_at(self.body, 0))
+            .flatten()
+            .map(|code| (code as i32).wrapping_neg())
+    }
+}
+
+struct Attribute<'a> {
+    kind: u16,
+    value: &'a [u8],
+    /// The value with the padding after it.
+    padded: &'a [u8],
+}
+
+/// The attributes of a message; nested ones are not entered. Stops at the first whose length cannot be right.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0)?);
+        let attribute = Attribute {
+            kind: u16_at(bytes, 2)? & !NLA_FLAGS,
+            value: bytes.get(4..length)?,
+            padded: bytes.get(4..align(length)).unwrap_or_default(),
+        };
+        bytes = bytes.get(align(length)..).unwrap_or_default();
+        Some(attribute)
+    })
+}
+
+/// The value of an `IFLA_IFNAME`. The kernel ends a name with a NUL and pads it with more of them, which the filter in the
+/// kernel relies on, so a message with anything else there is not from the kernel.
+fn name_of(padded: &[u8]) -> Option<InterfaceName> {
+    let end = padded.iter().position(|&byte| byte == 0)?;
+    let (name, rest) = padded.split_at(end);
+    rest.iter()
+        .all(|&byte| byte == 0)
+        .then(|| InterfaceName::from_kernel(name))
+        .flatten()
+}
+
+/// Builds an `RTM_GETLINK` for one device, by index, or by name where the index is 0.
+pub(crate) fn get_link(sequence: u32, ifindex: u32, name: Option<&InterfaceName>) -> Vec<u8> {
+    let mut message = vec![0; HEADER + IFINFO];
+    let mut put = |at: usize, value: &[u8]| message[at..at + value.len()].copy_from_slice(value);
+    put(4, &RTM_GETLINK.to_ne_bytes());
+    put(6, &NLM_F_REQUEST.to_ne_bytes());
+    put(8, &sequence.to_ne_bytes());
+    put(HEADER + 4, &ifindex.to_ne_bytes());
+    // The statistics are half of the answer, and gathering them may wait for the hardware.
+    attribute(
+        &mut message,
+        IFLA_EXT_MASK,
+        &RTEXT_FILTER_SKIP_STATS.to_ne_bytes(),
+    );
+    if let Some(name) = name {
+        let bytes = name.padded();
+        attribute(
+            &mut message,
+            IFLA_IFNAME,
+            &bytes[..name.as_bytes().len() + 1],
+        );
+    }
+    let length = message.len() as u32;
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message
+}
+
+/// Appends an attribute with its padding.
+pub(crate) fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = value.len() as u16 + 4;
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(value);
+    message.resize(align(message.len()), 0);
+}
+
+/// `NLMSG_ALIGN` and `NLA_ALIGN`: both are 4.
+const fn align(length: usize) -> usize {
+    length.saturating_add(3) & !3
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(
+        bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
+    ))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
+}

@@ -1,0 +1,133 @@
+//! Builds one object so that the same sources give the same bytes on every machine.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::toolchain::Toolchain;
+use crate::{command, workspace};
+
+/// A kprobe finds its arguments in the processor's `pt_regs`, so there is an object for each architecture.
+pub(super) const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
+
+const PACKAGE: &str = "ifmon-ebpf";
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Said here as a whole, so that neither the workspace's release profile nor a user's cargo configuration has a say.
+pub(super) const PROFILE: [&str; 9] = [
+    "profile.release.opt-level=3",
+    "profile.release.lto='fat'",
+    "profile.release.codegen-units=1",
+    "profile.release.panic='abort'",
+    "profile.release.debug=2",
+    "profile.release.strip=false",
+    "profile.release.debug-assertions=false",
+    "profile.release.overflow-checks=false",
+    "profile.release.incremental=false",
+];
+
+/// BTF is made from debug information, of which the rest is stripped in the end.
+pub(super) const LINK_ARGS: [&str; 1] = ["--btf"];
+
+/// Where the object for `arch` is in the tree.
+pub(super) fn object_name(arch: &str) -> String {
+    format!("ifmon-ebpf/object/ifmon-{arch}.o")
+}
+
+/// The object for `arch`, built below `target_dir`.
+pub(super) fn object(toolchain: &Toolchain, arch: &str, target_dir: &Path) -> Result<Vec<u8>> {
+    // Cargo leaves path remapping out of its fingerprints' names: in one directory the two would overwrite each other.
+    let target_dir = target_dir.join(arch);
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(workspace::root())
+        .args(["build", "--release", "--locked", "--quiet"])
+        .args(["--package", PACKAGE, "--bin", PACKAGE])
+        .args(["--features", "program", "--target", TARGET])
+        .args(["-Z", "build-std=core"])
+        .args(PROFILE.iter().flat_map(|setting| ["--config", setting]))
+        .arg("--target-dir")
+        .arg(&target_dir)
+        // Makes `-Z` available in a stable compiler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain, arch)?);
+    // Cargo hands these down to a program that it runs.
+    for key in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+        cargo.env_remove(key);
+    }
+    command::run(&mut cargo).with_context(|| format!("cannot build the BPF object for {arch}"))?;
+
+    let linked = target_dir.join(TARGET).join("release").join(PACKAGE);
+    let stripped = linked.with_extension("stripped");
+    command::run(
+        Command::new(&toolchain.objcopy)
+            .arg("--strip-debug")
+            .args([&linked, &stripped])
+            // It needs the LLVM of its compiler, and does not find it by itself.
+            .env("LD_LIBRARY_PATH", toolchain.sysroot.join("lib")),
+    )
+    .context("cannot strip the BPF object of its debug information")?;
+    fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
+}
+
+/// The compiler's flags, in cargo's encoding.
+fn rustflags(toolchain: &Toolchain, arch: &str) -> Result<OsString> {
+    let Toolchain {
+        sysroot,
+        bpf_linker,
+        objcopy: _,
+    } = toolchain;
+    let mut flags = vec![
+        OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\"")),
+        concat("-Clinker=", bpf_linker),
+    ];
+    flags.extend(LINK_ARGS.map(|arg| format!("-Clink-arg={arg}").into()));
+
+    // Paths get into the object through BTF's line information and through `file!()`.
+    let remap = |from: &Path, to: &str| {
+        let mut flag = concat("--remap-path-prefix=", from);
+        flag.push("=");
+        flag.push(to);
+        flag
+    };
+    flags.push(remap(workspace::root(), "/ifmon"));
+    for registry in registries()? {
+        flags.push(remap(&registry, "/cargo"));
+    }
+    flags.push(remap(&sysroot.join("lib/rustlib/src/rust"), "/rust"));
+    Ok(flags.join(&OsString::from("\x1f")))
+}
+
+fn concat(flag: &str, path: &Path) -> OsString {
+    let mut flag = OsString::from(flag);
+    flag.push(path);
+    flag
+}
+
+/// The directories that hold the unpacked dependencies: one for each registry, named after its address.
+fn registries() -> Result<Vec<PathBuf>> {
+    // A registry that has not been used yet has no directory yet.
+    command::run(
+        Command::new("cargo")
+            .current_dir(workspace::root())
+            .args(["fetch", "--locked", "--quiet"]),
+    )?;
+    let home = match env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+            .join(".cargo"),
+    };
+    let sources = home.join("registry/src");
+    let mut registries = fs::read_dir(&sources)
+        .with_context(|| format!("cannot read {}", sources.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    registries.sort();
+    Ok(registries)
+}

@@ -1,0 +1,236 @@
+//! `cargo xtask vm`: a command on another kernel, in an emulated machine that needs no rights and no preparation.
+
+mod apt;
+mod arch;
+mod cpio;
+mod image;
+mod kernel;
+mod modules;
+mod program;
+mod qemu;
+mod userland;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    io::{self, Write},
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+pub(crate) use self::{arch::Arch, kernel::Kernel};
+use self::{cpio::Archive, image::Image, qemu::Boot};
+use crate::{
+    host::{self, Tool},
+    scratch::ScratchDir,
+    workspace,
+};
+
+/// As `timeout(1)` and `docker run` do when it was not the command that failed.
+const FAILED: u8 = 125;
+
+/// Run a command as root on another kernel, in an emulated machine
+///
+/// The machine has ifmon, iproute2's ip and busybox on its PATH. What the command prints is passed on, and its exit
+/// status is the exit status; 125 means that the machine itself failed. Kernels are downloaded once; delete
+/// target/vm to have newer ones.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// bullseye (Linux 5.10), bookworm (6.1), trixie (6.12), sid (the newest), or the path of a kernel image or of a
+    /// directory that has one and its modules
+    #[arg(long, default_value = "bookworm")]
+    kernel: Kernel,
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    arch: Arch,
+    /// Copy this file to / of the machine, keeping its mode
+    #[arg(long = "file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Add to the kernel's command line
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// Memory in MB
+    #[arg(long, default_value_t = 512)]
+    memory: u32,
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+pub(crate) fn run(options: Options) -> ExitCode {
+    let code = command(options).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        FAILED
+    });
+    ExitCode::from(code)
+}
+
+fn command(options: Options) -> Result<u8> {
+    let Options {
+        kernel,
+        arch,
+        files,
+        cmdline,
+        memory,
+        cpus,
+        timeout,
+        command,
+    } = options;
+    let machine = Machine {
+        files,
+        cmdline,
+        memory,
+        cpus,
+        timeout: timeout.map(Duration::from_secs),
+        ..Machine::new(&kernel, arch)?
+    };
+    machine.run(&command, &mut io::stdout(), &mut io::stderr())
+}
+
+/// An emulated machine. Each run of a command boots it anew.
+pub(crate) struct Machine {
+    arch: Arch,
+    image: Image,
+    program: PathBuf,
+    /// Copied to `/` with their modes.
+    pub(crate) files: Vec<PathBuf>,
+    /// Added to the kernel's command line.
+    pub(crate) cmdline: String,
+    /// In MB.
+    pub(crate) memory: u32,
+    pub(crate) cpus: u32,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What a command did.
+pub(crate) struct Output {
+    /// 128 and the signal's number where a signal ended it.
+    pub(crate) code: u8,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Machine {
+    /// Gets everything that is needed, ifmon built from the tree included. An error that is a [`host::Missing`] says
+    /// that this host cannot have it.
+    pub(crate) fn new(kernel: &Kernel, arch: Arch) -> Result<Self> {
+        let setpriv = Tool {
+            program: "setpriv",
+            package: "util-linux",
+        };
+        host::need(&[arch.emulator(), setpriv])?;
+        Ok(Self {
+            arch,
+            image: Image::prepare(kernel, arch)?,
+            program: program::build(arch)?,
+            files: Vec::new(),
+            cmdline: String::new(),
+            memory: 512,
+            cpus: 1,
+            timeout: None,
+        })
+    }
+
+    /// Runs a command with its output passed on as it comes, and returns its exit status.
+    pub(crate) fn run(
+        &self,
+        command: &[impl AsRef<OsStr>],
+        stdout: &mut dyn Write,
+        stderr: &mut dyn Write,
+    ) -> Result<u8> {
+        let scratch = ScratchDir::new(&workspace::target_dir().join("vm"))?;
+        let initramfs = scratch.path().join("initramfs");
+        let base = fs::read(&self.image.initramfs)
+            .with_context(|| format!("cannot read {}", self.image.initramfs.display()))?;
+        fs::write(&initramfs, [base, self.archive(command)?].concat())?;
+        let boot = Boot {
+            arch: self.arch,
+            kernel: &self.image.kernel,
+            initramfs: &initramfs,
+            cmdline: &self.cmdline,
+            memory: self.memory,
+            cpus: self.cpus,
+            timeout: self.timeout,
+        };
+        qemu::run(&boot, &scratch, stdout, stderr)
+    }
+
+    /// Runs a command for its output.
+    pub(crate) fn output(&self, command: &[impl AsRef<OsStr>]) -> Result<Output> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let code = self.run(command, &mut stdout, &mut stderr)?;
+        Ok(Output {
+            code,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// What differs from run to run; unpacked after the base, and over it.
+    fn archive(&self, command: &[impl AsRef<OsStr>]) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        add_file(&mut archive, &self.program, "usr/local/bin/ifmon")?;
+        for file in &self.files {
+            let name = file
+                .file_name()
+                .and_then(OsStr::to_str)
+                .with_context(|| format!("{} has no name that a file can have", file.display()))?;
+            add_file(&mut archive, file, name)?;
+        }
+        archive.file("command", 0o755, &script(command));
+        Ok(archive.finish())
+    }
+}
+
+fn add_file(archive: &mut Archive, file: &Path, path: &str) -> Result<()> {
+    let context = || format!("cannot read {}", file.display());
+    let metadata = fs::metadata(file).with_context(context)?;
+    ensure!(metadata.is_file(), "{} is not a file", file.display());
+    let content = fs::read(file).with_context(context)?;
+    archive.file(path, metadata.permissions().mode(), &content);
+    Ok(())
+}
+
+/// A shell script that becomes the command, with every argument as it is.
+fn script(command: &[impl AsRef<OsStr>]) -> Vec<u8> {
+    let mut script = b"exec".to_vec();
+    for argument in command {
+        script.extend_from_slice(b" '");
+        for &byte in argument.as_ref().as_bytes() {
+            match byte {
+                // Nothing else has a meaning between single quotes.
+                b'\'' => script.extend_from_slice(br"'\''"),
+                byte => script.push(byte),
+            }
+        }
+        script.push(b'\'');
+    }
+    script.push(b'\n');
+    script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::script;
+
+    #[test]
+    fn arguments_are_quoted() {
+        assert_eq!(
+            script(&["sh", "-c", "echo 'a  b'"]),
+            b"exec 'sh' '-c' 'echo '\\''a  b'\\'''\n"
+        );
+        assert_eq!(script(&[""]), b"exec ''\n");
+    }
+}

@@ -1,0 +1,78 @@
+//! What differs between the processors that can be emulated.
+
+use std::{env, fmt};
+
+use clap::ValueEnum;
+
+use crate::host::Tool;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Arch {
+    #[value(name = "x86_64")]
+    X86_64,
+    Aarch64,
+}
+
+impl Arch {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    pub(super) const fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    pub(super) const fn emulator(self) -> Tool {
+        match self {
+            Self::X86_64 => Tool {
+                program: "qemu-system-x86_64",
+                package: "qemu-system-x86",
+            },
+            Self::Aarch64 => Tool {
+                program: "qemu-system-aarch64",
+                package: "qemu-system-arm",
+            },
+        }
+    }
+
+    /// Machine and processor. KVM is never used: the same machine everywhere, and many hosts cannot nest it.
+    pub(super) const fn machine(self) -> &'static [&'static str] {
+        match self {
+            Self::X86_64 => &["-machine", "q35", "-cpu", "max"],
+            // The architected algorithm of pointer authentication takes half of the time under emulation.
+            Self::Aarch64 => &["-machine", "virt", "-cpu", "max,pauth-impdef=on"],
+        }
+    }
+
+    pub(super) const fn console(self) -> &'static str {
+        match self {
+            Self::X86_64 => "ttyS0",
+            Self::Aarch64 => "ttyAMA0",
+        }
+    }
+
+    /// A target whose programs need no shared library.
+    pub(super) const fn rust_target(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-gnu",
+            Self::Aarch64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    pub(super) fn is_host(self) -> bool {
+        env::consts::ARCH == self.name()
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

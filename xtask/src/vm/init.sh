@@ -1,0 +1,35 @@
+#!/bin/busybox sh
+# The first process of the emulated machine: gets it ready, runs /command, and hands over its output and its end.
+
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+busybox mount -t devtmpfs dev /dev
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox --install -s /bin
+
+while read -r module options; do
+    # $options is split into words on purpose.
+    insmod "/lib/modules/$module.ko" $options
+done < /lib/modules/order
+
+# The ports appear some time after their driver. They are no terminals: bytes go through as they are.
+until [ -c /dev/vport0p3 ]; do sleep 0.01; done
+
+mkdir -p /dev/pts /dev/shm /run /tmp
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+# Not every kernel has all of these.
+mount -t securityfs securityfs /sys/kernel/security 2>/dev/null
+mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
+mount -t bpf bpf /sys/fs/bpf 2>/dev/null
+mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null
+ip link set lo up
+
+exec 3> /dev/vport0p3
+echo ready >&3
+# In a session of its own, without our descriptors.
+setsid /bin/sh /command < /dev/null > /dev/vport0p1 2> /dev/vport0p2 3>&-
+echo "exit $?" >&3
+poweroff -f
