@@ -1,7 +1,8 @@
 //! Directories that do not outlive the work done in them.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -10,46 +11,73 @@ use std::{
 const PREFIX: &str = ".scratch-";
 
 /// A directory of our own, deleted when dropped.
-pub(crate) struct ScratchDir(PathBuf);
+pub(crate) struct ScratchDir {
+    path: PathBuf,
+    /// Locked as long as the directory is in use: tells it from what a killed process left behind.
+    _lock: File,
+}
 
 impl ScratchDir {
     /// Made in `parent`, so that what was made in it can be renamed into place there.
     pub(crate) fn new(parent: &Path) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        sweep(parent);
+        fs::create_dir_all(parent)?;
+        // Nobody may sweep between the making of a directory and its locking.
+        let making = File::open(parent)?;
+        making.lock()?;
+        sweep(parent)?;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = parent.join(format!("{PREFIX}{}-{count}", process::id()));
-        fs::create_dir_all(&dir)?;
-        Ok(Self(dir))
+        let path = parent.join(format!("{PREFIX}{}-{count}", process::id()));
+        fs::create_dir(&path)?;
+        let lock = File::open(&path)?;
+        lock.lock()?;
+        Ok(Self { path, _lock: lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        let Self(dir) = self;
-        dir
+        &self.path
     }
 }
 
 impl Drop for ScratchDir {
     fn drop(&mut self) {
-        // Nothing depends on it being gone.
-        let _ = fs::remove_dir_all(self.path());
+        // What is left is swept another time.
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
 /// Deletes what killed processes left behind.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-        if let Some(owner) = owner
-            && !Path::new("/proc").join(owner).exists()
+fn sweep(parent: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parent)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX)
+            // Gone meanwhile, or in use.
+            && let Ok(dir) = File::open(entry.path())
+            && dir.try_lock().is_ok()
         {
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_stays_and_what_is_left_behind_goes() {
+        let parent = crate::workspace::target_dir().join(format!("scratch-test-{}", process::id()));
+        let left_behind = parent.join(format!("{PREFIX}0-0"));
+        fs::create_dir_all(&left_behind).expect("the target directory can be written");
+        let first = ScratchDir::new(&parent).expect("a directory can be made");
+        let second = ScratchDir::new(&parent).expect("another can be made");
+        assert!(!left_behind.exists());
+        assert!(first.path().exists());
+        let path = second.path().to_owned();
+        drop(second);
+        assert!(!path.exists());
+        drop(first);
+        fs::remove_dir(&parent).expect("it is empty");
     }
 }

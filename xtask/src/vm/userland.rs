@@ -13,30 +13,26 @@ use super::cpio::Archive;
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) packages: [&'static str; 2],
-    static_programs: [&'static str; 1],
-    programs: [&'static str; 2],
+    programs: [&'static str; 3],
     /// Beyond what the programs need: every dynamically linked Rust program wants these.
     libraries: [&'static str; 3],
 }
 
 pub(super) const CONTENT: Content = Content {
-    packages: ["busybox-static", "iproute2"],
-    static_programs: ["busybox"],
-    programs: ["ip", "bridge"],
+    // Not busybox-static, which is made for rescue: whatever it starts, it prefers its own `ip` to the one on the PATH.
+    packages: ["busybox", "iproute2"],
+    programs: ["busybox", "ip", "bridge"],
     libraries: ["libc.so.6", "libgcc_s.so.1", "libm.so.6"],
 };
 
 /// Adds the programs and their libraries from the packages that were unpacked into `root`.
 pub(super) fn add(archive: &mut Archive, root: &Path) -> Result<()> {
-    for name in CONTENT.static_programs {
-        archive.file(&format!("bin/{name}"), 0o755, &read(&program(root, name)?)?);
-    }
     let libraries = Libraries::below(root)?;
     let mut wanted: Vec<_> = CONTENT.libraries.into_iter().map(str::to_owned).collect();
     for name in CONTENT.programs {
         let content = read(&program(root, name)?)?;
         wanted.extend(libraries.named_in(&content));
-        archive.file(&format!("usr/sbin/{name}"), 0o755, &content);
+        archive.file(&format!("bin/{name}"), 0o755, &content);
     }
     let mut added = BTreeSet::new();
     while let Some(name) = wanted.pop() {
@@ -48,6 +44,9 @@ pub(super) fn add(archive: &mut Archive, root: &Path) -> Result<()> {
     }
     // Where programs for x86_64 look for their loader.
     archive.symlink("lib64", "lib");
+    for bin in ["sbin", "usr/bin", "usr/sbin"] {
+        archive.symlink(bin, "/bin");
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::reader::kind;
+use super::format::kind;
 
 /// A BTF file in the making.
 #[derive(Default)]
@@ -111,7 +111,8 @@ impl Builder {
         self.bytes_with(24, &[])
     }
 
-    /// With a header of this many bytes, and a layout section (`info_sz`, `elem_sz` for each kind) if it is not empty.
+    /// With a header of this many bytes, and a layout section (`info_sz`, `elem_sz` for each kind)
+    /// if it is not empty.
     pub(super) fn bytes_with(&self, header_len: u32, layout: &[(u8, u8)]) -> Vec<u8> {
         let types = self.types.len() as u32;
         let layout_len = layout.len() as u32 * 4;

@@ -1,12 +1,13 @@
-//! Cuts the few types that matter out of a kernel's BTF, to have real BTF as test data that is small.
+//! Cuts the few types that matter out of a kernel's BTF, to have real BTF as test data that is
+//! small.
 //!
-//! Run it with `IFMON_BTF_IN=<file> IFMON_BTF_OUT=<file> cargo test -p ifmon cut_out -- --ignored`; the input is a BTF
-//! file, or anything that holds one unpacked (a vmlinux, an arm64 Image). testdata/btf/README.md says where the ones
-//! in use come from.
+//! Run it with `IFMON_BTF_IN=<file> IFMON_BTF_OUT=<file> cargo test -p ifmon cut_out -- --ignored`;
+//! the input is a BTF file, or anything that holds one unpacked (a vmlinux, an arm64 Image).
+//! testdata/btf/README.md says where the ones in use come from.
 
 use std::collections::HashMap;
 
-use super::{build::Builder, names, reader::kind};
+use super::{build::Builder, format::kind, names};
 
 /// Also keep every so-manieth type, whatever it is.
 const NOISE: usize = 997;
@@ -30,7 +31,8 @@ struct Full {
     strings: Vec<u8>,
 }
 
-/// The words in which a trailer repeats (0: it is there once), and which of them are a name or a type.
+/// The words in which a trailer repeats (0: it is there once), and which of them are a name or a
+/// type.
 fn shape(kind: u8) -> (usize, usize, &'static [usize], &'static [usize]) {
     match kind {
         1 | 14 | 17 => (1, 0, &[], &[]),
@@ -106,8 +108,8 @@ impl Full {
     }
 }
 
-/// What is kept: everything that a type consists of, but not what it points to. Where a pointer leads is kept as a
-/// forward declaration, or as `void` if it has no name.
+/// What is kept: everything that a type consists of, but not what it points to. Where a pointer
+/// leads is kept as a forward declaration, or as `void` if it has no name.
 struct Cutter {
     full: Full,
     kept: Vec<u32>,
@@ -207,7 +209,9 @@ pub(super) fn cut_out(file: &[u8]) -> Vec<u8> {
     let names = names();
     let wanted: Vec<u32> = (1..)
         .zip(&full.types)
-        .filter(|(id, ty)| *id as usize % NOISE == 0 || names.contains(&full.string(ty.name)))
+        .filter(|(id, ty)| {
+            (*id as usize).is_multiple_of(NOISE) || names.contains(&full.string(ty.name))
+        })
         .map(|(id, _)| id)
         .collect();
     let mut cutter = Cutter {

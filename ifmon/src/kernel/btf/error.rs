@@ -4,8 +4,8 @@ use std::{io, path::PathBuf};
 
 /// Why no offsets could be read from the kernel's BTF.
 ///
-/// Every variant is one sentence for a person. A program reads through these offsets inside the kernel, so whatever
-/// is not certain is an error: never a guess.
+/// Every variant is one sentence for a person. A program reads through these offsets inside the
+/// kernel, so whatever is not certain is an error: never a guess.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BtfError {
@@ -38,7 +38,8 @@ pub enum BtfError {
     /// The string section is not a list of NUL-terminated strings.
     #[error("the BTF string section does not begin and end with a NUL byte")]
     Strings,
-    /// The same string is there twice, so comparing string offsets would not find every use of the name.
+    /// The same string is there twice, so comparing string offsets would not find every use of the
+    /// name.
     #[error("the BTF holds the string \"{0}\" more than once")]
     DuplicateString(&'static str),
     /// A kind of type of unknown length: nothing after it can be found.

@@ -1,159 +1,23 @@
 //! A BTF walker that keeps next to nothing in memory.
 //!
-//! The vmlinux BTF is some 5 MB, of which we need a few hundred bytes. So nothing is kept: the string section is read
-//! once, to learn the string offsets of the names that are wanted; the type section is read once, to note the types
-//! of these names, and where every [`STRIDE`]th type begins. From then on a type is found by its id with a short read
-//! or two. Names are compared by string offset only.
+//! The vmlinux BTF is some 5 MB, of which we need a few hundred bytes. So nothing is kept: the
+//! string section is read once, to learn the string offsets of the names that are wanted; the type
+//! section is read once, to note the types of these names, and where every [`STRIDE`]th type
+//! begins. From then on a type is found by its id with a short read or two. Names are compared by
+//! string offset only.
 //!
-//! The format is described in the kernel's Documentation/bpf/btf.rst and include/uapi/linux/btf.h. What
-//! kernel/bpf/btf.c refuses to load is refused here too, where our types are concerned: members out of order or out
-//! of bounds say that the file is not what it seems, and a wrong offset is worse than none.
+//! The format is described in the kernel's Documentation/bpf/btf.rst and include/uapi/linux/btf.h.
+//! What kernel/bpf/btf.c refuses to load is refused here too, where our types are concerned:
+//! members out of order or out of bounds say that the file is not what it seems, and a wrong offset
+//! is worse than none.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::ops::Range;
 
-use super::BtfError;
-
-/// Where the bytes of a BTF file come from.
-pub(super) trait Source {
-    /// As `pread(2)`: the number of bytes read, which may be fewer than wanted; 0 at the end.
-    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
-}
-
-impl Source for File {
-    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        FileExt::read_at(self, buf, at)
-    }
-}
-
-impl Source for &[u8] {
-    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        let rest = usize::try_from(at)
-            .ok()
-            .and_then(|at| self.get(at..))
-            .unwrap_or_default();
-        let len = rest.len().min(buf.len());
-        buf[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
-    }
-}
-
-/// The stretch of the file that is in memory.
-struct Window<S> {
-    source: S,
-    buf: Box<[u8]>,
-    at: u64,
-    len: usize,
-}
-
-impl<S: Source> Window<S> {
-    /// sysfs gives at most one page per read(2), so more would not save calls; a plain file is read in larger steps.
-    const SIZE: usize = 16 * 1024;
-
-    fn new(source: S) -> Self {
-        Self {
-            source,
-            buf: vec![0; Self::SIZE].into_boxed_slice(),
-            at: 0,
-            len: 0,
-        }
-    }
-
-    /// What there is in memory from `at` on: at least `min` bytes, read if need be.
-    fn get(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
-        let held = at
-            .checked_sub(self.at)
-            .and_then(|skip| usize::try_from(skip).ok());
-        match held {
-            Some(skip) if skip.checked_add(min).is_some_and(|end| end <= self.len) => {
-                Ok(&self.buf[skip..self.len])
-            }
-            _ => self.fill(at, min),
-        }
-    }
-
-    fn fill(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
-        (self.at, self.len) = (at, 0);
-        while self.len < min {
-            let here = at.saturating_add(self.len as u64);
-            match self.source.read_at(&mut self.buf[self.len..], here) {
-                Ok(0) => return Err(BtfError::Truncated { at: here }),
-                Ok(read) => self.len += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(BtfError::Read(error)),
-            }
-        }
-        Ok(&self.buf[..self.len])
-    }
-
-    /// `N` little-endian words.
-    fn words<const N: usize>(&mut self, at: u64) -> Result<[u32; N], BtfError> {
-        let bytes = self.get(at, 4 * N)?;
-        let mut words = [0; N];
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        Ok(words)
-    }
-}
-
-/// `BTF_KIND_*`, as far as the reader has to know them apart.
-pub(super) mod kind {
-    pub(in super::super) const INT: u8 = 1;
-    pub(in super::super) const PTR: u8 = 2;
-    pub(in super::super) const ARRAY: u8 = 3;
-    pub(in super::super) const STRUCT: u8 = 4;
-    pub(in super::super) const UNION: u8 = 5;
-    pub(in super::super) const ENUM: u8 = 6;
-    pub(in super::super) const FWD: u8 = 7;
-    pub(in super::super) const TYPEDEF: u8 = 8;
-    pub(in super::super) const VOLATILE: u8 = 9;
-    pub(in super::super) const CONST: u8 = 10;
-    pub(in super::super) const RESTRICT: u8 = 11;
-    pub(in super::super) const FUNC: u8 = 12;
-    pub(in super::super) const FUNC_PROTO: u8 = 13;
-    pub(in super::super) const TYPE_TAG: u8 = 18;
-    pub(in super::super) const ENUM64: u8 = 19;
-}
-
-/// How many bytes follow the 12 bytes that all types begin with.
-#[derive(Clone, Copy, PartialEq)]
-struct Trailer {
-    /// Once.
-    fixed: u8,
-    /// For each of `vlen` elements.
-    each: u8,
-}
-
-/// The trailers of the kinds 1 to 19. Of a later kind, only the file itself can say (see [`read_trailers`]).
-const TRAILERS: [Trailer; 19] = {
-    const fn trailer(fixed: u8, each: u8) -> Trailer {
-        Trailer { fixed, each }
-    }
-    [
-        trailer(4, 0),  // INT: encoding
-        trailer(0, 0),  // PTR
-        trailer(12, 0), // ARRAY: element type, index type, number
-        trailer(0, 12), // STRUCT: name, type, offset of each member
-        trailer(0, 12), // UNION
-        trailer(0, 8),  // ENUM: name and value
-        trailer(0, 0),  // FWD
-        trailer(0, 0),  // TYPEDEF
-        trailer(0, 0),  // VOLATILE
-        trailer(0, 0),  // CONST
-        trailer(0, 0),  // RESTRICT
-        trailer(0, 0),  // FUNC: its vlen is the linkage
-        trailer(0, 8),  // FUNC_PROTO: name and type of each parameter
-        trailer(4, 0),  // VAR: linkage
-        trailer(0, 12), // DATASEC: type, offset, size
-        trailer(0, 0),  // FLOAT
-        trailer(4, 0),  // DECL_TAG: component
-        trailer(0, 0),  // TYPE_TAG
-        trailer(0, 12), // ENUM64: name, low and high half of the value
-    ]
+use super::{
+    BtfError,
+    format::{KINDS, Trailer, kind, read_header, read_trailers},
+    window::{Source, Window},
 };
-
-/// `info` has seven bits for the kind. There were five at first, and the other two had to be zero.
-const KINDS: usize = 1 << 7;
 
 /// A type, without what follows its first 12 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -188,13 +52,25 @@ pub(super) struct Member {
     name: u32,
 }
 
-/// Every how many types the position of one is kept: some 5 KB for a kernel, and 4 KB to read to find a type.
+/// The size of a pointer, of which BTF says nothing. There are 64-bit kernels only, as far as we
+/// are concerned.
+pub(super) const POINTER: u32 = 8;
+
+/// What an array consists of.
+pub(super) struct Array {
+    pub(super) element: u32,
+    pub(super) len: u32,
+}
+
+/// Every how many types the position of one is kept: some 5 KB for a kernel, and 4 KB to read to
+/// find a type.
 const STRIDE: usize = 128;
-/// Members within members, types that refer to types: the kernel's own limit (MAX_RESOLVE_DEPTH) is 32 as well.
+/// Members within members, types that refer to types: the kernel's own limit (MAX_RESOLVE_DEPTH) is
+/// 32 as well.
 const DEPTH: u32 = 32;
-/// Members and types that may be looked at after the first pass. A kernel needs some 2,000; a hostile file without
-/// circles could still ask for 2^32.
-const WORK: u32 = 1 << 20;
+/// Members and types that may be looked at after the first pass. A kernel needs some 2,000; a
+/// hostile file without circles could still ask for 2^32.
+const WORK: u32 = 1 << 18;
 /// Types of wanted names that are kept. A kernel has some ten.
 const NAMED: usize = 1024;
 /// More than the length of any name that is wanted, with its NUL.
@@ -239,7 +115,7 @@ impl<S: Source> Reader<S> {
     fn walk(&mut self) -> Result<(), BtfError> {
         let mut at = self.types.start;
         while at < self.types.end {
-            if self.count as usize % STRIDE == 0 {
+            if (self.count as usize).is_multiple_of(STRIDE) {
                 self.milestones.push(at);
             }
             // No overflow: a type takes 12 bytes, and the length of the section has 32 bits.
@@ -322,7 +198,8 @@ impl<S: Source> Reader<S> {
         self.name(name) == Some(ty.name)
     }
 
-    /// The string offset of a name. It is never that of the empty name, which is what anonymous types have.
+    /// The string offset of a name. It is never that of the empty name, which is what anonymous
+    /// types have.
     fn name(&self, name: &str) -> Option<u32> {
         self.names
             .iter()
@@ -355,7 +232,7 @@ impl<S: Source> Reader<S> {
                 kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => {
                     u64::from(ty.size_or_type)
                 }
-                kind::PTR => POINTER,
+                kind::PTR => u64::from(POINTER),
                 kind::ARRAY => {
                     let array = self.array(&ty)?;
                     times = times.saturating_mul(array.len.into());
@@ -369,20 +246,22 @@ impl<S: Source> Reader<S> {
         Err(BtfError::TooDeep { id })
     }
 
-    /// What an [`kind::ARRAY`] consists of.
+    /// Takes a [`kind::ARRAY`] apart.
     pub(super) fn array(&mut self, ty: &Type) -> Result<Array, BtfError> {
         let [element, _index, len] = self.window.words(ty.trailer.0)?;
         Ok(Array { element, len })
     }
 
-    /// Whether an [`kind::INT`] uses all of its bits. (The others are bitfields as they were before `kind_flag`.)
+    /// Whether an [`kind::INT`] uses all of its bits. (The others are bitfields as they were before
+    /// `kind_flag`.)
     pub(super) fn is_whole(&mut self, ty: &Type) -> Result<bool, BtfError> {
         let [encoding] = self.window.words(ty.trailer.0)?;
         let (offset, bits) = (encoding >> 16 & 0xff, encoding & 0xff);
         Ok(offset == 0 && u64::from(bits) == u64::from(ty.size_or_type) * 8)
     }
 
-    /// Follows a path of member names. Anonymous structs and unions on the way are passed through, as in C.
+    /// Follows a path of member names. Anonymous structs and unions on the way are passed through,
+    /// as in C.
     pub(super) fn field(&mut self, of: &Type, path: &[&str]) -> Result<Option<Member>, BtfError> {
         let mut outer = *of;
         let mut offset = 0;
@@ -413,7 +292,8 @@ impl<S: Source> Reader<S> {
         let misplaced = || BtfError::Misplaced { id: outer.id };
         let mut found = None;
         let mut last = 0;
-        // No early end: a second member of that name, or one out of order, tells that something is wrong.
+        // No early end: a second member of that name, or one out of order, tells that something is
+        // wrong.
         for index in 0..outer.vlen {
             let member = self.nth_member(outer, index)?;
             if member.offset < last || outer.kind == kind::UNION && member.offset != 0 {
@@ -501,102 +381,11 @@ impl<S: Source> Reader<S> {
     }
 }
 
-/// BPF programs of the kinds that we load exist on 64-bit kernels only.
-pub(super) const POINTER: u64 = 8;
-
-pub(super) struct Array {
-    pub(super) element: u32,
-    pub(super) len: u32,
-}
-
-/// Where in the file the sections are.
-struct Header {
-    types: Range<u64>,
-    strings: Range<u64>,
-    layout: Range<u64>,
-}
-
-fn read_header<S: Source>(window: &mut Window<S>) -> Result<Header, BtfError> {
-    let [start, length, type_off, type_len, str_off, str_len] = window.words(0)?;
-    let (magic, version, flags) = (start as u16, start >> 16 & 0xff, start >> 24);
-    match magic {
-        0xeb9f => {}
-        0x9feb => return Err(BtfError::BigEndian),
-        _ => return Err(BtfError::Magic(magic)),
-    }
-    if version != 1 {
-        return Err(BtfError::Header("its version is not 1"));
-    }
-    if flags != 0 {
-        return Err(BtfError::Header(
-            "it has flags, which version 1 does not define",
-        ));
-    }
-    if length < 24 {
-        return Err(BtfError::Header("it is shorter than 24 bytes"));
-    }
-    // Fields are only ever added to the header. The sections are found from its end, whatever it holds.
-    let section = |offset: u32, len: u32| {
-        let start = u64::from(length) + u64::from(offset);
-        start..start + u64::from(len)
-    };
-    let layout = if length < 32 {
-        section(0, 0)
-    } else {
-        let [layout_off, layout_len] = window.words(24)?;
-        section(layout_off, layout_len)
-    };
-    let (types, strings) = (section(type_off, type_len), section(str_off, str_len));
-    let apart = |a: &Range<u64>, b: &Range<u64>| {
-        a.is_empty() || b.is_empty() || a.end <= b.start || b.end <= a.start
-    };
-    if !(apart(&types, &strings) && apart(&types, &layout) && apart(&strings, &layout)) {
-        return Err(BtfError::Header("its sections overlap"));
-    }
-    if !type_off.is_multiple_of(4) {
-        return Err(BtfError::Header("its type section is not aligned"));
-    }
-    Ok(Header {
-        types,
-        strings,
-        layout,
-    })
-}
-
-/// The layout section, which headers of 32 bytes know: a `struct btf_layout` for each kind from 0 on (`info_sz`, `elem_sz`, and
-/// 16 bits of flags that mean nothing as yet). It lets us step over kinds that are newer than we are. It must not
-/// contradict what we know: then we would not know what we read.
-fn read_trailers<S: Source>(
-    window: &mut Window<S>,
-    layout: Range<u64>,
-) -> Result<[Option<Trailer>; KINDS], BtfError> {
-    let mut trailers = [None; KINDS];
-    for (slot, known) in trailers.iter_mut().skip(1).zip(TRAILERS) {
-        *slot = Some(known);
-    }
-    for (kind, at) in layout.clone().step_by(4).enumerate().take(KINDS).skip(1) {
-        if layout.end - at < 4 {
-            return Err(BtfError::Header("its layout section ends within an entry"));
-        }
-        let [entry] = window.words(at)?;
-        let said = Trailer {
-            fixed: entry as u8,
-            each: (entry >> 8) as u8,
-        };
-        if trailers[kind]
-            .replace(said)
-            .is_some_and(|known| known != said)
-        {
-            return Err(BtfError::KindLength { kind: kind as u8 });
-        }
-    }
-    Ok(trailers)
-}
-
 /// Looks for these strings, and returns their offsets in the string section, in ascending order.
 ///
-/// A name offset may by the letter of the format point into the middle of a string ("dev" as the end of "netdev"). No
-/// tool makes use of that, and names so encoded are not found: that ends in an error, as there is no such type or field.
+/// A name offset may by the letter of the format point into the middle of a string ("dev" as the
+/// end of "netdev"). No tool makes use of that, and names so encoded are not found: that ends in an
+/// error, as there is no such type or field.
 fn find_strings<S: Source>(
     window: &mut Window<S>,
     section: Range<u64>,
@@ -614,7 +403,8 @@ fn find_strings<S: Source>(
         .fold(0_u64, |lengths, name| lengths | 1 << (name.len() % LONGEST));
     let mut found: Vec<(u32, &'static str)> = Vec::with_capacity(wanted.len());
     let mut at = section.start;
-    // Whether `at` is within a string that is longer than what was in memory, and hence than any that we want.
+    // Whether `at` is within a string that is longer than what was in memory, and hence than any
+    // that we want.
     let mut within = false;
     while at < section.end {
         let rest = usize::try_from(section.end - at).unwrap_or(usize::MAX);
@@ -628,14 +418,16 @@ fn find_strings<S: Source>(
         let mut start = at;
         for string in held[..last].split(|byte| *byte == 0) {
             let tail = std::mem::take(&mut within);
-            if !tail && string.len() < LONGEST && lengths >> string.len() & 1 != 0 {
-                if let Some(name) = wanted.iter().find(|name| name.as_bytes() == string) {
-                    if found.iter().any(|(_, known)| known == name) {
-                        return Err(BtfError::DuplicateString(name));
-                    }
-                    // It fits: the length of the section has 32 bits.
-                    found.push(((start - section.start) as u32, name));
+            let plausible = !tail && string.len() < LONGEST && lengths >> string.len() & 1 != 0;
+            let name = wanted
+                .iter()
+                .find(|name| plausible && name.as_bytes() == string);
+            if let Some(name) = name {
+                if found.iter().any(|(_, known)| known == name) {
+                    return Err(BtfError::DuplicateString(name));
                 }
+                // It fits: the length of the section has 32 bits.
+                found.push(((start - section.start) as u32, name));
             }
             start += string.len() as u64 + 1;
         }
