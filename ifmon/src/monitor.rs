@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::SystemTime,
 };
@@ -119,7 +120,9 @@ impl Builder {
         let kind = backend.kind();
         let (events, receiver) = mpsc::channel(EVENTS);
         let (commands, command_receiver) = mpsc::channel(1);
+        let last_counters = Arc::new(OnceLock::new());
         let mut driver = Driver {
+            last_counters: Arc::clone(&last_counters),
             backend,
             tracker: Tracker::default(),
             pending: VecDeque::new(),
@@ -133,7 +136,11 @@ impl Builder {
         let task = tokio::spawn(driver.run());
         Ok(Monitor {
             events: receiver,
-            handle: Handle { commands, kind },
+            handle: Handle {
+                commands,
+                kind,
+                last_counters,
+            },
             task: task.abort_handle(),
         })
     }
@@ -206,6 +213,8 @@ impl Drop for Monitor {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     kind: BackendKind,
+    /// What had been counted when the monitor ended by itself.
+    last_counters: Arc<OnceLock<Counters>>,
 }
 
 #[derive(Debug)]
@@ -241,12 +250,15 @@ impl Handle {
         self.ask(|reply| Command::Unwatch(watch, reply)).await
     }
 
-    /// What the backend has counted so far.
+    /// What the backend has counted so far, or had counted when the watch ended.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when the monitor has ended.
+    /// [`Error::Stopped`] when the monitor was dropped.
     pub async fn counters(&self) -> Result<Counters, Error> {
-        self.ask(Command::Counters).await
+        match self.ask(Command::Counters).await {
+            Err(Error::Stopped) => self.last_counters.get().copied().ok_or(Error::Stopped),
+            result => result,
+        }
     }
 
     async fn ask<T>(
@@ -270,6 +282,7 @@ struct Driver {
     pending: VecDeque<Event>,
     events: mpsc::Sender<Result<Event, Error>>,
     commands: mpsc::Receiver<Command>,
+    last_counters: Arc<OnceLock<Counters>>,
 }
 
 enum Step {
@@ -307,6 +320,7 @@ impl Driver {
             pending,
             events,
             commands,
+            last_counters: _,
         } = self;
         tokio::select! {
             biased;
@@ -325,6 +339,7 @@ impl Driver {
 
     /// Hands over what is left, then the error.
     async fn end(self, error: Error) {
+        let _ = self.last_counters.set(self.backend.counters());
         for event in self.pending {
             if self.events.send(Ok(event)).await.is_err() {
                 return;

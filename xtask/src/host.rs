@@ -64,11 +64,15 @@ pub(crate) fn need(tools: &[Tool]) -> Result<()> {
     // Package lists that are missing or too old make the first attempt fail.
     install()
         .or_else(|_| {
-            command::output(apt_get().arg("update"))?;
+            update_package_lists()?;
             install()
         })
         .map_err(|error| Missing(format!("cannot install {names}: {error:#}")))?;
     Ok(())
+}
+
+pub(crate) fn update_package_lists() -> Result<()> {
+    command::output(apt_get().arg("update")).map(drop)
 }
 
 fn apt_get() -> Command {

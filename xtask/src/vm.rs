@@ -44,6 +44,7 @@ pub(crate) struct Options {
     /// directory that has one and its modules
     #[arg(long, default_value = "bookworm")]
     kernel: Kernel,
+    /// The processor to emulate
     #[arg(long, value_enum, default_value_t = Arch::X86_64)]
     arch: Arch,
     /// Copy this file to / of the machine, keeping its mode
@@ -60,9 +61,10 @@ pub(crate) struct Options {
     /// Memory in MB
     #[arg(long, default_value_t = 512)]
     memory: u32,
+    /// Number of processors
     #[arg(long, default_value_t = 1)]
     cpus: u32,
-    /// Give up after so many seconds
+    /// Give up after so many seconds, those of booting included
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     #[arg(last = true, required = true)]

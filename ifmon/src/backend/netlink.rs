@@ -35,6 +35,8 @@ use crate::{
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// One link message; without the tables of virtual functions, which notifications leave out, 2 KiB would do.
 const MESSAGE: usize = 16 * 1024;
+/// Messages that are read at a stretch before what they mean is handed on.
+const BATCH: usize = 512;
 /// How often a joining name is read again while it changes under our eyes.
 const ROUNDS: u32 = 1000;
 /// The waits before a subscription is opened again double from the first to the last.
@@ -173,9 +175,10 @@ impl Netlink {
             }
             subscription.refilter(*filtered).map_err(Error::Filter)?;
             let mut tally = Tally::default();
-            subscription
+            while !subscription
                 .drain(signals, &mut tally)
-                .map_err(Error::Subscribe)?;
+                .map_err(Error::Subscribe)?
+            {}
             *seen += tally.seen;
             *matched += tally.matched;
             if tally.overflowed {
@@ -344,7 +347,9 @@ impl Subscription {
         tally: &mut Tally,
         filtered: bool,
     ) -> io::Result<()> {
-        self.drain(signals, tally)?;
+        if !self.drain(signals, tally)? {
+            return self.refilter(filtered);
+        }
         // First the filter, then the look: what happens in between is heard.
         self.refilter(filtered)?;
         if self.unverified.is_empty() {
@@ -356,9 +361,9 @@ impl Subscription {
             looks.push((name, lost, self.links.look(name, &mut self.host)?));
         }
         // What is queued by now may be what the look-ups saw: it goes first, and those names are looked up again.
-        self.drain(signals, tally)?;
+        let empty = self.drain(signals, tally)?;
         for (name, lost, look) in looks {
-            if !self.links.is_settled(name) || self.unverified.contains_key(&name) {
+            if !empty || !self.links.is_settled(name) || self.unverified.contains_key(&name) {
                 *self.unverified.entry(name).or_default() |= lost;
                 continue;
             }
@@ -380,8 +385,8 @@ impl Subscription {
         self.refilter(filtered)
     }
 
-    /// Reads messages until there are none.
-    fn drain(&mut self, signals: &mut Vec<Signal>, tally: &mut Tally) -> io::Result<()> {
+    /// Reads messages until there are none, or enough to hand on; true when there are none.
+    fn drain(&mut self, signals: &mut Vec<Signal>, tally: &mut Tally) -> io::Result<bool> {
         let Self {
             netns: _,
             socket,
@@ -391,12 +396,16 @@ impl Subscription {
             buffer,
         } = self;
         let mut overflow = false;
-        loop {
+        let mut empty = false;
+        for _ in 0..BATCH {
             let length = match socket.get_ref().receive(buffer) {
                 Ok(Some(length)) => length,
                 Ok(None) => continue,
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => break,
+                    Some(libc::EAGAIN) => {
+                        empty = true;
+                        break;
+                    }
                     Some(libc::EINTR) => continue,
                     // Comes before the messages that are still queued; new ones are kept again once those are read.
                     Some(libc::ENOBUFS) => {
@@ -449,7 +458,7 @@ impl Subscription {
             tally.overflowed = true;
             self.suspect_all(true);
         }
-        Ok(())
+        Ok(empty)
     }
 
     /// Gives the kernel a filter for what is watched now, as exact as it takes.

@@ -1,6 +1,6 @@
 //! Loads the BPF object, and finds the plain reason when the kernel does not take it.
 
-use std::{error::Error as _, fs, io};
+use std::{error::Error as _, io, thread};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -8,9 +8,12 @@ use aya::{
     programs::{ProgramError, kprobe::KProbeError},
 };
 use ifmon_ebpf::OBJECT;
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
-use super::{Layout, Unavailable};
+use super::{
+    Layout, Unavailable,
+    facts::{Lockdown, has, initial_user_namespace, lockdown, memlock_limit, perf_event_paranoid},
+};
 
 /// Bytes of the ring buffer. A record is 160 bytes long.
 const RING: u32 = 256 * 1024;
@@ -24,8 +27,14 @@ pub(crate) fn check() -> Result<(), Unavailable> {
     if OBJECT.is_none() {
         return Err(Unavailable::NoObject);
     }
-    if lockdown().as_deref() == Some("confidentiality") {
+    if let Some(missing) = missing_capabilities() {
+        return Err(missing);
+    }
+    if lockdown() == Some(Lockdown::Confidentiality) {
         return Err(Unavailable::Lockdown);
+    }
+    if initial_user_namespace() == Some(false) {
+        return Err(Unavailable::UserNamespace);
     }
     Ok(())
 }
@@ -51,7 +60,7 @@ pub(crate) fn object(
         } else {
             0
         };
-        let result = EbpfLoader::new()
+        let result = loader()
             .btf(None)
             .verifier_log_level(VerifierLogLevel::DISABLE)
             .override_global("OFFSETS", &layout.offsets, true)
@@ -69,6 +78,21 @@ pub(crate) fn object(
         }
     }
     Err(last.map_or(Unavailable::NoObject, |error| object_refused(&error)))
+}
+
+/// A loader that has not parsed the kernel's BTF.
+///
+/// aya 0.14 does that whenever it makes a loader: some 10 ms and 16 MB, for relocations that our object does not have. So
+/// the loader is made on a thread that does not see `/sys`. Who may not do that pays the price.
+fn loader() -> EbpfLoader<'static> {
+    let hidden = thread::spawn(|| {
+        // SAFETY: this thread alone gets a root directory of its own, and ends with the closure.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }.ok()?;
+        // A directory that is always there and has nothing in it that could be opened by that path.
+        rustix::process::chroot("/proc/self/fdinfo").ok()?;
+        Some(EbpfLoader::new())
+    });
+    hidden.join().ok().flatten().unwrap_or_default()
 }
 
 fn object_refused(error: &EbpfError) -> Unavailable {
@@ -129,63 +153,46 @@ fn from_errno(error: &io::Error) -> Option<Unavailable> {
     match error.raw_os_error()? {
         libc::ENOSYS => Some(Unavailable::NoBpf),
         libc::EPERM | libc::EACCES => Some(not_permitted()),
-        _ if lockdown().as_deref() == Some("confidentiality") => Some(Unavailable::Lockdown),
+        // Under lockdown the verifier says no, with a text that leads astray.
+        _ if lockdown() == Some(Lockdown::Confidentiality) => Some(Unavailable::Lockdown),
         _ => None,
     }
 }
 
 /// Why "operation not permitted"?
 fn not_permitted() -> Unavailable {
+    if let Some(missing) = missing_capabilities() {
+        missing
+    } else if lockdown() == Some(Lockdown::Confidentiality) {
+        Unavailable::Lockdown
+    } else if initial_user_namespace() == Some(false) {
+        Unavailable::UserNamespace
+    } else if memlock_limit().is_some() {
+        Unavailable::Memlock
+    } else {
+        Unavailable::Forbidden
+    }
+}
+
+fn missing_capabilities() -> Option<Unavailable> {
+    if has(CapabilitySet::SYS_ADMIN) {
+        return None;
+    }
     let missing: Vec<&str> = [
         (CapabilitySet::BPF, "CAP_BPF"),
         (CapabilitySet::PERFMON, "CAP_PERFMON"),
     ]
     .into_iter()
-    .filter(|&(capability, _)| !has(capability) && !has(CapabilitySet::SYS_ADMIN))
+    .filter(|&(capability, _)| !has(capability))
     .map(|(_, name)| name)
     .collect();
-    if !missing.is_empty() {
-        return Unavailable::NotPermitted {
-            missing: format!(
-                "{} {}",
-                missing.join(" and "),
-                if missing.len() == 1 { "is" } else { "are" }
-            ),
-        };
-    }
-    if lockdown().as_deref() == Some("confidentiality") {
-        return Unavailable::Lockdown;
-    }
-    if !has(CapabilitySet::SYS_RESOURCE) && counts_locked_memory() {
-        return Unavailable::Memlock;
-    }
-    Unavailable::Forbidden
-}
-
-fn has(capability: CapabilitySet) -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
-}
-
-/// The mode of lockdown; `None` where it cannot be known.
-pub(crate) fn lockdown() -> Option<String> {
-    let modes = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
-    let (_, mode) = modes.split_once('[')?;
-    let (mode, _) = mode.split_once(']')?;
-    Some(mode.to_owned())
-}
-
-fn perf_event_paranoid() -> Option<i32> {
-    fs::read_to_string("/proc/sys/kernel/perf_event_paranoid")
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-}
-
-/// Before 5.11 BPF memory counts against RLIMIT_MEMLOCK; later it is the memory cgroup's.
-fn counts_locked_memory() -> bool {
-    aya::util::KernelVersion::current()
-        .is_ok_and(|version| version < aya::util::KernelVersion::new(5, 11, 0))
+    (!missing.is_empty()).then(|| Unavailable::NotPermitted {
+        missing: format!(
+            "{} {}",
+            missing.join(" and "),
+            if missing.len() == 1 { "is" } else { "are" }
+        ),
+    })
 }
 
 fn root_cause(error: &ProgramError) -> Option<&io::Error> {

@@ -1,9 +1,11 @@
 //! What is known of the running kernel, in one place.
 
 pub mod btf;
+mod facts;
 pub(crate) mod load;
 mod unavailable;
 
+pub use facts::{Facts, Lockdown};
 pub use unavailable::Unavailable;
 
 use aya::{Btf, Endianness};

@@ -23,6 +23,11 @@ pub enum Unavailable {
         /// The capabilities that are missing.
         missing: String,
     },
+    /// The process is in a user namespace of its own.
+    #[error(
+        "BPF wants its capabilities in the initial user namespace, and this process is in another one"
+    )]
+    UserNamespace,
     /// All capabilities are there, and still the kernel, a security module or a seccomp filter says no.
     #[error(
         "the kernel refuses bpf(2) although the capabilities are there; a seccomp filter or security module forbids it"
@@ -100,6 +105,7 @@ impl Unavailable {
             Self::Lockdown => Self::Lockdown,
             Self::NoBpf => Self::NoBpf,
             Self::NoObject => Self::NoObject,
+            Self::UserNamespace => Self::UserNamespace,
             other => Self::Other(other.to_string()),
         }
     }

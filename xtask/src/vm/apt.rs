@@ -156,15 +156,25 @@ struct Source {
 
 impl Source {
     fn find() -> Result<Self> {
+        if let Some(source) = Self::configured()? {
+            return Ok(source);
+        }
+        // What an archive calls itself is known from its lists, which a fresh system may not have fetched yet.
+        if host::is_root() {
+            host::update_package_lists()?;
+        }
+        Self::configured()?.ok_or_else(|| {
+            let why = "apt has no Debian archive among its sources, or never fetched its lists (`apt-get update`)";
+            Missing(why.to_owned()).into()
+        })
+    }
+
+    fn configured() -> Result<Option<Self>> {
         let text = command::output(
             Command::new("apt-get").args(["indextargets", "Created-By: Packages"]),
         )?;
         let Some(target) = text.split("\n\n").find(|target| is_debian(target)) else {
-            return Err(Missing(
-                "apt has no Debian archive among its sources, or its lists were never fetched (`apt-get update`)"
-                    .to_owned(),
-            )
-            .into());
+            return Ok(None);
         };
         let uri = field(target, "Repo-URI").context("apt says no address of its archive")?;
         let mut keyrings: Vec<_> = field(target, "Sourcesentry")
@@ -175,10 +185,10 @@ impl Source {
         if Path::new(KEYRING).exists() && !keyrings.iter().any(|keyring| keyring == KEYRING) {
             keyrings.push(KEYRING.to_owned());
         }
-        Ok(Self {
+        Ok(Some(Self {
             uri: uri.to_owned(),
             keyrings,
-        })
+        }))
     }
 }
 

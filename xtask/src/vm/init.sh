@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of the emulated machine: gets it ready, runs /command, and hands over its output and its end.
 
-export PATH=/usr/local/bin:/bin HOME=/root
+export PATH=/usr/local/bin:/bin HOME=/root TERM=dumb
 busybox mount -t devtmpfs dev /dev
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
@@ -30,7 +30,8 @@ ip link set lo up
 
 exec 3> /dev/vport0p3
 echo ready >&3
-# In a session of its own, without our descriptors.
-setsid /bin/sh /command < /dev/null > /dev/vport0p1 2> /dev/vport0p2 3>&-
+# In a session of its own and without our descriptors. The subshell is there because a shell says what signal ended a
+# command on the command's own standard error.
+(exec setsid /bin/sh /command < /dev/null > /dev/vport0p1 2> /dev/vport0p2 3>&-)
 echo "exit $?" >&3
 poweroff -f

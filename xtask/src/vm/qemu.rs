@@ -75,7 +75,7 @@ pub(super) fn run(
         if let Some(timeout) = boot.timeout
             && elapsed > timeout
         {
-            bail!("not done after {} s{}", timeout.as_secs(), console(dir));
+            bail!("the command was not done after {} s", timeout.as_secs());
         }
         thread::sleep(POLL);
     }
@@ -190,7 +190,7 @@ impl<'a> Tail<'a> {
     }
 }
 
-/// The end of what the kernel said, ready to follow a sentence.
+/// What the kernel said about its end, ready to follow a sentence.
 fn console(dir: &Path) -> String {
     const LINES: usize = 30;
     let console = fs::read(dir.join(CONSOLE)).unwrap_or_default();
@@ -203,6 +203,7 @@ fn console(dir: &Path) -> String {
     if lines.is_empty() {
         return "; its console is empty".to_owned();
     }
-    let tail = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
-    format!("; the end of its console:\n  {tail}")
+    let panic = lines.iter().position(|line| line.contains("Kernel panic"));
+    let begin = panic.unwrap_or_else(|| lines.len().saturating_sub(LINES));
+    format!("; its console:\n  {}", lines[begin..].join("\n  "))
 }

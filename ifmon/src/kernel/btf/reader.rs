@@ -68,7 +68,7 @@ const STRIDE: usize = 128;
 /// Members within members, types that refer to types: the kernel's own limit (MAX_RESOLVE_DEPTH) is
 /// 32 as well.
 const DEPTH: u32 = 32;
-/// Members and types that may be looked at after the first pass. A kernel needs some 2,000; a
+/// Members and types that may be looked at after the first pass. A kernel needs some 1,300; a
 /// hostile file without circles could still ask for 2^32.
 const WORK: u32 = 1 << 18;
 /// Types of wanted names that are kept. A kernel has some ten.

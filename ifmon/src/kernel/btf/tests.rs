@@ -807,11 +807,12 @@ fn cut_short_anywhere() {
 /// the compiler wrote, so exactly one of these comes out different, and never because something was
 /// taken for something else:
 ///
-/// - the offset of a member (or of the anonymous one around it), as long as it stays in order, in bounds and aligned;
+/// - the offset of a member (or of the anonymous one around it), as long as it stays in order, in
+///   bounds and aligned;
 /// - for `reg_state` also its width, or one integer type taken for another;
 /// - the number of an event;
-/// - the function's id: another length of a type in front of it can swallow its neighbours and so shift the ids, and
-///   anything that touches its name or prototype hides it.
+/// - the function's id: another length of a type in front of it can swallow its neighbours and so
+///   shift the ids, and anything that touches its name or prototype hides it.
 ///
 /// That is what the loader's proof on a live device is for.
 fn assert_harmless(before: &Layout, btf: &[u8], at: usize, to: u8) {
