@@ -12,6 +12,7 @@ use crate::{
 };
 
 /// What `observe` saw, for the log.
+#[cfg_attr(not(feature = "log"), expect(dead_code, reason = "there is no log"))]
 pub(crate) struct Seen {
     pub(crate) netns: u32,
     pub(crate) ifindex: u32,
@@ -19,40 +20,88 @@ pub(crate) struct Seen {
 }
 
 /// Takes one notification through the filter.
+///
+/// Every step is written, and so inlined, once: before 5.11 the size of the program counts against the limit on locked
+/// memory, which is 64 KiB by default.
 #[inline(always)]
 pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
     let device = Device::of(info)?;
-    let here = device.place()?;
-    let reg_state = device.reg_state()?;
+    let netns = device.netns()?;
     let counters = maps::counters()?;
     counters.seen = counters.seen.wrapping_add(1);
+    let traced = is_traced();
+    let noted = maps::device(device.0);
+    // Most changes on a host of containers end here: a device that nobody knows, in a namespace that nobody watches.
+    if noted.is_none() && !traced && NAMESPACES.get_ptr(netns).is_none() {
+        counters.ignored = counters.ignored.wrapping_add(1);
+        return None;
+    }
 
+    let here = device.place(netns)?;
+    let reg_state = device.reg_state()?;
     let mut change = Change {
         reg_state,
         ..Change::default()
     };
+    let known = match (event, noted) {
+        (Event::Register, noted) => arrived(device, noted),
+        (_, Some(noted)) => Some(noted),
+        (_, None) => seeded(device, &here),
+    };
     match event {
-        Event::Register => register(device, here, &mut change),
-        Event::ChangeName => rename(device, here, &mut change),
-        Event::Unregister if reg_state == NETREG_UNREGISTERING => {
-            unregister(device, here, &mut change)
+        // The device is new in its namespace, or has another name. Where it was is only to be had from our own notes:
+        // by now the kernel knows neither the old name nor the old namespace.
+        Event::Register | Event::ChangeName => {
+            change.to = here;
+            if let Some(known) = known {
+                change.from = known.place;
+                change.generation = known.generation;
+                known.place = here;
+            }
         }
-        Event::Unregister if reg_state == NETREG_REGISTERED => leave(device, here),
+        // The device goes for good.
+        Event::Unregister if reg_state == NETREG_UNREGISTERING => {
+            change.from = here;
+            if let Some(known) = known {
+                change.from = known.place;
+                change.generation = known.generation;
+                let _ = DEVICES.remove(device.0);
+            }
+            if here.ifindex == LOOPBACK_IFINDEX && NAMESPACES.remove(here.netns).is_ok() {
+                change.flags |= flag::NETNS_GONE;
+            }
+        }
+        // First half of a move: nothing to say before it is known where the device went, which follows under the same
+        // RTNL.
+        Event::Unregister if reg_state == NETREG_REGISTERED => {
+            if let Some(known) = known {
+                known.moving = 1;
+            } else if maps::name(&NameKey::of(&here)).is_some() {
+                // Watched so recently that userspace has not said yet who holds the name.
+                remember(device, &here, 1);
+            }
+        }
         // Told again, about every second, while somebody keeps a reference to a device that is gone.
         Event::Unregister => {}
     }
+    if change.from.netns != 0 {
+        give_up(device, &mut change);
+    }
+    if change.to.netns != 0 {
+        take(device, &mut change);
+    }
 
-    if change.flags & (flag::LEFT_NAME | flag::TOOK_NAME | flag::NETNS_GONE) != 0 {
+    let matched = change.flags != 0;
+    if matched {
         counters.matched = counters.matched.wrapping_add(1);
-        if !send(&change) {
-            counters.dropped = counters.dropped.wrapping_add(1);
-        }
     } else {
         counters.ignored = counters.ignored.wrapping_add(1);
-        if is_traced() {
-            change.flags |= flag::TRACED;
-            send(&change);
+        if traced {
+            change.flags = flag::TRACED;
         }
+    }
+    if change.flags != 0 && !send(&change) && matched {
+        counters.dropped = counters.dropped.wrapping_add(1);
     }
     Some(Seen {
         netns: here.netns,
@@ -61,71 +110,25 @@ pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
     })
 }
 
-/// The device is new in its namespace: just made, or at the end of a move.
+/// The notes about a device that is new in its namespace: there are some when it comes from another one.
 #[inline(always)]
-fn register(device: Device, here: Place, change: &mut Change) {
-    change.to = here;
-    if let Some(known) = maps::device(device.0) {
-        if known.moving != 0 {
-            known.moving = 0;
-            change.from = known.place;
-            change.generation = known.generation;
-            known.place = here;
-            give_up(device, change);
-            take(device, change);
-            return;
-        }
-        // An address seen before whose unregistration was not: whatever that was, it is another device.
-        let _ = DEVICES.remove(device.0);
-    }
-    take(device, change);
-}
-
-/// The device has another name; the old one is only to be had from our own notes.
-#[inline(always)]
-fn rename(device: Device, here: Place, change: &mut Change) {
-    change.to = here;
-    if let Some(known) = known(device, &here) {
-        change.from = known.place;
-        change.generation = known.generation;
-        known.place = here;
-        give_up(device, change);
-    }
-    take(device, change);
-}
-
-/// The device goes for good.
-#[inline(always)]
-fn unregister(device: Device, here: Place, change: &mut Change) {
-    change.from = here;
-    if let Some(known) = known(device, &here) {
-        change.from = known.place;
-        change.generation = known.generation;
-        let _ = DEVICES.remove(device.0);
-    }
-    give_up(device, change);
-    if here.ifindex == LOOPBACK_IFINDEX && NAMESPACES.remove(here.netns).is_ok() {
-        change.flags |= flag::NETNS_GONE;
-    }
-}
-
-/// First half of a move: nothing to say before it is known where the device went, which follows under the same RTNL.
-#[inline(always)]
-fn leave(device: Device, here: Place) {
-    if let Some(known) = known(device, &here) {
-        known.moving = 1;
-    } else if maps::name(&NameKey::of(&here)).is_some() {
-        // Watched so recently that userspace has not said yet who holds the name.
-        remember(device, &here, 1);
-    }
-}
-
-/// The notes about this device, made from a seed at its first event.
-#[inline(always)]
-fn known(device: Device, here: &Place) -> Option<&'static mut DeviceState> {
-    if let Some(known) = maps::device(device.0) {
+fn arrived(
+    device: Device,
+    noted: Option<&'static mut DeviceState>,
+) -> Option<&'static mut DeviceState> {
+    let known = noted?;
+    if known.moving != 0 {
+        known.moving = 0;
         return Some(known);
     }
+    // An address seen before whose unregistration was not: whatever that was, it is another device.
+    let _ = DEVICES.remove(device.0);
+    None
+}
+
+/// Notes about this device, made from a seed at its first event.
+#[inline(always)]
+fn seeded(device: Device, here: &Place) -> Option<&'static mut DeviceState> {
     let link = Link {
         netns: here.netns,
         ifindex: here.ifindex,

@@ -8,10 +8,9 @@
 mod object;
 mod wire;
 
-pub use object::OBJECT;
+pub use object::{OBJECT, OBJECT_WITH_LOG};
 pub use wire::{
-    Control, Counters, DeviceState, Link, Name, NameKey, NameState, Offsets, Place, Record, Seed,
-    flag,
+    Control, Counters, DeviceState, Link, Name, NameKey, NameState, Place, Record, Seed, flag,
 };
 
 /// The kernel function that both programs hook: the notifier callback that turns `NETDEV_*` into `RTM_*` messages.

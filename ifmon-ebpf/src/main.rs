@@ -13,7 +13,6 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use aya_log_ebpf::debug;
 
 use crate::netdev::Event;
 
@@ -42,7 +41,8 @@ fn handle<C: EbpfContext>(ctx: &C, event: u64, info: u64) {
     let Some(seen) = filter::observe(event, info) else {
         return;
     };
-    debug!(
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
         ctx,
         "event {} of ifindex {} in netns {}: flags {}",
         event as u32,
@@ -50,6 +50,8 @@ fn handle<C: EbpfContext>(ctx: &C, event: u64, info: u64) {
         seen.netns,
         seen.flags
     );
+    #[cfg(not(feature = "log"))]
+    let (_, _) = (ctx, seen);
 }
 
 #[cfg(not(test))]

@@ -4,11 +4,10 @@
 //! preallocated: a tracing program may not allocate on 5.10.
 
 use aya_ebpf::{
-    Global,
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use ifmon_ebpf::{Control, Counters, DeviceState, Link, NameKey, NameState, Offsets, Record, Seed};
+use ifmon_ebpf::{Control, Counters, DeviceState, Link, NameKey, NameState, Record, Seed};
 
 /// The loader sets the sizes; these are only defaults.
 const WATCHES: u32 = 1024;
@@ -38,22 +37,6 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
-
-#[unsafe(no_mangle)]
-pub(crate) static OFFSETS: Global<Offsets> = Global::new(Offsets {
-    info_dev: 0,
-    dev_name: 0,
-    dev_ifindex: 0,
-    dev_net: 0,
-    dev_reg_state: 0,
-    reg_state_shift: 0,
-    reg_state_mask: 0,
-    net_inum: 0,
-    task_flags: 0,
-    event_register: 0,
-    event_unregister: 0,
-    event_change_name: 0,
-});
 
 /// This CPU's counters. BPF programs do not migrate, so plain additions are enough.
 #[inline(always)]

@@ -2,12 +2,45 @@
 //!
 //! Rust cannot emit CO-RE relocations, so the offsets are constants of the loaded program: the verifier folds them.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str,
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str},
 };
 use ifmon_ebpf::{Name, Place};
 
-use crate::maps::OFFSETS;
+/// A constant that the loader sets, by its name. Each stands alone, since a load reads the whole of a global.
+macro_rules! constants {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
+    };
+}
+
+constants! {
+    /// `netdev_notifier_info.dev`
+    INFO_DEV,
+    /// `net_device.name`
+    DEV_NAME,
+    /// `net_device.ifindex`
+    DEV_IFINDEX,
+    /// `net_device.nd_net.net`
+    DEV_NET,
+    /// The 32-bit word that holds `net_device.reg_state`, which is a bit field on some kernels …
+    DEV_REG_STATE,
+    /// … to be shifted right by this …
+    REG_STATE_SHIFT,
+    /// … and masked with this.
+    REG_STATE_MASK,
+    /// `net.ns.inum`
+    NET_INUM,
+    /// `task_struct.flags`
+    TASK_FLAGS,
+    /// `NETDEV_REGISTER`
+    EVENT_REGISTER,
+    /// `NETDEV_UNREGISTER`
+    EVENT_UNREGISTER,
+    /// `NETDEV_CHANGENAME`
+    EVENT_CHANGE_NAME,
+}
 
 /// The events of `enum netdev_cmd` that change who holds a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,12 +54,11 @@ pub(crate) enum Event {
 impl Event {
     #[inline(always)]
     pub(crate) fn of(event: u64) -> Option<Self> {
-        let offsets = OFFSETS.load();
-        if event == u64::from(offsets.event_register) {
+        if event == u64::from(EVENT_REGISTER.load()) {
             Some(Self::Register)
-        } else if event == u64::from(offsets.event_unregister) {
+        } else if event == u64::from(EVENT_UNREGISTER.load()) {
             Some(Self::Unregister)
-        } else if event == u64::from(offsets.event_change_name) {
+        } else if event == u64::from(EVENT_CHANGE_NAME.load()) {
             Some(Self::ChangeName)
         } else {
             None
@@ -52,18 +84,24 @@ impl Device {
     /// The device of a `struct netdev_notifier_info *`.
     #[inline(always)]
     pub(crate) fn of(info: u64) -> Option<Self> {
-        read(info, OFFSETS.load().info_dev).map(Self)
+        read(info, INFO_DEV.load()).map(Self)
     }
 
+    /// The inode number of its namespace.
     #[inline(always)]
-    pub(crate) fn place(self) -> Option<Place> {
+    pub(crate) fn netns(self) -> Option<u32> {
         let Self(device) = self;
-        let offsets = OFFSETS.load();
-        let net: u64 = read(device, offsets.dev_net)?;
+        read(read(device, DEV_NET.load())?, NET_INUM.load())
+    }
+
+    /// Where it is, in this namespace.
+    #[inline(always)]
+    pub(crate) fn place(self, netns: u32) -> Option<Place> {
+        let Self(device) = self;
         Some(Place {
             name: self.name()?,
-            netns: read(net, offsets.net_inum)?,
-            ifindex: read(device, offsets.dev_ifindex)?,
+            netns,
+            ifindex: read(device, DEV_IFINDEX.load())?,
         })
     }
 
@@ -77,7 +115,7 @@ impl Device {
             bpf_probe_read_kernel_str(
                 (&raw mut name).cast(),
                 size_of::<Name>() as u32,
-                device.wrapping_add(u64::from(OFFSETS.load().dev_name)) as *const _,
+                device.wrapping_add(u64::from(DEV_NAME.load())) as *const _,
             )
         };
         (length > 0).then_some(name)
@@ -86,9 +124,8 @@ impl Device {
     #[inline(always)]
     pub(crate) fn reg_state(self) -> Option<u32> {
         let Self(device) = self;
-        let offsets = OFFSETS.load();
-        let word: u32 = read(device, offsets.dev_reg_state)?;
-        Some(word >> (offsets.reg_state_shift & 31) & offsets.reg_state_mask)
+        let word: u32 = read(device, DEV_REG_STATE.load())?;
+        Some(word >> (REG_STATE_SHIFT.load() & 31) & REG_STATE_MASK.load())
     }
 }
 
@@ -97,5 +134,5 @@ impl Device {
 pub(crate) fn is_kernel_thread() -> bool {
     // SAFETY: takes no argument; the task is only read through the checked helper.
     let task = unsafe { bpf_get_current_task() };
-    read::<u32>(task, OFFSETS.load().task_flags).is_some_and(|flags| flags & PF_KTHREAD != 0)
+    read::<u32>(task, TASK_FLAGS.load()).is_some_and(|flags| flags & PF_KTHREAD != 0)
 }

@@ -9,22 +9,31 @@
 struct Aligned<T: ?Sized>(T);
 
 /// The BPF object for this architecture; `None` where ifmon has none, and then only netlink is left.
-pub const OBJECT: Option<&[u8]> = OBJECT_HERE;
+pub const OBJECT: Option<&[u8]> = objects().0;
+
+/// The same with a log.
+pub const OBJECT_WITH_LOG: Option<&[u8]> = objects().1;
+
+type Objects = (Option<&'static [u8]>, Option<&'static [u8]>);
 
 #[cfg(all(target_arch = "x86_64", not(feature = "program")))]
-const OBJECT_HERE: Option<&[u8]> = {
-    static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64.o"));
-    Some(&OBJECT.0)
-};
+const fn objects() -> Objects {
+    static PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64.o"));
+    static LOG: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64-log.o"));
+    (Some(&PLAIN.0), Some(&LOG.0))
+}
 
 #[cfg(all(target_arch = "aarch64", not(feature = "program")))]
-const OBJECT_HERE: Option<&[u8]> = {
-    static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64.o"));
-    Some(&OBJECT.0)
-};
+const fn objects() -> Objects {
+    static PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64.o"));
+    static LOG: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64-log.o"));
+    (Some(&PLAIN.0), Some(&LOG.0))
+}
 
 #[cfg(any(
     feature = "program",
     not(any(target_arch = "x86_64", target_arch = "aarch64"))
 ))]
-const OBJECT_HERE: Option<&[u8]> = None;
+const fn objects() -> Objects {
+    (None, None)
+}

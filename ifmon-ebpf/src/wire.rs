@@ -73,7 +73,7 @@ impl NameKey {
 
 /// Key of the map `SEEDS`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Link {
     pub netns: u32,
     pub ifindex: u32,
@@ -200,39 +200,9 @@ pub struct Control {
     pub open: u32,
 }
 
-/// Where the fields that the programs read are in this kernel, in bytes; from its BTF.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offsets {
-    /// `netdev_notifier_info.dev`
-    pub info_dev: u32,
-    /// `net_device.name`
-    pub dev_name: u32,
-    /// `net_device.ifindex`
-    pub dev_ifindex: u32,
-    /// `net_device.nd_net.net`
-    pub dev_net: u32,
-    /// The 32-bit word that holds `net_device.reg_state`, which is a bit field on some kernels.
-    pub dev_reg_state: u32,
-    /// Shift right by this to have it …
-    pub reg_state_shift: u32,
-    /// … and mask with this.
-    pub reg_state_mask: u32,
-    /// `net.ns.inum`
-    pub net_inum: u32,
-    /// `task_struct.flags`
-    pub task_flags: u32,
-    /// `NETDEV_REGISTER` of `enum netdev_cmd`
-    pub event_register: u32,
-    /// `NETDEV_UNREGISTER`
-    pub event_unregister: u32,
-    /// `NETDEV_CHANGENAME`
-    pub event_change_name: u32,
-}
-
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, Counters, DeviceState, Link, NameKey, NameState, Offsets, Seed};
+    use super::{Control, Counters, DeviceState, Link, NameKey, NameState, Seed};
 
     // SAFETY: integers and arrays of them, `repr(C)` without padding; any bits are valid.
     unsafe impl aya::Pod for Control {}
@@ -246,8 +216,6 @@ mod pod {
     unsafe impl aya::Pod for NameKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NameState {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Offsets {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Seed {}
 }

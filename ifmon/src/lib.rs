@@ -1,6 +1,42 @@
 //! Know at once, and for certain, that a network interface is gone, new, renamed or moved.
+//!
+//! A watch is a name in a network namespace. A [`Monitor`] follows any number of them and is a stream of [`Event`]s:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), ifmon::Error> {
+//! use ifmon::{EventKind, Monitor};
+//!
+//! let mut monitor = Monitor::builder().watch("lo").start().await?;
+//! while let Some(event) = monitor.next().await {
+//!     let event = event?;
+//!     println!("{} {}", event.interface, event.kind.as_str());
+//!     match event.kind {
+//!         // First, once for each watch: from here on nothing is missed.
+//!         EventKind::Watching { ifindex } => assert_eq!(ifindex, Some(1)),
+//!         // Deleted, renamed, moved or recreated: no longer the interface that was set up.
+//!         _ if event.should_restart() => break,
+//!         _ => {}
+//!     }
+//! #   break;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Two worlds feed the same decisions. A BPF program in the kernel drops everything that does not concern a watch, so
+//! that the process sleeps however many other interfaces come and go; where BPF is not to be had, a netlink subscription
+//! gives the same verdicts. [`BackendChoice`] says which may be taken, [`Check`] which work on a host, and why others do
+//! not.
+//!
+//! After an event the watch goes on. When events are lost on the way (the kernel's queue overflowed), the state is read
+//! again, [`EventKind::Resynced`] says so, and only what has changed becomes an event. Dropping the monitor ends it.
+//! Watches are added and removed through a [`Handle`]. Everything runs on the caller's tokio runtime.
+//!
+//! `examples/` has an engine that restarts with its tunnel, the interfaces of a container, and use from blocking code.
 
 mod backend;
+mod check;
 mod error;
 mod event;
 #[doc(hidden)]
@@ -13,9 +49,10 @@ mod netns;
 pub mod tracker;
 
 pub use backend::Counters;
+pub use check::Check;
 pub use error::Error;
 pub use event::{Actor, BackendKind, Event, EventKind};
-pub use kernel::Unavailable;
+pub use kernel::{Facts, Lockdown, Unavailable};
 pub use monitor::{BackendChoice, Builder, Handle, Monitor};
 pub use name::{InterfaceName, InvalidName};
 pub use netns::{Netns, NetnsId};

@@ -300,7 +300,13 @@ impl Driver {
         loop {
             match self.step(&mut signals).await {
                 Step::Command(command) => self.command(command),
-                Step::Handed => drop(self.pending.pop_front()),
+                Step::Handed => {
+                    self.pending.pop_front();
+                    if self.pending.is_empty() {
+                        // What thousands of watches had to say at once needs no room for ever.
+                        self.pending.shrink_to(EVENTS);
+                    }
+                }
                 Step::Closed => return,
                 Step::Signals(result) => {
                     let ended = self.apply(&mut signals).map(Error::NetnsGone);

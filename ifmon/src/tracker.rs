@@ -260,3 +260,6 @@ impl Known {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,5 +1,11 @@
-//! What every scenario needs: a host to change, and a running ifmon to listen to.
+//! What every scenario needs: a host to change, and a running ifmon to listen to. And the scenarios themselves.
 
+pub mod format;
 pub mod links;
 pub mod namespace;
+pub mod obstacle;
 pub mod program;
+pub mod room;
+pub mod stage;
+pub mod table;
+pub mod want;

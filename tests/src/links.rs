@@ -25,6 +25,9 @@ pub enum Kind<'a> {
     Wireguard,
 }
 
+/// Name of the thread that sends the requests: who the kernel says made a change.
+pub const WORKER: &str = "links";
+
 /// A connection to change the links of a namespace. It keeps the namespace alive.
 #[derive(Debug)]
 pub struct Links {
@@ -37,6 +40,7 @@ impl Links {
     pub fn new(namespace: &Namespace) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
+            .thread_name(WORKER)
             .enable_io()
             .build()?;
         let (connection, handle, _) = namespace.run(|| {
@@ -90,6 +94,40 @@ impl Links {
         self.runtime
             .block_on(self.handle.link().add(message).execute())
             .with_context(|| format!("cannot add {name}"))
+    }
+
+    /// Makes a link as the message says: one request.
+    pub fn create(&self, message: LinkMessage) -> Result<()> {
+        self.runtime
+            .block_on(self.handle.link().add(message).execute())
+            .map_err(Into::into)
+    }
+
+    /// Deletes a link by index: one request.
+    pub fn delete_index(&self, index: u32) -> Result<()> {
+        self.runtime
+            .block_on(self.handle.link().del(index).execute())
+            .map_err(Into::into)
+    }
+
+    /// Deletes all links that the message matches: one request.
+    pub fn delete_matching(&self, message: LinkMessage) -> Result<()> {
+        self.runtime
+            .block_on(self.handle.link().del_with_message(message).execute())
+            .map_err(Into::into)
+    }
+
+    /// Gives a link an alternative name, or takes it away: one request.
+    pub fn set_altname(&self, index: u32, altname: &str, wanted: bool) -> Result<()> {
+        let link = self.handle.link();
+        let result = if wanted {
+            self.runtime
+                .block_on(link.property_add(index).alt_ifname(&[altname]).execute())
+        } else {
+            self.runtime
+                .block_on(link.property_del(index).alt_ifname(&[altname]).execute())
+        };
+        result.map_err(Into::into)
     }
 
     /// Deletes a link by name: one request.

@@ -42,7 +42,7 @@ pub(crate) fn bytes(command: &mut Command) -> Result<Vec<u8>> {
 }
 
 /// The end of what a program said, on one line.
-pub(crate) fn last_lines(stderr: &[u8]) -> String {
+fn last_lines(stderr: &[u8]) -> String {
     const LINES: usize = 3;
     let text = String::from_utf8_lossy(stderr);
     let mut lines: Vec<_> = text.trim().lines().rev().take(LINES).collect();

@@ -4,7 +4,7 @@ mod build;
 mod sources;
 mod toolchain;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 
@@ -14,7 +14,7 @@ use crate::{host::Missing, scratch::ScratchDir, workspace};
 /// Exit code of `--check` when this machine lacks what the comparison needs, as test drivers know it from automake.
 const LEFT_OUT: u8 = 77;
 
-/// Build the BPF object, one for each processor architecture
+/// Build the BPF objects: for each processor architecture, with and without a log
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Build in a temporary directory and compare with the objects in the tree, byte for byte; ends with 1 when they
@@ -63,9 +63,9 @@ pub(crate) fn check() -> Result<Check> {
         }
     };
     let scratch = ScratchDir::new(&workspace::target_dir())?;
-    for arch in build::ARCHITECTURES {
-        let built = build::object(&toolchain, arch, scratch.path())?;
-        let path = object_path(arch);
+    for variant in build::VARIANTS {
+        let built = build::object(&toolchain, variant, scratch.path())?;
+        let path = workspace::root().join(variant.object());
         let shipped = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         if let Some(at) = first_difference(&built, &shipped) {
             return Ok(Check::Different(format!(
@@ -89,12 +89,12 @@ fn build() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let target_dir = workspace::target_dir().join("ebpf");
     // All are built before any is written, so that a failure leaves a set that belongs together.
-    let objects = build::ARCHITECTURES
+    let objects = build::VARIANTS
         .into_iter()
-        .map(|arch| {
+        .map(|variant| {
             Ok((
-                object_path(arch),
-                build::object(&toolchain, arch, &target_dir)?,
+                workspace::root().join(variant.object()),
+                build::object(&toolchain, variant, &target_dir)?,
             ))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -114,10 +114,6 @@ fn write(path: &std::path::Path, content: &[u8]) -> Result<()> {
     fs::create_dir_all(dir)
         .and_then(|()| fs::write(path, content))
         .with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn object_path(arch: &str) -> PathBuf {
-    workspace::root().join(build::object_name(arch))
 }
 
 /// Where two files stop being alike.

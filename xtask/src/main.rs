@@ -1,9 +1,13 @@
 //! Everything about this project that is more than `cargo build`.
 
 mod command;
+mod demo;
+mod dist;
 mod ebpf;
 mod host;
+mod run;
 mod scratch;
+mod test;
 mod vm;
 mod workspace;
 
@@ -21,6 +25,10 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(run::Options),
+    Demo(demo::Options),
+    Dist(dist::Options),
+    Test(test::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
 }
@@ -37,6 +45,10 @@ fn main() -> ExitCode {
 
 fn run(Options { command }: Options) -> Result<ExitCode> {
     match command {
+        Command::Run(options) => run::run(options),
+        Command::Demo(options) => demo::run(options),
+        Command::Dist(options) => dist::run(options),
+        Command::Test(options) => test::run(options),
         Command::Ebpf(options) => ebpf::run(options),
         Command::Vm(options) => Ok(vm::run(options)),
     }

@@ -17,13 +17,14 @@ use aya::{
     maps::{Array, HashMap as Hash, MapData, PerCpuArray, RingBuf},
     programs::{FEntry, KProbe},
 };
+use aya_log::EbpfLogger;
 use ifmon_ebpf::{
     Control, Counters as KernelCounters, DeviceState, FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM,
     LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, Name, NameKey, NameState, Place as WirePlace,
     Record, Seed, flag,
 };
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, task::AbortHandle};
 
 use super::{Counters, Signal, readable};
 use crate::{
@@ -50,6 +51,8 @@ pub(crate) struct Ebpf {
     generations: u64,
     /// Sum of `dropped` at the last look.
     dropped: u64,
+    /// Hands the kernel side's log on, where one is wanted.
+    log: Option<AbortHandle>,
     /// Drops the programs and their links with it; nothing is pinned, so a killed process leaves nothing behind.
     _object: Object,
 }
@@ -87,6 +90,7 @@ impl Ebpf {
         ring_bytes: Option<u32>,
     ) -> Result<Self, Unavailable> {
         let mut object = load::object(layout, watches, ring_bytes)?;
+        let log = load::wants_log().then(|| follow_log(&mut object)).flatten();
         attach(&mut object, kind, layout)?;
         let control = take::<Array<_, Control>>(&mut object, "CONTROL")?;
         let ring = take::<RingBuf<_>>(&mut object, "EVENTS")?;
@@ -101,6 +105,7 @@ impl Ebpf {
             counts: HashMap::new(),
             generations: 0,
             dropped: 0,
+            log,
             _object: object,
         };
         ebpf.prove(control)?;
@@ -189,9 +194,10 @@ impl Ebpf {
         let mut query = Query::new(netns).map_err(Error::Recheck)?;
         let id = netns.id().0;
         self.namespaces.insert(id, id, 0).map_err(filter_error)?;
+        let met = self.met_before();
         names
             .iter()
-            .map(|name| self.watch_one(id, name, &mut query))
+            .map(|name| self.watch_one(id, name, &mut query, &met))
             .collect()
     }
 
@@ -201,6 +207,7 @@ impl Ebpf {
         netns: u32,
         name: &InterfaceName,
         query: &mut Query,
+        met: &HashMap<Link, u64>,
     ) -> Result<Option<Device>, Error> {
         let key = NameKey {
             name: Name::from_bytes(name.padded()),
@@ -243,20 +250,32 @@ impl Ebpf {
                 self.counts.insert(key, 0);
                 return Ok(link.map(|link| Device {
                     ifindex: link.ifindex,
-                    generation: self.met_before(&link).unwrap_or(seed.generation),
+                    generation: met.get(&link).copied().unwrap_or(seed.generation),
                 }));
             }
         }
     }
 
-    /// The generation of a device that the program has notes about, because it held another watched name before.
-    fn met_before(&self, link: &Link) -> Option<u64> {
+    /// The generations of devices that the program has notes about, because they held other watched names before.
+    fn met_before(&self) -> HashMap<Link, u64> {
+        if self.counts.is_empty() {
+            return HashMap::new();
+        }
         self.devices
             .iter()
             .filter_map(Result::ok)
-            .map(|(_, device)| device)
-            .find(|device| device.place.netns == link.netns && device.place.ifindex == link.ifindex)
-            .map(|device| device.generation)
+            .map(
+                |(
+                    _,
+                    DeviceState {
+                        generation, place, ..
+                    },
+                )| {
+                    let WirePlace { netns, ifindex, .. } = place;
+                    (Link { netns, ifindex }, generation)
+                },
+            )
+            .collect()
     }
 
     pub(crate) fn unwatch(&mut self, watch: Watch) {
@@ -457,6 +476,35 @@ impl Ebpf {
             lost: Some(dropped),
         }
     }
+}
+
+impl Drop for Ebpf {
+    fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            log.abort();
+        }
+    }
+}
+
+/// Passes what the kernel side has to say to the logger of this process.
+fn follow_log(object: &mut Object) -> Option<AbortHandle> {
+    let logger = EbpfLogger::init(object)
+        .map_err(|error| error.to_string())
+        .and_then(|logger| readable(logger).map_err(|error| error.to_string()));
+    let mut logger = match logger {
+        Ok(logger) => logger,
+        Err(error) => {
+            log::warn!("no log from the kernel side: {error}");
+            return None;
+        }
+    };
+    let task = tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Some(task.abort_handle())
 }
 
 fn attach(object: &mut Object, kind: BackendKind, layout: &Layout) -> Result<(), Unavailable> {

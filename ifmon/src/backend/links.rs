@@ -71,6 +71,9 @@ pub(crate) struct Links {
     devices: HashMap<u32, Known>,
     /// Devices that were moved to another namespace and may come back, by generation.
     elsewhere: HashMap<u64, Known>,
+    /// Names that were looked up and not entered yet, with the index of who was found to have them: a message about that
+    /// device concerns the name, though the device is not known yet.
+    looked: Vec<(u32, InterfaceName)>,
     generations: u64,
     /// The names or indexes have changed since the last [`Links::interest`].
     pub(crate) stale: bool,
@@ -83,6 +86,7 @@ impl Links {
             names: HashMap::new(),
             devices: HashMap::new(),
             elsewhere: HashMap::new(),
+            looked: Vec::new(),
             generations: 0,
             stale: false,
         }
@@ -127,6 +131,14 @@ impl Links {
 
     /// Takes a message, in the order in which they were sent.
     pub(crate) fn message(&mut self, message: &LinkMessage, host: &mut impl Host) -> Meaning {
+        let (LinkMessage::New { ifindex, .. } | LinkMessage::Deleted { ifindex, .. }) = *message;
+        for (looked, name) in &self.looked {
+            if *looked == ifindex
+                && let Some(slot) = self.names.get_mut(name)
+            {
+                slot.touched = true;
+            }
+        }
         match *message {
             LinkMessage::New { ifindex, name } => self.exists(ifindex, name, host),
             LinkMessage::Deleted {
@@ -137,11 +149,43 @@ impl Links {
         }
     }
 
+    /// Takes a message that may not be the next one after those before it: some were lost, it is not known where.
+    ///
+    /// That a known index has another name now can mean that it is another device's. What became of either is left to the
+    /// look-up that follows a loss in any case.
+    pub(crate) fn message_after_loss(
+        &mut self,
+        message: &LinkMessage,
+        host: &mut impl Host,
+    ) -> Meaning {
+        if let LinkMessage::New { ifindex, name } = *message
+            && let Some(known) = self.devices.get(&ifindex).map(|known| known.name)
+            && known != name
+        {
+            for name in [known, name] {
+                if let Some(slot) = self.names.get_mut(&name) {
+                    slot.touched = true;
+                }
+            }
+            return Meaning::default();
+        }
+        self.message(message, host)
+    }
+
     fn exists(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> Meaning {
         let mut left = None;
         let generation = match self.devices.get_mut(&ifindex) {
-            // A change of something else than the name.
-            Some(known) if known.name == name => return Meaning::default(),
+            // A change of something else than the name; unless a look-up has seen the new name before this message came.
+            Some(known)
+                if known.name == name
+                    && self.names.get_mut(&name).is_none_or(|slot| {
+                        // Or it was called otherwise for a moment, and a look-up has seen that.
+                        slot.touched = true;
+                        slot.holder == Some(ifindex)
+                    }) =>
+            {
+                return Meaning::default();
+            }
             Some(known) => {
                 let old = std::mem::replace(&mut known.name, name);
                 let generation = known.generation;
@@ -197,7 +241,8 @@ impl Links {
     /// A device that was not known has a watched name: is it one that went elsewhere and came back?
     ///
     /// Only here the inode decides within a stream of messages. Should the device be gone again by the time that it is
-    /// read, "another device" is the answer that does no harm.
+    /// read, "another device" is the answer that does no harm. For the same reason the inode is not kept here: whoever
+    /// has the name by now may be somebody else, and would be taken for this device ever after. A look-up learns it.
     fn adopt(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> u64 {
         let inode = if self.elsewhere.is_empty() {
             None
@@ -210,12 +255,14 @@ impl Links {
                     .elsewhere
                     .iter()
                     .find(|(_, known)| known.inode == Some(inode))?;
-                self.elsewhere.remove(&generation)
+                // Was it the inode of the device that the message is about?
+                let still = matches!(host.by_name(&name), Ok(Some(found)) if found == ifindex);
+                still.then(|| self.elsewhere.remove(&generation)).flatten()
             })
             .unwrap_or_else(|| Known {
                 generation: self.new_generation(),
                 name,
-                inode,
+                inode: None,
                 homes: 0,
             });
         self.devices.insert(ifindex, Known { name, ..known });
@@ -299,6 +346,8 @@ impl Links {
         slot.touched = false;
         let holder = slot.holder;
         let found = host.by_name(&name)?;
+        self.looked.retain(|(_, looked)| *looked != name);
+        self.looked.extend(found.map(|ifindex| (ifindex, name)));
         let inode = found.and_then(|_| host.inode(&name));
         let away = match holder {
             Some(ifindex) if found.is_none() => host
@@ -309,13 +358,6 @@ impl Links {
         Ok(Look { found, inode, away })
     }
 
-    /// What was read of the name was entered: only what comes now can change it.
-    pub(crate) fn settle(&mut self, name: InterfaceName) {
-        if let Some(slot) = self.names.get_mut(&name) {
-            slot.touched = false;
-        }
-    }
-
     /// Has no message concerned the name since it was looked up?
     pub(crate) fn is_settled(&self, name: InterfaceName) -> bool {
         self.names.get(&name).is_none_or(|slot| !slot.touched)
@@ -324,6 +366,7 @@ impl Links {
     /// Enters what was read; the flag says whether it is not what was known. Also learns the inode of the holder, by
     /// which it will be known again.
     pub(crate) fn enter(&mut self, name: InterfaceName, look: &Look) -> (Observed, bool) {
+        self.looked.retain(|(_, looked)| *looked != name);
         let Some(holder) = self.names.get(&name).map(|slot| slot.holder) else {
             return (Observed::default(), false);
         };
@@ -459,3 +502,6 @@ pub(crate) struct Look {
     /// While nobody has it: the name and the inode of what has the index of the device that did.
     away: Option<(InterfaceName, Option<u64>)>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,6 +67,14 @@ pub(crate) enum Backend {
     Netlink(Netlink),
 }
 
+/// Every backend, best first.
+pub(crate) const ALL: [BackendKind; 4] = [
+    BackendKind::Fentry,
+    BackendKind::Kprobe,
+    BackendKind::Netlink,
+    BackendKind::NetlinkUnfiltered,
+];
+
 /// Opens the backend that was chosen, or the best that works.
 pub(crate) fn open(
     choice: BackendChoice,
@@ -76,7 +84,7 @@ pub(crate) fn open(
     use BackendKind::{Fentry, Kprobe, Netlink as Filtered, NetlinkUnfiltered};
     let only;
     let candidates: &[BackendKind] = match choice {
-        BackendChoice::Auto => &[Fentry, Kprobe, Filtered, NetlinkUnfiltered],
+        BackendChoice::Auto => &ALL,
         BackendChoice::Ebpf => &[Fentry, Kprobe],
         BackendChoice::Only(kind) => {
             only = [kind];

@@ -157,7 +157,7 @@ impl Netlink {
         let mut unsettled = names.to_vec();
         for _ in 0..ROUNDS {
             // The kernel drops nothing while the state is read, so nothing can happen unheard before the new filter
-            // knows the indexes. What is heard of is read from the queue below.
+            // knows the indexes.
             if *filtered {
                 subscription
                     .socket
@@ -165,15 +165,12 @@ impl Netlink {
                     .detach_filter()
                     .map_err(Error::Filter)?;
             }
+            let mut looks = Vec::with_capacity(unsettled.len());
             for &name in &unsettled {
-                let look = subscription
-                    .links
-                    .look(name, &mut subscription.host)
-                    .map_err(Error::Recheck)?;
-                subscription.links.enter(name, &look);
-                subscription.links.settle(name);
+                let look = subscription.links.look(name, &mut subscription.host);
+                looks.push((name, look.map_err(Error::Recheck)?));
             }
-            subscription.refilter(*filtered).map_err(Error::Filter)?;
+            // What is heard of by now may be what the look-ups saw: it goes first, and those names are looked up again.
             let mut tally = Tally::default();
             while !subscription
                 .drain(signals, &mut tally)
@@ -181,15 +178,24 @@ impl Netlink {
             {}
             *seen += tally.seen;
             *matched += tally.matched;
+            *overflowed |= tally.overflowed;
             if tally.overflowed {
-                *overflowed = true;
+                unsettled = names.to_vec();
                 continue;
             }
-            unsettled.retain(|&name| !subscription.links.is_settled(name));
+            for (name, look) in looks {
+                if subscription.links.is_settled(name) {
+                    subscription.links.enter(name, &look);
+                }
+            }
+            // A name that was entered in an earlier round may have changed since.
+            let changed = |name: &InterfaceName| !subscription.links.is_settled(*name);
+            unsettled = names.iter().copied().filter(changed).collect();
             if unsettled.is_empty() {
                 break;
             }
         }
+        subscription.refilter(*filtered).map_err(Error::Filter)?;
         for name in names {
             subscription.unverified.remove(name);
         }
@@ -368,6 +374,10 @@ impl Subscription {
                 continue;
             }
             let (observed, changed) = self.links.enter(name, &look);
+            if changed {
+                // The filter does not know who was found yet: what that device did since then may have been dropped.
+                self.unverified.entry(name).or_default();
+            }
             if changed || lost {
                 signals.push(Signal::Resync {
                     watch: Watch {
@@ -425,7 +435,11 @@ impl Subscription {
             let Some(message) = messages(datagram).next().and_then(|message| message.link()) else {
                 continue;
             };
-            let Meaning { left, took } = links.message(&message, host);
+            let Meaning { left, took } = if overflow {
+                links.message_after_loss(&message, host)
+            } else {
+                links.message(&message, host)
+            };
             tally.matched += u64::from(left.is_some() || took.is_some());
             let time = SystemTime::now();
             signals.extend(left.map(|change| Signal::Change {

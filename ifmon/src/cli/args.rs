@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::Write as _,
+    io::{IsTerminal as _, Write as _},
     os::unix::ffi::OsStrExt as _,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use super::{Exit, complain};
 #[command(name = "ifmon", version, max_term_width = 100, after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// Interfaces to watch: NAME, or NETNS/NAME for one of another network namespace
-    #[arg(required_unless_present = "check", value_name = "INTERFACE", value_parser = TargetParser)]
+    #[arg(required_unless_present_any = NO_INTERFACE, value_name = "INTERFACE", value_parser = TargetParser)]
     pub(crate) interfaces: Vec<Target>,
 
     /// How to hear of changes
@@ -38,6 +38,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
 
+    /// Colour the lines for a person
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
+    pub(crate) color: ColorArg,
+
     /// Run CMD through sh for each event, one at a time and in order, with IFMON_EVENT, IFMON_INTERFACE, … set
     #[arg(long, value_name = "CMD")]
     pub(crate) exec: Option<OsString>,
@@ -54,6 +58,16 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// Serve metrics for Prometheus at this address; a port alone is one of the loopback address
+    #[cfg(feature = "metrics")]
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = listening_address)]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
+
+    /// Write the man page or the completions of a shell, and end
+    #[cfg(feature = "generate")]
+    #[arg(long, value_enum, value_name = "WHAT", hide = true)]
+    pub(crate) generate: Option<super::generate::What>,
+
     /// Bytes of the queue between the kernel and ifmon
     #[arg(long, value_name = "BYTES", hide = true)]
     pub(crate) receive_buffer: Option<u32>,
@@ -66,6 +80,13 @@ pub(crate) struct Args {
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
+
+/// What does something else than watching.
+const NO_INTERFACE: &[&str] = if cfg!(feature = "generate") {
+    &["check", "generate"]
+} else {
+    &["check"]
+};
 
 const AFTER_HELP: &str = "\
 Events: watching, deleted, renamed, moved, appeared, recreated, returned, resynced, stopped.
@@ -97,6 +118,31 @@ impl From<BackendArg> for BackendChoice {
             BackendArg::Kprobe => Self::Only(BackendKind::Kprobe),
             BackendArg::Netlink => Self::Only(BackendKind::Netlink),
             BackendArg::NetlinkUnfiltered => Self::Only(BackendKind::NetlinkUnfiltered),
+        }
+    }
+}
+
+/// The values of `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorArg {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl ColorArg {
+    /// Shall standard output be coloured?
+    pub(crate) fn wanted(self) -> bool {
+        match self {
+            Self::Auto => {
+                std::io::stdout().is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            }
+            Self::Always => true,
+            Self::Never => false,
         }
     }
 }
@@ -147,6 +193,18 @@ fn seconds(value: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a number of seconds is wanted".to_owned())
 }
 
+#[cfg(feature = "metrics")]
+fn listening_address(value: &str) -> Result<std::net::SocketAddr, String> {
+    use std::net::{Ipv4Addr, SocketAddr};
+    value
+        .parse::<u16>()
+        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        .or_else(|_| value.parse())
+        .map_err(|_| {
+            "an address with a port is wanted, such as 127.0.0.1:9101, or a port".to_owned()
+        })
+}
+
 impl Args {
     /// Parses the command line. What is wrong with it is said in one line, as any other error.
     pub(crate) fn parse() -> Result<Self, Exit> {
@@ -171,5 +229,52 @@ impl Args {
             complain(&format!("{message}; see ifmon --help"));
             Exit::Usage
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_last_slash_ends_the_namespace() {
+        let parse = |word| Args::try_parse_from(["ifmon", word]).map(|args| args.interfaces);
+        let target = |netns: Option<&str>, name: &str| Target {
+            netns: netns.map(str::to_owned),
+            name: InterfaceName::new(name).expect("a good name"),
+        };
+        assert_eq!(parse("wg0").expect("a name"), [target(None, "wg0")]);
+        assert_eq!(
+            parse("web/wg0").expect("a name"),
+            [target(Some("web"), "wg0")]
+        );
+        assert_eq!(
+            parse("/proc/1/ns/net/wg0").expect("a name"),
+            [target(Some("/proc/1/ns/net"), "wg0")]
+        );
+        assert!(parse("web/").is_err());
+        assert!(parse("").is_err());
+    }
+
+    #[cfg(feature = "metrics")]
+    #[test]
+    fn a_port_alone_is_one_of_the_loopback_address() {
+        for (value, address) in [
+            ("9101", Some("127.0.0.1:9101")),
+            ("0.0.0.0:80", Some("0.0.0.0:80")),
+            ("[::1]:80", Some("[::1]:80")),
+            ("localhost:80", None),
+            ("70000", None),
+        ] {
+            let parsed = listening_address(value)
+                .ok()
+                .map(|address| address.to_string());
+            assert_eq!(parsed.as_deref(), address, "{value}");
+        }
     }
 }

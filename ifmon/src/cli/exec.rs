@@ -58,6 +58,10 @@ async fn run(command: &OsString, environment: Environment, limit: Duration) {
         .arg("-c")
         .arg(command)
         .envs(environment)
+        // What a service manager wants to hear of ifmon, a command must not answer for it.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
+        .env_remove("WATCHDOG_PID")
         .stdin(Stdio::null())
         .process_group(0)
         .kill_on_drop(true)

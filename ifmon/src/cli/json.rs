@@ -10,7 +10,10 @@ use ifmon::{Actor, BackendKind, Event, EventKind, InterfaceName, NetnsId};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::run::Stopped;
+use super::{
+    origin::Origin,
+    run::{Known, Stopped},
+};
 
 /// One line of output. Every line begins with the same fields; a null field of a kind stays, since it says "unknown".
 #[derive(Debug, Serialize)]
@@ -29,7 +32,7 @@ pub(crate) struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     by: Option<By<'a>>,
     #[serde(flatten)]
-    details: Details,
+    details: Details<'a>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     recovered: bool,
 }
@@ -41,11 +44,13 @@ struct By<'a> {
     uid: u32,
     cgroup: u64,
     kthread: bool,
+    #[serde(flatten)]
+    origin: &'a Origin,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Details {
+enum Details<'a> {
     None {},
     Renamed {
         #[serde(serialize_with = "lossy")]
@@ -54,6 +59,8 @@ enum Details {
     Moved {
         to_netns: Option<u32>,
         to_ifindex: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to_netns_name: Option<&'a str>,
     },
     Recreated {
         old_ifindex: u32,
@@ -71,7 +78,7 @@ enum Details {
 }
 
 impl<'a> Line<'a> {
-    pub(crate) fn event(event: &'a Event) -> Self {
+    pub(crate) fn event(event: &'a Event, known: &'a Known) -> Self {
         Self {
             time: event.time,
             event: event.kind.as_str(),
@@ -80,7 +87,7 @@ impl<'a> Line<'a> {
             ifindex: event.kind.ifindex(),
             restart: event.should_restart(),
             backend: event.backend,
-            by: event.by.as_ref().map(By::of),
+            by: event.by.as_ref().map(|actor| By::of(actor, &known.origin)),
             details: match event.kind {
                 EventKind::Renamed { to, .. } => Details::Renamed { to },
                 EventKind::Moved {
@@ -90,6 +97,7 @@ impl<'a> Line<'a> {
                 } => Details::Moved {
                     to_netns: to_netns.map(|NetnsId(inum)| inum),
                     to_ifindex,
+                    to_netns_name: known.to_netns_name.as_deref(),
                 },
                 EventKind::Recreated { old_ifindex, .. } => Details::Recreated { old_ifindex },
                 EventKind::Resynced { lost, changed, .. } => Details::Resynced { lost, changed },
@@ -155,13 +163,14 @@ fn flatten(prefix: &str, fields: &Map<String, Value>, variables: &mut Vec<(Strin
 }
 
 impl<'a> By<'a> {
-    fn of(actor: &'a Actor) -> Self {
+    fn of(actor: &'a Actor, origin: &'a Origin) -> Self {
         Self {
             pid: actor.pid,
             comm: &actor.comm,
             uid: actor.uid,
             cgroup: actor.cgroup,
             kthread: actor.kthread,
+            origin,
         }
     }
 }

@@ -1,8 +1,16 @@
 //! The command line program.
 
 mod args;
+mod check;
 mod exec;
+#[cfg(feature = "generate")]
+mod generate;
+mod journal;
 mod json;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod notify;
+mod origin;
 mod privileges;
 mod run;
 mod stdout;
@@ -37,6 +45,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(args) => args,
         Err(exit) => return exit.into(),
     };
+    #[cfg(feature = "generate")]
+    if let Some(what) = args.generate {
+        let written = what.write(&mut std::io::stdout().lock());
+        return written.map_or(Exit::Failed, |()| Exit::Stopped).into();
+    }
     start_log(&args);
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -70,7 +83,12 @@ fn exit_of(error: &ifmon::Error) -> Exit {
 
 /// One line on standard error; when that is closed, there is nobody to tell.
 pub(crate) fn complain(message: &str) {
-    let _ = writeln!(anstream::stderr(), "ifmon: {}", message.replace('\n', " "));
+    let _ = writeln!(
+        anstream::stderr(),
+        "{}{}",
+        journal::prefix(log::Level::Error),
+        message.replace('\n', " ")
+    );
 }
 
 /// Messages for people go to standard error, one plain line each.
@@ -85,9 +103,11 @@ fn start_log(args: &Args) {
     env_logger::Builder::new()
         .filter_level(others)
         .filter_module("ifmon", own)
+        // How aya relocates a program is of use to nobody here.
+        .filter_module("aya", others.min(Warn))
         .format(|out, record| {
             let message = record.args().to_string().replace('\n', " ");
-            writeln!(out, "ifmon: {message}")
+            writeln!(out, "{}{message}", journal::prefix(record.level()))
         })
         .init();
 }

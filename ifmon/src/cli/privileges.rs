@@ -15,13 +15,14 @@ pub(crate) fn drop_all(backend: BackendKind) -> rustix::io::Result<()> {
         BackendKind::Fentry | BackendKind::Kprobe => CapabilitySet::BPF,
         BackendKind::Netlink | BackendKind::NetlinkUnfiltered => CapabilitySet::empty(),
     };
-    set_no_new_privs(true)?;
-    let _ = clear_ambient_capability_set();
     let CapabilitySets {
         effective,
         permitted,
         inheritable: _,
     } = capabilities(None)?;
+    tell(permitted - needed, permitted & needed);
+    set_no_new_privs(true)?;
+    let _ = clear_ambient_capability_set();
     set_capabilities(
         None,
         CapabilitySets {
@@ -30,4 +31,26 @@ pub(crate) fn drop_all(backend: BackendKind) -> rustix::io::Result<()> {
             inheritable: CapabilitySet::empty(),
         },
     )
+}
+
+/// Names what is given up, as `capabilities(7)` does.
+fn tell(dropped: CapabilitySet, kept: CapabilitySet) {
+    let names = |set: CapabilitySet| {
+        let names: Vec<_> = set
+            .iter_names()
+            .map(|(name, _)| format!("CAP_{name}"))
+            .collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(" ")
+        }
+    };
+    if !dropped.is_empty() {
+        log::info!(
+            "capabilities dropped: {}; kept: {}",
+            names(dropped),
+            names(kept)
+        );
+    }
 }

@@ -1,6 +1,9 @@
 //! A run of the program: from the arguments to the last line.
 
-use std::{collections::HashMap, io::IsTerminal as _, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    time::SystemTime,
+};
 
 use anyhow::Context as _;
 use ifmon::{
@@ -8,8 +11,11 @@ use ifmon::{
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+#[cfg(feature = "metrics")]
+use super::metrics::{self, Metrics};
 use super::{
-    Exit, args::Args, complain, exec::Hooks, json::Line, privileges, stdout::Stdout, text,
+    Exit, args::Args, complain, exec::Hooks, json::Line, notify::Notifier, origin::Origin,
+    privileges, stdout::Stdout, text,
 };
 
 /// Why the watch ended.
@@ -44,6 +50,27 @@ pub(crate) struct Stopped {
     pub(crate) lost: Option<u64>,
 }
 
+/// What is found out about an event for whoever reads of it.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) origin: Origin,
+    /// What `ip netns` calls the namespace that a device went to.
+    pub(crate) to_netns_name: Option<String>,
+}
+
+impl Known {
+    fn of(event: &Event) -> Self {
+        let to_netns_name = match event.kind {
+            EventKind::Moved { to_netns, .. } => to_netns.and_then(NetnsId::name),
+            _ => None,
+        };
+        Self {
+            origin: event.by.as_ref().map(Origin::of).unwrap_or_default(),
+            to_netns_name,
+        }
+    }
+}
+
 /// What is remembered of a watch for its last line.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
@@ -61,16 +88,40 @@ enum End {
 
 /// Watches until something ends it.
 pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
+    if args.check {
+        let check = ifmon::Check::run();
+        let shown = if args.json {
+            format!("{}\n", super::check::json(&check))
+        } else {
+            super::check::text(&check)
+        };
+        let written = Stdout::open()?.write(shown.as_bytes()).await;
+        return written.or_else(reader_gone).map(|()| Exit::Stopped);
+    }
     let signals = Signals::new().context("cannot handle signals")?;
-    let mut monitor = builder(args)?.start().await?;
+    let notifier = Notifier::new();
+    #[cfg(feature = "metrics")]
+    let metrics = match args.metrics {
+        Some(address) => Some(metrics::Listener::open(address).await?),
+        None => None,
+    };
+    let (builder, watches) = builder(args)?;
+    let mut monitor = builder.start().await?;
+    warn_of_netns(args, monitor.backend());
     if args.exec.is_none() {
         privileges::drop_all(monitor.backend()).context("cannot give up privileges")?;
     } else {
         log::info!("keeping all privileges for the commands of --exec");
     }
-    let mut output = Output::open(args)?;
+    let mut output = Output::open(args, watches, notifier)?;
+    output.notifier.watch_over(monitor.handle());
+    #[cfg(feature = "metrics")]
+    if let Some(metrics) = metrics {
+        output.metrics = Some(metrics.serve(monitor.handle(), monitor.backend()));
+    }
 
     let end = output.follow(&mut monitor, signals, args).await;
+    output.notifier.stopping();
     match end {
         End::Reason(reason) => {
             output.stop(&monitor, reason).await.or_else(reader_gone)?;
@@ -89,7 +140,9 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
     }
 }
 
-fn builder(args: &Args) -> Result<Builder, Error> {
+/// What is to be watched, and how many watches that makes.
+fn builder(args: &Args) -> Result<(Builder, usize), Error> {
+    let mut watches = HashSet::new();
     let mut builder = Monitor::builder().backend(args.backend.into());
     if let Some(bytes) = args.receive_buffer {
         builder = builder.receive_buffer(bytes);
@@ -97,8 +150,15 @@ fn builder(args: &Args) -> Result<Builder, Error> {
     for target in &args.interfaces {
         let name = target.name.as_bytes();
         match &target.netns {
-            Some(netns) => builder = builder.watch_in(Netns::find(netns)?, [name]),
-            None if args.netns.is_empty() => builder = builder.watch(name),
+            Some(netns) => {
+                let netns = Netns::find(netns)?;
+                watches.insert((netns.id(), target.name));
+                builder = builder.watch_in(netns, [name]);
+            }
+            None if args.netns.is_empty() => {
+                watches.insert((Netns::current()?.id(), target.name));
+                builder = builder.watch(name);
+            }
             None => {}
         }
     }
@@ -106,12 +166,30 @@ fn builder(args: &Args) -> Result<Builder, Error> {
         .interfaces
         .iter()
         .filter(|target| target.netns.is_none())
-        .map(|target| target.name.as_bytes())
+        .map(|target| target.name)
         .collect();
     for netns in &args.netns {
-        builder = builder.watch_in(Netns::find(netns)?, &names);
+        let netns = Netns::find(netns)?;
+        watches.extend(names.iter().map(|&name| (netns.id(), name)));
+        builder = builder.watch_in(netns, names.iter().map(InterfaceName::as_bytes));
     }
-    Ok(builder)
+    Ok((builder, watches.len()))
+}
+
+/// A socket keeps its network namespace alive; a BPF program does not.
+fn warn_of_netns(args: &Args, backend: BackendKind) {
+    let named =
+        !args.netns.is_empty() || args.interfaces.iter().any(|target| target.netns.is_some());
+    if named
+        && matches!(
+            backend,
+            BackendKind::Netlink | BackendKind::NetlinkUnfiltered
+        )
+    {
+        log::warn!(
+            "watching another network namespace by {backend} keeps it alive until ifmon ends; fentry and kprobe do not"
+        );
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,23 +204,30 @@ struct Output {
     tallies: HashMap<(NetnsId, InterfaceName), Tally>,
     /// The watches in the order in which they began.
     order: Vec<(NetnsId, InterfaceName)>,
+    /// How many there are to be.
+    watches: usize,
+    notifier: Notifier,
+    #[cfg(feature = "metrics")]
+    metrics: Option<Metrics>,
 }
 
 impl Output {
-    fn open(args: &Args) -> anyhow::Result<Self> {
+    fn open(args: &Args, watches: usize, notifier: Notifier) -> anyhow::Result<Self> {
         let stdout = Stdout::open().context("cannot use standard output")?;
-        let color = std::io::stdout().is_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let own = Netns::current().ok().map(|netns| netns.id());
         Ok(Self {
             stdout,
-            text: (!args.json).then(|| text::Writer::new(own, color)),
+            text: (!args.json).then(|| text::Writer::new(own, args.color.wanted())),
             hooks: args
                 .exec
                 .clone()
                 .map(|command| Hooks::new(command, args.exec_timeout)),
             tallies: HashMap::new(),
             order: Vec::new(),
+            watches,
+            notifier,
+            #[cfg(feature = "metrics")]
+            metrics: None,
         })
     }
 
@@ -190,8 +275,13 @@ impl Output {
 
     async fn event(&mut self, event: &Event) -> std::io::Result<()> {
         let key = (event.netns, event.interface);
-        if matches!(event.kind, EventKind::Watching { .. }) {
+        let is_begin = matches!(event.kind, EventKind::Watching { .. });
+        if is_begin {
             self.order.push(key);
+        }
+        #[cfg(feature = "metrics")]
+        if let Some(metrics) = &self.metrics {
+            metrics.event(event);
         }
         let tally = self.tallies.entry(key).or_default();
         tally.delivered += 1;
@@ -199,13 +289,22 @@ impl Output {
             EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => None,
             ref kind => kind.ifindex(),
         };
-        let line = Line::event(event);
+        let known = Known::of(event);
+        let line = Line::event(event, &known);
         match &self.text {
-            Some(text) => self.stdout.write(&text.event(event)).await?,
+            Some(text) => self.stdout.write(&text.event(event, &known)).await?,
             None => self.stdout.write(&line.to_json()).await?,
         }
         if let Some(hooks) = &self.hooks {
             hooks.run(line.to_environment()).await;
+        }
+        if is_begin && self.order.len() == self.watches {
+            let plural = if self.watches == 1 { "" } else { "s" };
+            let status = format!(
+                "watching {} interface{plural} by {}",
+                self.watches, event.backend
+            );
+            self.notifier.ready(&status);
         }
         Ok(())
     }

@@ -5,7 +5,10 @@ use std::{fmt::Write as _, time::SystemTime};
 use anstyle::{AnsiColor, Style};
 use ifmon::{Actor, Event, EventKind, InterfaceName, NetnsId};
 
-use super::run::Stopped;
+use super::{
+    origin::{Container, Origin},
+    run::{Known, Stopped},
+};
 
 /// Writes lines; knows which namespace needs no mention.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ impl Writer {
         Self { own, color }
     }
 
-    pub(crate) fn event(&self, event: &Event) -> Vec<u8> {
+    pub(crate) fn event(&self, event: &Event, known: &Known) -> Vec<u8> {
         let mut text = match &event.kind {
             EventKind::Watching {
                 ifindex: Some(ifindex),
@@ -40,7 +43,9 @@ impl Writer {
             } => {
                 let mut text = format!("ifindex {ifindex} went to ");
                 match to_netns {
-                    Some(netns) => text.push_str(&self.netns(*netns)),
+                    Some(netns) => {
+                        text.push_str(&self.describe(*netns, known.to_netns_name.as_deref()));
+                    }
                     None => text.push_str("another network namespace"),
                 }
                 if let Some(ifindex) = to_ifindex {
@@ -67,7 +72,7 @@ impl Writer {
             text.push_str(", found by reading the state again");
         }
         if let Some(actor) = &event.by {
-            let _ = write!(text, ", {}", who(actor));
+            let _ = write!(text, ", {}", who(actor, &known.origin));
         }
         let style = match &event.kind {
             kind if kind.should_restart() => AnsiColor::Red.on_default().bold(),
@@ -132,7 +137,11 @@ impl Writer {
     }
 
     fn netns(&self, netns: NetnsId) -> String {
-        match netns.name() {
+        self.describe(netns, netns.name().as_deref())
+    }
+
+    fn describe(&self, netns: NetnsId, name: Option<&str>) -> String {
+        match name {
             Some(name) => format!("namespace {name}"),
             None if self.own == Some(netns) => "the namespace of ifmon".to_owned(),
             None => format!("namespace {netns}"),
@@ -141,7 +150,7 @@ impl Writer {
 }
 
 /// A name may hold any byte: control characters must not reach a terminal.
-fn printable(name: &InterfaceName) -> String {
+fn printable(name: &impl ToString) -> String {
     let mut text = String::new();
     for character in name.to_string().chars() {
         if character.is_control() {
@@ -153,21 +162,31 @@ fn printable(name: &InterfaceName) -> String {
     text
 }
 
-fn who(actor: &Actor) -> String {
-    let comm: String = actor
-        .comm
-        .chars()
-        .map(|character| {
-            if character.is_control() {
-                '?'
-            } else {
-                character
-            }
-        })
-        .collect();
+fn who(actor: &Actor, origin: &Origin) -> String {
+    let comm = printable(&actor.comm);
     if actor.kthread {
-        format!("by the kernel ({comm}) for somebody")
-    } else {
-        format!("by {comm} (pid {}, uid {})", actor.pid, actor.uid)
+        return format!("by the kernel ({comm}) for somebody");
     }
+    format!(
+        "by {comm} (pid {}, uid {}){}",
+        actor.pid,
+        actor.uid,
+        whence(origin)
+    )
+}
+
+/// The nearest that is known of where somebody comes from. Docker's habit of twelve digits of an id is everybody's.
+fn whence(origin: &Origin) -> String {
+    let Origin {
+        cgroup_path: _,
+        container,
+        unit,
+    } = origin;
+    if let Some(Container { runtime, id }) = container {
+        let runtime = runtime.map_or_else(String::new, |runtime| format!("{runtime} "));
+        let id: String = id.chars().take(12).collect();
+        return format!(" in {runtime}container {}", printable(&id));
+    }
+    unit.as_ref()
+        .map_or_else(String::new, |unit| format!(" in {}", printable(unit)))
 }

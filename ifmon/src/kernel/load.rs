@@ -7,7 +7,7 @@ use aya::{
     maps::MapError,
     programs::{ProgramError, kprobe::KProbeError},
 };
-use ifmon_ebpf::OBJECT;
+use ifmon_ebpf::{OBJECT, OBJECT_WITH_LOG};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
 use super::{
@@ -19,6 +19,8 @@ use super::{
 const RING: u32 = 256 * 1024;
 /// The smallest sizes, for hosts with a tight limit on locked memory.
 const SMALL_RING: u32 = 4096;
+/// What the maps take at their usual sizes, generously.
+const ROOMY_LIMIT: u64 = 4 << 20;
 /// Watches that fit without being asked for: adding some later should not need a restart.
 const WATCHES: usize = 1024;
 
@@ -45,27 +47,26 @@ pub(crate) fn object(
     watches: usize,
     ring_bytes: Option<u32>,
 ) -> Result<Ebpf, Unavailable> {
-    let code = OBJECT.ok_or(Unavailable::NoObject)?;
-    let roomy = watches.max(WATCHES);
-    let tight = watches.max(8);
+    let code = if wants_log() { OBJECT_WITH_LOG } else { OBJECT };
+    let code = code.ok_or(Unavailable::NoObject)?;
+    let roomy = (watches.max(WATCHES), ring_bytes.unwrap_or(RING));
+    let tight = (watches.max(8), ring_bytes.unwrap_or(SMALL_RING));
     let mut last = None;
-    // Before 5.11 maps count against RLIMIT_MEMLOCK: what does not fit is tried again smaller.
-    for (watches, ring) in [
-        (roomy, ring_bytes.unwrap_or(RING)),
-        (tight, ring_bytes.unwrap_or(SMALL_RING)),
-    ] {
+    // Maps that were tried and given back count for a while longer, so where they are counted (before 5.11, against a
+    // limit that is 64 KiB by default) the small ones come first.
+    let sizes: &[(usize, u32)] = match memlock_limit() {
+        Some(limit) if limit < ROOMY_LIMIT => &[tight],
+        _ => &[roomy, tight],
+    };
+    for &(watches, ring) in sizes {
         let entries = u32::try_from(watches.next_power_of_two()).unwrap_or(u32::MAX);
-        let level: u8 = if log::log_enabled!(target: "ifmon_ebpf", log::Level::Debug) {
-            4
-        } else {
-            0
-        };
-        let result = loader()
+        let mut loader = loader();
+        for (name, value) in &layout.constants {
+            loader.override_global(name, value, true);
+        }
+        let result = loader
             .btf(None)
             .verifier_log_level(VerifierLogLevel::DISABLE)
-            .override_global("OFFSETS", &layout.offsets, true)
-            .override_global("AYA_LOG_LEVEL", &level, false)
-            .map_max_entries("AYA_LOGS", if level == 0 { 4096 } else { 64 * 1024 })
             .map_max_entries("NAMES", entries)
             .map_max_entries("DEVICES", entries.saturating_mul(2))
             .map_max_entries("SEEDS", entries)
@@ -78,6 +79,11 @@ pub(crate) fn object(
         }
     }
     Err(last.map_or(Unavailable::NoObject, |error| object_refused(&error)))
+}
+
+/// Is the kernel side to say what it sees?
+pub(crate) fn wants_log() -> bool {
+    log::log_enabled!(target: "ifmon_ebpf", log::Level::Debug)
 }
 
 /// A loader that has not parsed the kernel's BTF.

@@ -9,12 +9,13 @@ pub use facts::{Facts, Lockdown};
 pub use unavailable::Unavailable;
 
 use aya::{Btf, Endianness};
-use ifmon_ebpf::{HOOK, Offsets};
+use ifmon_ebpf::HOOK;
 
 /// Where the kernel keeps what the programs read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    pub(crate) offsets: Offsets,
+    /// The constants of the programs, by name (`ifmon-ebpf/src/netdev.rs`).
+    pub(crate) constants: [(&'static str, u32); 12],
     /// BTF id of the function that is hooked.
     hook: Option<u32>,
 }
@@ -27,21 +28,24 @@ impl Layout {
             events,
             funcs,
         } = btf::read_layout(btf::VMLINUX).map_err(Unavailable::Btf)?;
+        // The programs load 32 bits of `reg_state`, and mask them: on a little-endian machine, and ifmon has objects for
+        // no other, the bits wanted are the same whatever the field's size.
+        let reg_state = offsets.dev_reg_state;
         Ok(Self {
-            offsets: Offsets {
-                info_dev: offsets.notifier_info_dev,
-                dev_name: offsets.dev_name,
-                dev_ifindex: offsets.dev_ifindex,
-                dev_net: offsets.dev_net,
-                dev_reg_state: offsets.dev_reg_state.offset,
-                reg_state_shift: offsets.dev_reg_state.shift,
-                reg_state_mask: offsets.dev_reg_state.mask,
-                net_inum: offsets.net_inum,
-                task_flags: offsets.task_flags,
-                event_register: events.register,
-                event_unregister: events.unregister,
-                event_change_name: events.change_name,
-            },
+            constants: [
+                ("INFO_DEV", offsets.notifier_info_dev),
+                ("DEV_NAME", offsets.dev_name),
+                ("DEV_IFINDEX", offsets.dev_ifindex),
+                ("DEV_NET", offsets.dev_net),
+                ("DEV_REG_STATE", reg_state.offset),
+                ("REG_STATE_SHIFT", reg_state.shift),
+                ("REG_STATE_MASK", reg_state.mask),
+                ("NET_INUM", offsets.net_inum),
+                ("TASK_FLAGS", offsets.task_flags),
+                ("EVENT_REGISTER", events.register),
+                ("EVENT_UNREGISTER", events.unregister),
+                ("EVENT_CHANGE_NAME", events.change_name),
+            ],
             hook: funcs.rtnetlink_event,
         })
     }

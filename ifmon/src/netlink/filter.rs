@@ -44,6 +44,8 @@ impl Interest {
 pub(crate) enum Precision {
     /// What it lets through concerns a watch.
     Exact,
+    /// Compares names whole, and indexes by ranges: those of links that were made one after the other lie close.
+    Ranges,
     /// Compares the first four bytes of names, and indexes by ranges.
     Coarse,
     /// Compares ranges of the first four bytes of names, and of indexes.
@@ -51,7 +53,7 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
-    pub(crate) const ALL: [Self; 3] = [Self::Exact, Self::Coarse, Self::Coarsest];
+    pub(crate) const ALL: [Self; 4] = [Self::Exact, Self::Ranges, Self::Coarse, Self::Coarsest];
 }
 
 /// `BPF_MAXINSNS` of `include/uapi/linux/bpf_common.h`.
@@ -93,7 +95,9 @@ pub(crate) fn build(interest: &Interest, precision: Precision) -> Option<Vec<Ins
             .iter()
             .map(|&index| (index, index))
             .collect(),
-        Precision::Coarse | Precision::Coarsest => ranges(interest.indexes.iter().copied()),
+        Precision::Ranges | Precision::Coarse | Precision::Coarsest => {
+            ranges(interest.indexes.iter().copied())
+        }
     };
     // Loads are big-endian, the message is in the host's order; ranges are of the values as they are loaded.
     let mut ranges: Vec<(u32, u32)> = ranges;
@@ -304,3 +308,6 @@ impl Program {
         (reversed.len() <= MAX_INSTRUCTIONS).then_some(reversed)
     }
 }
+
+#[cfg(test)]
+mod tests;

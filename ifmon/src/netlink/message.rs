@@ -211,3 +211,6 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
         bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,8 +13,32 @@ use anyhow::{Context as _, Result};
 use super::toolchain::Toolchain;
 use crate::{command, workspace};
 
-/// A kprobe finds its arguments in the processor's `pt_regs`, so there is an object for each architecture.
-pub(super) const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
+/// An object that is shipped. A kprobe finds its arguments in the processor's `pt_regs`, so there is one for each
+/// architecture; and one that logs, since a log that is switched off still costs a map and a third of the program.
+#[derive(Clone, Copy)]
+pub(super) struct Variant {
+    pub(super) arch: &'static str,
+    log: bool,
+}
+
+pub(super) const VARIANTS: [Variant; 4] = [
+    Variant {
+        arch: "x86_64",
+        log: false,
+    },
+    Variant {
+        arch: "x86_64",
+        log: true,
+    },
+    Variant {
+        arch: "aarch64",
+        log: false,
+    },
+    Variant {
+        arch: "aarch64",
+        log: true,
+    },
+];
 
 const PACKAGE: &str = "ifmon-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
@@ -35,21 +59,34 @@ pub(super) const PROFILE: [&str; 9] = [
 /// BTF is made from debug information, of which the rest is stripped in the end.
 pub(super) const LINK_ARGS: [&str; 1] = ["--btf"];
 
-/// Where the object for `arch` is in the tree.
-pub(super) fn object_name(arch: &str) -> String {
-    format!("ifmon-ebpf/object/ifmon-{arch}.o")
+impl Variant {
+    fn name(self) -> String {
+        let Self { arch, log } = self;
+        format!("{arch}{}", if log { "-log" } else { "" })
+    }
+
+    /// Where the object is in the tree.
+    pub(super) fn object(self) -> String {
+        format!("ifmon-ebpf/object/ifmon-{}.o", self.name())
+    }
 }
 
-/// The object for `arch`, built below `target_dir`.
-pub(super) fn object(toolchain: &Toolchain, arch: &str, target_dir: &Path) -> Result<Vec<u8>> {
-    // Cargo leaves path remapping out of its fingerprints' names: in one directory the two would overwrite each other.
-    let target_dir = target_dir.join(arch);
+/// The object, built below `target_dir`.
+pub(super) fn object(
+    toolchain: &Toolchain,
+    variant: Variant,
+    target_dir: &Path,
+) -> Result<Vec<u8>> {
+    let Variant { arch, log } = variant;
+    let features = if log { "program,log" } else { "program" };
+    // Cargo leaves path remapping out of its fingerprints' names: in one directory two would overwrite each other.
+    let target_dir = target_dir.join(variant.name());
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(workspace::root())
         .args(["build", "--release", "--locked", "--quiet"])
         .args(["--package", PACKAGE, "--bin", PACKAGE])
-        .args(["--features", "program", "--target", TARGET])
+        .args(["--features", features, "--target", TARGET])
         .args(["-Z", "build-std=core"])
         .args(PROFILE.iter().flat_map(|setting| ["--config", setting]))
         .arg("--target-dir")

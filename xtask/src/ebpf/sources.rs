@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    build::{ARCHITECTURES, LINK_ARGS, PROFILE, object_name},
+    build::{LINK_ARGS, PROFILE, VARIANTS},
     toolchain::{BPF_LINKER, RUSTC},
 };
 
@@ -100,7 +100,7 @@ fn files(root: &Path) -> Result<Vec<String>> {
             }
         }
     }
-    files.extend(ARCHITECTURES.map(object_name));
+    files.extend(VARIANTS.map(|variant| variant.object()));
     files.sort();
     Ok(files)
 }

@@ -58,12 +58,15 @@ impl Apt {
             dir: dir.to_owned(),
             architecture,
         };
-        command::output(apt.command("apt-get").args(["-qq", "update"]))
-            .with_context(|| format!("cannot fetch the package lists of Debian {suite}"))?;
+        command::output(apt.command("apt-get").args(["-qq", "update"])).map_err(|error| {
+            Missing(format!(
+                "cannot fetch the package lists of Debian {suite}: {error:#}"
+            ))
+        })?;
         Ok(apt)
     }
 
-    /// Downloads `package` and what it depends on, directly or not, as far as `follow` says yes; into `into`.
+    /// Downloads `packages` and what they depend on, directly or not, as far as `follow` says yes; into `into`.
     pub(super) fn download(
         &self,
         packages: &[&str],
@@ -78,7 +81,12 @@ impl Apt {
                 .args(&names)
                 .current_dir(into),
         )
-        .with_context(|| format!("cannot download {}", packages.join(", ")))?;
+        .map_err(|error| {
+            Missing(format!(
+                "cannot download {}: {error:#}",
+                packages.join(" and ")
+            ))
+        })?;
         Ok(())
     }
 

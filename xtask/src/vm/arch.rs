@@ -58,12 +58,10 @@ impl Arch {
         }
     }
 
-    /// A target whose programs need no shared library.
-    pub(super) const fn rust_target(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64-unknown-linux-gnu",
-            Self::Aarch64 => "aarch64-unknown-linux-musl",
-        }
+    /// A target whose programs can be linked here without any shared library. A foreign one brings its own C library.
+    pub(super) fn rust_target(self) -> String {
+        let library = if self.is_host() { "gnu" } else { "musl" };
+        format!("{self}-unknown-linux-{library}")
     }
 
     pub(super) fn is_host(self) -> bool {

@@ -67,14 +67,19 @@ impl Image {
     }
 
     fn of_suite(cache: &Path, suite: Suite, arch: Arch) -> Result<Self> {
-        let dir = cache.join(format!("{suite}-{arch}-{}", recipe()));
-        if !dir.exists() {
+        let dir = cache.join(format!("{suite}-{arch}"));
+        let recipe = recipe();
+        if fs::read_to_string(dir.join("recipe")).ok().as_ref() != Some(&recipe) {
             let scratch = ScratchDir::new(cache)?;
             let packages = kernel_packages(cache, &scratch, suite, arch)?;
             let root = scratch.path().join("kernel");
             apt::unpack(&packages, &root)?;
             let image = scratch.path().join("image");
             make(cache, &scratch, arch, &find_kernel(&root)?, &root, &image)?;
+            fs::write(image.join("recipe"), recipe)?;
+            if dir.exists() {
+                fs::remove_dir_all(&dir)?;
+            }
             fs::rename(&image, &dir)?;
         }
         Ok(Self {
@@ -109,13 +114,15 @@ impl Image {
     }
 }
 
-/// Names what an image is made of, so that one made by another version of this file is not used.
+/// Stands for how an image is made, so that one made in another way is not used: the sources that make it.
 fn recipe() -> String {
-    let mut hash = Sha256::new();
-    hash.update(INIT);
-    hash.update(format!("{MODULES:?}{USERLAND}{:?}", userland::CONTENT));
-    let hash = format!("{:x}", hash.finalize());
-    hash.chars().take(8).collect()
+    let sources = [
+        INIT,
+        include_str!("image.rs"),
+        include_str!("modules.rs"),
+        include_str!("userland.rs"),
+    ];
+    format!("{:x}", Sha256::digest(sources.concat()))
 }
 
 fn kernel_packages(
@@ -124,30 +131,21 @@ fn kernel_packages(
     suite: Suite,
     arch: Arch,
 ) -> Result<PathBuf> {
-    let meta = format!("linux-image-cloud-{}", arch.debian());
+    let image = format!("linux-image-cloud-{}", arch.debian());
     // Newer suites have the kernel and its modules in packages that the image depends on.
     let is_kernel = |name: &str| {
         ["linux-image-", "linux-binary-", "linux-modules-"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
     };
-    let name = format!("{suite}-{arch}-packages");
-    packages(cache, scratch, suite, arch, &[&meta], is_kernel, &name)
+    packages(cache, scratch, suite, arch, &[&image], is_kernel)
 }
 
 fn userland_packages(cache: &Path, scratch: &ScratchDir, arch: Arch) -> Result<PathBuf> {
     // What is not a library is not needed to run the programs.
     let is_library = |name: &str| name.starts_with("lib") || name.starts_with("zlib");
-    let name = format!("userland-{arch}-packages");
-    packages(
-        cache,
-        scratch,
-        USERLAND,
-        arch,
-        &userland::CONTENT.packages,
-        is_library,
-        &name,
-    )
+    let names = userland::PACKAGES;
+    packages(cache, scratch, USERLAND, arch, &names, is_library)
 }
 
 /// The directory of the packages, downloaded when it is not in the cache.
@@ -158,16 +156,14 @@ fn packages(
     arch: Arch,
     names: &[&str],
     follow: impl Fn(&str) -> bool,
-    cached_as: &str,
 ) -> Result<PathBuf> {
-    let dir = cache.join(cached_as);
+    let name = format!("packages-{suite}-{arch}-{}", names.join("+"));
+    let dir = cache.join(&name);
     if !dir.exists() {
-        eprintln!(
-            "downloading {} of Debian {suite} for {arch}",
-            names.join(" and ")
-        );
-        let apt = scratch.path().join(format!("apt-{cached_as}"));
-        let downloaded = scratch.path().join(cached_as);
+        let what = names.join(" and ");
+        eprintln!("downloading {what} of Debian {suite} for {arch}");
+        let apt = scratch.path().join("apt").join(&name);
+        let downloaded = scratch.path().join(&name);
         Apt::new(&apt, suite.name(), arch.debian())?.download(names, follow, &downloaded)?;
         // Only what is whole gets its name.
         fs::rename(&downloaded, &dir)?;

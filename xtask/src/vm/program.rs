@@ -5,11 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result};
 
 use super::arch::Arch;
-use crate::{
-    command,
-    host::{self, Missing, Tool},
-    workspace,
-};
+use crate::{command, host::Missing, workspace};
 
 const NAME: &str = "ifmon";
 
@@ -17,14 +13,9 @@ const NAME: &str = "ifmon";
 pub(crate) fn build(arch: Arch) -> Result<PathBuf> {
     let target = arch.rust_target();
     let mut flags = vec![OsString::from("-Ctarget-feature=+crt-static")];
-    if arch.is_host() {
-        host::need(&[Tool {
-            program: "cc",
-            package: "gcc",
-        }])?;
-    } else {
-        standard_library(target)?;
-        // The target brings its own C library and start files, and rustc its own linker: no cross compiler is needed.
+    if !arch.is_host() {
+        standard_library(&target)?;
+        // With rustc's own linker and the target's own start files, no cross compiler is needed.
         flags.push("-Clinker=rust-lld".into());
         flags.push("-Clink-self-contained=yes".into());
     }
@@ -41,7 +32,7 @@ pub(crate) fn build(arch: Arch) -> Result<PathBuf> {
                 "--bin",
                 NAME,
             ])
-            .args(["--target", target, "--target-dir"])
+            .args(["--target", &target, "--target-dir"])
             .arg(&target_dir)
             .env(
                 "CARGO_ENCODED_RUSTFLAGS",
@@ -49,7 +40,7 @@ pub(crate) fn build(arch: Arch) -> Result<PathBuf> {
             ),
     )
     .with_context(|| format!("cannot build {NAME} for {arch}"))?;
-    Ok(target_dir.join(target).join("release").join(NAME))
+    Ok(target_dir.join(&target).join("release").join(NAME))
 }
 
 /// Makes sure that rustc can build for `target`.

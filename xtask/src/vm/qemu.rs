@@ -114,7 +114,7 @@ impl Emulator {
         // from the console, which costs time.
         let cmdline = format!("console={} quiet panic=-1 {cmdline}", arch.console());
         let program = arch.emulator().program;
-        // When xtask is killed, the emulator goes as well, instead of running on with nobody to see it.
+        // When xtask (or the thread that waits here) is killed, the emulator goes as well, and does not run on unseen.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", program])

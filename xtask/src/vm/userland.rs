@@ -10,26 +10,17 @@ use anyhow::{Context as _, Result};
 
 use super::cpio::Archive;
 
-#[derive(Debug)]
-pub(super) struct Content {
-    pub(super) packages: [&'static str; 2],
-    programs: [&'static str; 3],
-    /// Beyond what the programs need: every dynamically linked Rust program wants these.
-    libraries: [&'static str; 3],
-}
-
-pub(super) const CONTENT: Content = Content {
-    // Not busybox-static, which is made for rescue: whatever it starts, it prefers its own `ip` to the one on the PATH.
-    packages: ["busybox", "iproute2"],
-    programs: ["busybox", "ip", "bridge"],
-    libraries: ["libc.so.6", "libgcc_s.so.1", "libm.so.6"],
-};
+/// Not busybox-static, which is made for rescue: whatever it starts, it prefers its own `ip` to the one on the PATH.
+pub(super) const PACKAGES: [&str; 2] = ["busybox", "iproute2"];
+const PROGRAMS: [&str; 3] = ["busybox", "ip", "bridge"];
+/// Beyond what the programs need: every dynamically linked Rust program wants these.
+const LIBRARIES: [&str; 3] = ["libc.so.6", "libgcc_s.so.1", "libm.so.6"];
 
 /// Adds the programs and their libraries from the packages that were unpacked into `root`.
 pub(super) fn add(archive: &mut Archive, root: &Path) -> Result<()> {
     let libraries = Libraries::below(root)?;
-    let mut wanted: Vec<_> = CONTENT.libraries.into_iter().map(str::to_owned).collect();
-    for name in CONTENT.programs {
+    let mut wanted: Vec<_> = LIBRARIES.into_iter().map(str::to_owned).collect();
+    for name in PROGRAMS {
         let content = read(&program(root, name)?)?;
         wanted.extend(libraries.named_in(&content));
         archive.file(&format!("bin/{name}"), 0o755, &content);

@@ -1,0 +1,312 @@
+//! The filter in the kernel against its specification in Rust: what it drops is what nobody wants, always.
+//!
+//! A socket filter runs on a socket of any kind, and `SKF_AD_NLATTR` on any message, so the kernel's own interpreter can
+//! be asked without a netlink socket, a link or a right: a datagram that the filter drops does not reach the other end.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::{fd::AsFd as _, unix::net::UnixDatagram},
+};
+
+use super::*;
+use crate::{
+    netlink::{
+        message::{attribute, messages, uapi::*},
+        socket::attach_filter,
+    },
+    tracker::tests::host::{Random, run_length},
+};
+
+/// The kernel's interpreter with one program.
+struct Kernel {
+    sender: UnixDatagram,
+    receiver: UnixDatagram,
+}
+
+impl Kernel {
+    fn new(program: &[Instruction]) -> io::Result<Self> {
+        let (sender, receiver) = UnixDatagram::pair()?;
+        sender.set_nonblocking(true)?;
+        receiver.set_nonblocking(true)?;
+        attach_filter(receiver.as_fd(), program)?;
+        Ok(Self { sender, receiver })
+    }
+
+    fn passes(&self, message: &[u8]) -> bool {
+        // Dropped by the filter is sent, as far as the sender can tell; or EPERM, in kernels that tell.
+        match self.sender.send(message) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return false,
+            Err(error) => panic!("a local datagram: {error}"),
+        }
+        let mut buffer = [0; 2048];
+        match self.receiver.recv(&mut buffer) {
+            Ok(length) => {
+                assert_eq!(&buffer[..length], message, "passed whole or not at all");
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(error) => panic!("a local datagram: {error}"),
+        }
+    }
+}
+
+fn wanted(interest: &Interest, message: &[u8]) -> bool {
+    messages(message)
+        .next()
+        .and_then(|message| message.link())
+        .is_some_and(|message| interest.concerns(&message))
+}
+
+/// A name of any bytes that names may have, often like the others.
+fn some_name(random: &mut Random) -> InterfaceName {
+    loop {
+        let length = 1 + random.next() as usize % 15;
+        let stem: &[u8] = match random.next() % 4 {
+            0 => b"veth",
+            1 => b"wg",
+            2 => b"eth-long-stem",
+            _ => b"",
+        };
+        let mut name = stem.to_vec();
+        while name.len() < length {
+            name.push(match random.next() % 8 {
+                // Every byte, those above 0x7f included: a signed comparison would show.
+                0 => random.next() as u8,
+                _ => b'0' + (random.next() % 10) as u8,
+            });
+        }
+        name.truncate(length);
+        if let Ok(name) = InterfaceName::new(name) {
+            return name;
+        }
+    }
+}
+
+fn some_index(random: &mut Random) -> u32 {
+    let any = random.next() as u32;
+    let index = match random.next() % 3 {
+        0 => any % 64,
+        1 => any % 100_000,
+        _ => any,
+    };
+    index.clamp(1, i32::MAX as u32)
+}
+
+fn some_interest(random: &mut Random, names: usize, indexes: usize) -> Interest {
+    let mut interest = Interest::default();
+    while interest.names.len() < names {
+        interest.names.insert(some_name(random));
+    }
+    while interest.indexes.len() < indexes {
+        interest.indexes.insert(some_index(random));
+    }
+    interest
+}
+
+fn pick<T: Copy>(set: &BTreeSet<T>, random: &mut Random) -> Option<T> {
+    let at = random.next() as usize % set.len().max(1);
+    set.iter().nth(at).copied()
+}
+
+/// A message as the kernel writes them: the attributes around the name differ from kernel to kernel.
+fn some_message(interest: &Interest, random: &mut Random) -> Vec<u8> {
+    let name = pick(&interest.names, random).filter(|_| random.next() % 3 == 0);
+    let name = name.unwrap_or_else(|| near(interest, random));
+    let index = pick(&interest.indexes, random).filter(|_| random.next() % 3 == 0);
+    let index = index.unwrap_or_else(|| some_index(random));
+    let kind = [RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, 20][random.next() as usize % 4 % 3];
+    let family = [AF_UNSPEC, AF_UNSPEC, AF_UNSPEC, 7, 10][random.next() as usize % 5];
+    let mut message = vec![0; HEADER];
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message.extend([family, 0, 1, 0]);
+    message.extend(index.to_ne_bytes());
+    message.extend(random.bytes::<8>());
+    let around = |message: &mut Vec<u8>, random: &mut Random| {
+        for _ in 0..random.next() % 3 {
+            let value: [u8; 16] = random.bytes();
+            let length = random.next() as usize % value.len();
+            // Any but the name and those that say where a device went.
+            attribute(message, 50 + (random.next() % 8) as u16, &value[..length]);
+        }
+    };
+    around(&mut message, random);
+    let padded = name.padded();
+    attribute(
+        &mut message,
+        IFLA_IFNAME,
+        &padded[..name.as_bytes().len() + 1],
+    );
+    around(&mut message, random);
+    let length = message.len() as u32;
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message
+}
+
+/// A name that is nearly one of those: with a byte more, less or changed.
+fn near(interest: &Interest, random: &mut Random) -> InterfaceName {
+    let Some(name) = pick(&interest.names, random) else {
+        return some_name(random);
+    };
+    let mut bytes = name.as_bytes().to_vec();
+    let at = random.next() as usize % bytes.len();
+    match random.next() % 3 {
+        0 => bytes.push(b'0'),
+        1 => bytes.truncate(at),
+        _ => bytes[at] ^= 1 << (random.next() % 8),
+    }
+    InterfaceName::new(bytes).unwrap_or_else(|_| some_name(random))
+}
+
+/// What no kernel sends: cut short, lengths that lie, bytes changed, rubbish after the name.
+fn mutate(message: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.next() % 3 {
+        if message.is_empty() {
+            return;
+        }
+        let at = random.next() as usize % message.len();
+        match random.next() % 6 {
+            0 => message.truncate(at),
+            1 => message[at] = random.next() as u8,
+            2 => message[at] ^= 1 << (random.next() % 8),
+            3 => message.extend(random.bytes::<5>()),
+            // A length or a type, most likely.
+            4 => {
+                let at = at & !3;
+                if let Some(short) = message.get_mut(at..at + 2) {
+                    short.copy_from_slice(&((random.next() % 40) as u16).to_ne_bytes());
+                }
+            }
+            _ => {
+                let byte = message[at];
+                message.insert(at, byte);
+            }
+        }
+    }
+}
+
+/// Sizes of interests; each is tried at every precision at which it fits.
+const SIZES: [(usize, usize); 9] = [
+    (0, 0),
+    (1, 0),
+    (1, 1),
+    (2, 3),
+    (10, 10),
+    (300, 300),
+    (1000, 1000),
+    (5000, 5000),
+    (1, 5000),
+];
+
+#[test]
+fn what_the_kernel_drops_nobody_wants() {
+    let (rounds, seed) = run_length(3_000);
+    let mut random = Random(seed);
+    let (mut sent, mut passed) = (0_u64, 0_u64);
+    for (names, indexes) in SIZES {
+        let interest = some_interest(&mut random, names, indexes);
+        let mut fits = 0;
+        for precision in Precision::ALL {
+            let Some(program) = build(&interest, precision) else {
+                continue;
+            };
+            fits += 1;
+            println!(
+                "{names} names, {indexes} indexes, {precision:?}: {} instructions",
+                program.len()
+            );
+            let kernel = Kernel::new(&program).expect("the kernel takes the program");
+            for round in 0..rounds {
+                let mut message = some_message(&interest, &mut random);
+                let intact = round % 2 == 0;
+                if !intact {
+                    mutate(&mut message, &mut random);
+                }
+                let wanted = wanted(&interest, &message);
+                let passes = kernel.passes(&message);
+                sent += 1;
+                passed += u64::from(passes);
+                assert!(
+                    passes || !wanted,
+                    "dropped and wanted, {precision:?}: {message:?} of {interest:?}"
+                );
+                if precision == Precision::Exact && intact {
+                    assert_eq!(passes, wanted, "{message:?} of {interest:?}");
+                }
+            }
+        }
+        assert!(
+            fits > 0,
+            "{names} names and {indexes} indexes fit at no precision"
+        );
+    }
+    println!("seed {seed}: {sent} messages, {passed} passed");
+}
+
+/// The tables of the program are walked to their ends: every name and every index is found, and its neighbours are not.
+#[test]
+fn every_name_and_every_index_passes() {
+    let mut random = Random(run_length(0).1);
+    for (names, indexes) in SIZES {
+        let interest = some_interest(&mut random, names, indexes);
+        let Some((precision, program)) = Precision::ALL
+            .into_iter()
+            .find_map(|precision| Some((precision, build(&interest, precision)?)))
+        else {
+            panic!("{names} names and {indexes} indexes fit at no precision");
+        };
+        let kernel = Kernel::new(&program).expect("the kernel takes the program");
+        let message = |index: u32, name: &InterfaceName| {
+            let mut message = vec![0; HEADER];
+            message[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
+            message.extend([AF_UNSPEC, 0, 1, 0]);
+            message.extend(index.to_ne_bytes());
+            message.extend([0; 8]);
+            attribute(
+                &mut message,
+                IFLA_IFNAME,
+                &name.padded()[..name.as_bytes().len() + 1],
+            );
+            let length = message.len() as u32;
+            message[..4].copy_from_slice(&length.to_ne_bytes());
+            message
+        };
+        let stranger = InterfaceName::new("\u{1}").expect("a name");
+        for name in &interest.names {
+            assert!(kernel.passes(&message(i32::MAX as u32 - 1, name)), "{name}");
+        }
+        for &index in &interest.indexes {
+            assert!(kernel.passes(&message(index, &stranger)), "{index}");
+            for beside in [index.wrapping_sub(1), index + 1, index.swap_bytes()] {
+                let message = message(beside, &stranger);
+                if precision == Precision::Exact {
+                    assert_eq!(kernel.passes(&message), interest.indexes.contains(&beside));
+                }
+            }
+        }
+    }
+}
+
+/// Far more watches than anybody has still fit, and few watches fit exactly.
+#[test]
+fn programs_stay_within_bounds() {
+    let mut random = Random(1);
+    let few = some_interest(&mut random, 1, 1);
+    let exact = build(&few, Precision::Exact).expect("one watch fits exactly");
+    assert!(
+        exact.len() <= 40,
+        "{} instructions for one watch",
+        exact.len()
+    );
+    let some = some_interest(&mut random, 100, 100);
+    assert!(
+        build(&some, Precision::Exact).is_some(),
+        "100 watches fit exactly"
+    );
+    for count in [1_000, 10_000, 50_000] {
+        let interest = some_interest(&mut random, count, count);
+        let program = build(&interest, Precision::Coarsest).expect("always fits");
+        assert!(program.len() <= MAX_INSTRUCTIONS);
+    }
+}

@@ -1,0 +1,146 @@
+//! The parser believes nothing: no bytes make it panic, and what it does not understand it leaves alone.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn message(kind: u16, family: u8, ifindex: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut message = vec![0; HEADER];
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message.extend([family, 0, 1, 0]);
+    message.extend(ifindex.to_ne_bytes());
+    message.extend([0; 8]);
+    for (kind, value) in attributes {
+        attribute(&mut message, *kind, value);
+    }
+    let length = message.len() as u32;
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message
+}
+
+fn link(datagram: &[u8]) -> Option<LinkMessage> {
+    messages(datagram).next()?.link()
+}
+
+fn name(name: &str) -> InterfaceName {
+    InterfaceName::new(name).expect("a valid name")
+}
+
+#[test]
+fn reads_what_the_kernel_says() {
+    let new = message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, b"wg0\0")]);
+    assert_eq!(
+        link(&new),
+        Some(LinkMessage::New {
+            ifindex: 7,
+            name: name("wg0")
+        })
+    );
+    let deleted = |attributes: &[(u16, &[u8])]| {
+        let mut all: Vec<(u16, &[u8])> = vec![(IFLA_IFNAME, b"wg0\0")];
+        all.extend(attributes);
+        match link(&message(RTM_DELLINK, AF_UNSPEC, 7, &all)) {
+            Some(LinkMessage::Deleted { moved, .. }) => moved,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(deleted(&[]), None);
+    let nsid = (IFLA_NEW_NETNSID, &3_i32.to_ne_bytes()[..]);
+    let ifindex = (IFLA_NEW_IFINDEX, &9_u32.to_ne_bytes()[..]);
+    assert_eq!(
+        deleted(&[nsid, ifindex]),
+        Some(Moved {
+            nsid: 3,
+            ifindex: Some(9)
+        })
+    );
+    assert_eq!(
+        deleted(&[nsid]),
+        Some(Moved {
+            nsid: 3,
+            ifindex: None
+        })
+    );
+}
+
+#[test]
+fn leaves_alone_what_is_no_statement_about_a_device() {
+    const AF_BRIDGE: u8 = 7;
+    let with_name: &[(u16, &[u8])] = &[(IFLA_IFNAME, b"wg0\0")];
+    for datagram in [
+        vec![],
+        vec![0xff; 3],
+        message(RTM_DELLINK, AF_BRIDGE, 7, with_name),
+        message(20, AF_UNSPEC, 7, with_name),
+        message(RTM_NEWLINK, AF_UNSPEC, 0, with_name),
+        message(RTM_NEWLINK, AF_UNSPEC, u32::MAX, with_name),
+        message(RTM_NEWLINK, AF_UNSPEC, 7, &[]),
+        message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, b"")]),
+        message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, b"\0")]),
+        // Nested: a name in there is another's.
+        message(RTM_NEWLINK, AF_UNSPEC, 7, &[(18, b"\x08\0\x03\0wg0\0")]),
+    ] {
+        assert_eq!(link(&datagram), None, "{datagram:?}");
+    }
+}
+
+#[test]
+fn survives_depth() {
+    let mut nested = Vec::new();
+    // An attribute holds 65,531 bytes at most, its header has 4.
+    while nested.len() + 4 < 65_000 {
+        let mut outer = Vec::new();
+        attribute(&mut outer, 18 | 0x8000, &nested);
+        nested = outer;
+    }
+    let deep = message(
+        RTM_NEWLINK,
+        AF_UNSPEC,
+        7,
+        &[(18 | 0x8000, &nested), (IFLA_IFNAME, b"wg0\0")],
+    );
+    assert!(link(&deep).is_some());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(5000)
+    })]
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        for message in messages(&bytes) {
+            let _ = (message.link(), message.error());
+        }
+    }
+
+    #[test]
+    fn no_attributes_make_it_panic(
+        kind in 16_u16..18,
+        attributes in prop::collection::vec((0_u16..64, prop::collection::vec(any::<u8>(), 0..20)), 0..8),
+        cut in 0_usize..300,
+    ) {
+        let attributes: Vec<(u16, &[u8])> = attributes
+            .iter()
+            .map(|(kind, value)| (*kind, value.as_slice()))
+            .collect();
+        let mut bytes = message(kind, AF_UNSPEC, 7, &attributes);
+        let whole = link(&bytes);
+        bytes.truncate(cut);
+        // What is cut short is never read as something else than the whole.
+        let part = link(&bytes);
+        prop_assert!(part.is_none() || part == whole);
+    }
+
+    #[test]
+    fn a_name_is_read_as_it_was_written(bytes in prop::collection::vec(0xa1_u8..=255, 1..16)) {
+        let mut terminated = bytes.clone();
+        terminated.push(0);
+        let read = link(&message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, &terminated)]));
+        match read {
+            Some(LinkMessage::New { name, .. }) => prop_assert_eq!(name.as_bytes(), bytes),
+            other => prop_assert!(false, "{:?}", other),
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Where a scenario takes place: a namespace of its own, and an ifmon that watches there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::OsStr,
+    fmt,
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use ifmon::BackendKind;
+use serde_json::Value;
+
+use crate::{
+    format,
+    program::{self, Ifmon, Outcome},
+    room::{Device, Room},
+    want::{Want, appeared, is_bpf, watching},
+};
+
+/// A second name that is watched in each namespace. It is made last, so that its line comes after any line that should
+/// not be there.
+pub const SENTINEL: &str = "sentinel0";
+const SENTINEL_INDEX: u32 = 900;
+
+/// Why a scenario cannot take place here: neither a pass nor a failure.
+#[derive(Debug)]
+pub struct LeftOut(pub String);
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for LeftOut {}
+
+/// Ends a scenario that cannot take place here.
+pub fn left_out<T>(why: impl Into<String>) -> Result<T> {
+    Err(LeftOut(why.into()).into())
+}
+
+/// A watched name: namespace and name.
+type Watch = (u32, String);
+
+/// The place of one scenario.
+#[derive(Debug)]
+pub struct Stage {
+    /// How ifmon hears of changes here.
+    pub backend: BackendKind,
+    /// The namespace in which most happens.
+    pub home: Room,
+    device: Device,
+    begin: i64,
+    program: Option<Ifmon>,
+    /// In the order in which they were named.
+    watches: Vec<Watch>,
+    /// Lines that were read while another was waited for.
+    unread: BTreeMap<Watch, VecDeque<Value>>,
+    /// What was read of each watch: how many lines, and the time of the last change.
+    read: BTreeMap<Watch, (u64, i64)>,
+    gone: BTreeSet<u32>,
+    lossy: bool,
+    verdicts: BTreeMap<String, u64>,
+}
+
+impl Stage {
+    /// A stage with nothing on it.
+    pub fn new(backend: BackendKind, device: Device) -> Result<Self> {
+        Ok(Self {
+            backend,
+            home: Room::new(device)?,
+            device,
+            begin: format::now(),
+            program: None,
+            watches: Vec::new(),
+            unread: BTreeMap::new(),
+            read: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            lossy: false,
+            verdicts: BTreeMap::new(),
+        })
+    }
+
+    /// Another namespace.
+    pub fn room(&self) -> Result<Room> {
+        Room::new(self.device)
+    }
+
+    /// Does this backend run in the kernel?
+    pub fn is_bpf(&self) -> bool {
+        is_bpf(self.backend)
+    }
+
+    /// Starts ifmon in the home namespace; each name has to be held by the link of this index, or by none.
+    pub fn watch(&mut self, names: &[(&str, Option<u32>)]) -> Result<()> {
+        let mut args: Vec<_> = names.iter().map(|(name, _)| (*name).to_owned()).collect();
+        args.push(SENTINEL.to_owned());
+        let home = self.home.id()?;
+        self.start(&args, true)?;
+        self.begin_watches(names.iter().map(|&(name, index)| (home, name, index)))?;
+        self.begin_watches([(home, SENTINEL, None)])
+    }
+
+    /// The same for a name that is not text, and how it is shown.
+    pub fn watch_bytes(&mut self, name: &OsStr, shown: &str, index: Option<u32>) -> Result<()> {
+        let home = self.home.id()?;
+        self.start(&[name, OsStr::new(SENTINEL)], true)?;
+        self.begin_watches([(home, shown, index), (home, SENTINEL, None)])
+    }
+
+    /// The same from outside: names in several namespaces, in one process that lives in none of them.
+    pub fn watch_rooms(&mut self, names: &[(&Room, &str, Option<u32>)]) -> Result<()> {
+        let mut args = Vec::new();
+        let mut watches = Vec::new();
+        let mut rooms = BTreeMap::new();
+        for &(room, name, index) in names {
+            args.push(format!("{}/{name}", room.path()));
+            watches.push((room.id()?, name, index));
+            rooms.insert(room.id()?, room.path());
+        }
+        for (id, path) in rooms {
+            args.push(format!("{path}/{SENTINEL}"));
+            watches.push((id, SENTINEL, None));
+        }
+        self.start(&args, false)?;
+        self.begin_watches(watches)
+    }
+
+    /// The same with arguments of one's own, from outside: what is then watched is named by namespace and name.
+    pub fn watch_with(
+        &mut self,
+        args: &[impl AsRef<OsStr>],
+        watches: &[(u32, &str, Option<u32>)],
+    ) -> Result<()> {
+        self.start(args, false)?;
+        self.begin_watches(watches.iter().copied())
+    }
+
+    /// The same at home.
+    pub fn watch_home_with(&mut self, args: &[&str], names: &[(&str, Option<u32>)]) -> Result<()> {
+        let home = self.home.id()?;
+        let args: Vec<&str> = args
+            .iter()
+            .copied()
+            .chain(names.iter().map(|&(name, _)| name))
+            .collect();
+        self.start(&args, true)?;
+        self.begin_watches(names.iter().map(|&(name, index)| (home, name, index)))
+    }
+
+    /// Starts ifmon with any arguments beside the backend, at home or outside, and without a sentinel.
+    pub fn start(&mut self, args: &[impl AsRef<OsStr>], at_home: bool) -> Result<()> {
+        let mut command = Command::new(program::path());
+        command
+            .args(["--json", "--backend", self.backend.as_str()])
+            .args(args);
+        if at_home {
+            self.home.enter(&mut command)?;
+        }
+        self.begin = format::now();
+        self.program = Some(Ifmon::spawn(command)?);
+        Ok(())
+    }
+
+    /// The process under test.
+    pub fn program(&self) -> Result<&Ifmon> {
+        self.program.as_ref().context("ifmon was not started")
+    }
+
+    fn begin_watches<'a>(
+        &mut self,
+        watches: impl IntoIterator<Item = (u32, &'a str, Option<u32>)>,
+    ) -> Result<()> {
+        for (netns, name, index) in watches {
+            let watch = (netns, name.to_owned());
+            self.watches.push(watch.clone());
+            self.see_watch(watch, &watching(index))?;
+        }
+        Ok(())
+    }
+
+    /// The next line of this interface at home has to say this.
+    #[track_caller]
+    pub fn see(&mut self, interface: &str, want: Want) -> Result<()> {
+        let place = std::panic::Location::caller();
+        let watch = (self.home.id()?, interface.to_owned());
+        self.see_watch(watch, &want)
+            .with_context(|| format!("{}:{}", place.file(), place.line()))
+    }
+
+    /// The next line of this interface in another namespace has to say this.
+    #[track_caller]
+    pub fn see_in(&mut self, netns: u32, interface: &str, want: Want) -> Result<()> {
+        let place = std::panic::Location::caller();
+        self.see_watch((netns, interface.to_owned()), &want)
+            .with_context(|| format!("{}:{}", place.file(), place.line()))
+    }
+
+    fn see_watch(&mut self, watch: Watch, want: &Want) -> Result<()> {
+        let line = loop {
+            if let Some(line) = self.unread.get_mut(&watch).and_then(VecDeque::pop_front) {
+                break line;
+            }
+            let next = self.program()?.next();
+            match next.with_context(|| format!("while waiting for {want}"))? {
+                Some(line) => self.keep(line)?,
+                None => return self.ended(want),
+            }
+        };
+        want.check(&line, self.backend)
+    }
+
+    /// It ended too early: what it said about that is what matters.
+    fn ended(&mut self, want: &Want) -> Result<()> {
+        let program = self.program.take().context("ifmon was not started")?;
+        let Outcome { status, stderr, .. } = program.finish()?;
+        anyhow::bail!(
+            "ended with {status} before {want}: {}",
+            stderr.trim().replace('\n', "; ")
+        )
+    }
+
+    /// Checks what has to be right about any line, and keeps it until it is asked for.
+    fn keep(&mut self, mut line: Value) -> Result<()> {
+        let time = format::check(&line, self.backend.as_str(), self.begin)?;
+        let event = line["event"].as_str().unwrap_or_default().to_owned();
+        *self.verdicts.entry(event.clone()).or_default() += 1;
+        let watch = watch_of(&line)?;
+        let (count, last) = self.read.entry(watch.clone()).or_insert((0, self.begin));
+        *count += 1;
+        ensure!(format::in_order(*last, time), "before its time: {line}");
+        *last = time;
+        if self.lossy && !self.is_bpf() {
+            if event == "resynced" {
+                return Ok(());
+            }
+            if let Some(fields) = line.as_object_mut() {
+                fields.remove("recovered");
+            }
+        }
+        ensure!(
+            line.get("recovered").is_none(),
+            "nothing was lost that could be recovered: {line}"
+        );
+        self.unread.entry(watch).or_default().push_back(line);
+        Ok(())
+    }
+
+    /// From here on netlink may have missed a message, and have to read the state again.
+    ///
+    /// A filter learns the index of a device only when the device takes a watched name: what it does right after can
+    /// go by unheard. The verdicts are the same all the same.
+    pub fn may_resync(&mut self) {
+        self.lossy = true;
+    }
+
+    /// The namespace ends with this: nothing can be made in it any more.
+    pub fn end_room(&mut self, room: Room) -> Result<()> {
+        self.gone.insert(room.id()?);
+        drop(room);
+        Ok(())
+    }
+
+    /// Shows that there is nothing more to be seen, at home and in these rooms: the next line is that of the sentinel,
+    /// which is made now. Then stops ifmon.
+    pub fn nothing_more(&mut self, rooms: &[&Room]) -> Result<()> {
+        let watched: BTreeSet<u32> = self
+            .watches
+            .iter()
+            .filter(|(_, name)| name == SENTINEL)
+            .map(|&(netns, _)| netns)
+            .filter(|netns| !self.gone.contains(netns))
+            .collect();
+        for netns in watched {
+            let mut room = None;
+            for candidate in rooms.iter().copied().chain([&self.home]) {
+                if candidate.id()? == netns {
+                    room = Some(candidate);
+                }
+            }
+            room.context("a watched namespace is not given")?
+                .add(SENTINEL, SENTINEL_INDEX)?;
+            self.see_watch((netns, SENTINEL.to_owned()), &appeared(SENTINEL_INDEX))
+                .context("after the last change")?;
+        }
+        self.no_unread()?;
+        let program = self.program.take().context("ifmon was not started")?;
+        let outcome = program.stop()?;
+        ensure!(
+            outcome.status.success(),
+            "ended with {}: {}",
+            outcome.status,
+            outcome.stderr
+        );
+        self.check_end(&outcome, "signal")
+    }
+
+    /// ifmon ends by itself, with this code and for this reason, and says nothing else before.
+    pub fn ends(&mut self, code: i32, reason: &str) -> Result<Outcome> {
+        self.no_unread()?;
+        let program = self.program.take().context("ifmon was not started")?;
+        let outcome = program.finish()?;
+        ensure!(
+            outcome.status.code() == Some(code),
+            "ended with {} instead of {code}: {}",
+            outcome.status,
+            outcome.stderr
+        );
+        self.check_end(&outcome, reason)?;
+        Ok(outcome)
+    }
+
+    /// ifmon ends by itself with this code and without a line.
+    pub fn ends_silently(&mut self, code: i32) -> Result<Outcome> {
+        let program = self.program.take().context("ifmon was not started")?;
+        let outcome = program.finish()?;
+        ensure!(
+            outcome.status.code() == Some(code) && outcome.lines.is_empty(),
+            "ended with {} instead of {code}, after {:?}: {}",
+            outcome.status,
+            outcome.lines,
+            outcome.stderr
+        );
+        Ok(outcome)
+    }
+
+    fn no_unread(&self) -> Result<()> {
+        for line in self.unread.values().flatten() {
+            anyhow::bail!("not expected: {line}");
+        }
+        Ok(())
+    }
+
+    /// One `stopped` for each watch, in order, with the right counts, and nothing else.
+    fn check_end(&mut self, outcome: &Outcome, reason: &str) -> Result<()> {
+        let Outcome { lines, stderr, .. } = outcome;
+        for line in lines {
+            self.keep(line.clone())?;
+        }
+        ensure!(
+            lines.len() == self.watches.len(),
+            "{} lines at the end, not one for each of {} watches: {lines:?}",
+            lines.len(),
+            self.watches.len()
+        );
+        for (line, watch) in lines.iter().zip(&self.watches) {
+            ensure!(
+                line["event"] == "stopped" && watch_of(line)? == *watch,
+                "not the end of {watch:?}: {line}"
+            );
+            ensure!(line["reason"] == reason, "not by {reason}: {line}");
+            let (read, _) = self.read.get(watch).copied().unwrap_or_default();
+            ensure!(
+                // The line itself was read, and is not counted in it.
+                line["delivered"] == read - 1,
+                "{} lines were read before: {line}",
+                read - 1
+            );
+            // A filter in the kernel counts nothing.
+            let counts = self.backend != BackendKind::Netlink;
+            ensure!(line["seen"].is_u64() == counts, "a wrong count: {line}");
+            ensure!(
+                self.lossy || line["lost"] == 0,
+                "something was lost: {line}"
+            );
+        }
+        for line in stderr.lines() {
+            let waits = line.ends_with("does not exist yet; waiting for it");
+            let failed = reason == "error" && line.starts_with("ifmon: ");
+            ensure!(waits || failed, "on standard error: {line}");
+        }
+        Ok(())
+    }
+
+    /// How often each event was seen.
+    pub fn verdicts(&self) -> &BTreeMap<String, u64> {
+        &self.verdicts
+    }
+}
+
+fn watch_of(line: &Value) -> Result<Watch> {
+    let netns = line["netns"].as_u64().context("no netns")?;
+    let name = line["interface"].as_str().context("no interface")?;
+    Ok((u32::try_from(netns)?, name.to_owned()))
+}

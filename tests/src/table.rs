@@ -1,0 +1,86 @@
+//! The scenarios: one table with one expected answer for every backend.
+//!
+//! Links have the indexes that the scenario gives them, from 100 on; so an expected line can state them.
+
+mod identity;
+mod load;
+mod names;
+mod namespaces;
+mod others;
+mod silence;
+mod start;
+mod verdicts;
+
+use anyhow::Result;
+
+use crate::stage::Stage;
+
+/// One scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// What it shows.
+    pub name: &'static str,
+    /// Which kinds of devices it is for.
+    pub devices: Devices,
+    /// Plays it.
+    pub play: fn(&mut Stage) -> Result<()>,
+}
+
+/// For which kinds of devices a scenario is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// Each kind that the kernel has.
+    All,
+    /// The kind does not matter, or it has to be this one.
+    Veth,
+}
+
+const fn all(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenario {
+    Scenario {
+        name,
+        devices: Devices::All,
+        play,
+    }
+}
+
+const fn veth(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenario {
+    Scenario {
+        name,
+        devices: Devices::Veth,
+        play,
+    }
+}
+
+/// The whole table.
+pub fn scenarios() -> impl Iterator<Item = Scenario> {
+    [
+        verdicts::TABLE,
+        identity::TABLE,
+        silence::TABLE,
+        names::TABLE,
+        namespaces::TABLE,
+        start::TABLE,
+        others::TABLE,
+        load::TABLE,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique() {
+        let mut seen = HashSet::new();
+        for scenario in super::scenarios() {
+            assert!(
+                seen.insert(scenario.name),
+                "{} is there twice",
+                scenario.name
+            );
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Is it the same device? Indexes and names that come round again.
+
+use anyhow::Result;
+
+use super::{Scenario, all, veth};
+use crate::{
+    stage::Stage,
+    want::{appeared, deleted, moved, recreated, renamed, returned},
+};
+
+pub(super) const TABLE: &[Scenario] = &[
+    all("same index again, back to back", same_index),
+    veth("same index again, one at a time", same_index_slowly),
+    all("two names swapped through a third", swapped),
+    veth("both names of a rename watched", both_names),
+    veth("deleted under another name", deleted_under_another_name),
+    veth("same index under another name", index_of_another_name),
+    veth(
+        "the old device comes back after the new one",
+        old_one_comes_back,
+    ),
+    veth(
+        "renamed, moved, and back by another way",
+        back_by_another_way,
+    ),
+    veth("deleted elsewhere after a move", deleted_elsewhere),
+    veth(
+        "a new device that is renamed away at once",
+        new_one_leaves_at_once,
+    ),
+    veth("many names in one process", many_names),
+];
+
+fn same_index(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    for _ in 0..3 {
+        stage.home.delete(100)?;
+        stage.home.add("wg0", 100)?;
+    }
+    for _ in 0..3 {
+        stage.see("wg0", deleted(100))?;
+        stage.see("wg0", recreated(100, 100))?;
+    }
+    stage.nothing_more(&[])
+}
+
+fn same_index_slowly(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    for _ in 0..3 {
+        stage.home.delete(100)?;
+        stage.see("wg0", deleted(100))?;
+        stage.home.add("wg0", 100)?;
+        stage.see("wg0", recreated(100, 100))?;
+    }
+    stage.nothing_more(&[])
+}
+
+fn swapped(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.home.add("wg1", 101)?;
+    stage.watch(&[("wg0", Some(100)), ("wg1", Some(101))])?;
+    stage.home.rename(100, "third")?;
+    stage.home.rename(101, "wg0")?;
+    stage.home.rename(100, "wg1")?;
+    stage.see("wg0", renamed(100, "third"))?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.see("wg1", renamed(101, "wg0"))?;
+    stage.see("wg1", recreated(100, 101))?;
+    stage.nothing_more(&[])
+}
+
+fn both_names(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100)), ("old0", None)])?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.see("old0", appeared(100))?;
+    stage.home.rename(100, "wg0")?;
+    stage.see("old0", renamed(100, "wg0"))?;
+    stage.see("wg0", returned(100))?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.see("old0", returned(100))?;
+    stage.home.delete(100)?;
+    stage.see("old0", deleted(100))?;
+    stage.nothing_more(&[])
+}
+
+/// The watched name is absent already, so its device's end is no event.
+fn deleted_under_another_name(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.rename(100, "old0")?;
+    stage.home.delete(100)?;
+    stage.home.add("wg0", 101)?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.nothing_more(&[])
+}
+
+/// The index that the device had goes to another one, which then takes the name.
+fn index_of_another_name(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.delete(100)?;
+    stage.home.add("other0", 100)?;
+    stage.see("wg0", deleted(100))?;
+    stage.home.rename(100, "other1")?;
+    stage.home.rename(100, "wg0")?;
+    stage.see("wg0", recreated(100, 100))?;
+    stage.nothing_more(&[])
+}
+
+fn old_one_comes_back(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.home.add("wg0", 101)?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.home.delete(101)?;
+    stage.see("wg0", deleted(101))?;
+    stage.home.rename(100, "wg0")?;
+    stage.see("wg0", recreated(100, 101))?;
+    stage.nothing_more(&[])
+}
+
+fn back_by_another_way(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.rename(100, "old0")?;
+    stage.home.move_to(100, &away)?;
+    away.rename(100, "wg0")?;
+    away.move_to(100, &stage.home)?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.see("wg0", returned(100))?;
+    stage.nothing_more(&[])
+}
+
+fn deleted_elsewhere(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.move_to(100, &away)?;
+    away.delete(100)?;
+    stage.see("wg0", moved(100, away.id()?, 100))?;
+    stage.home.add("wg0", 100)?;
+    stage.see("wg0", recreated(100, 100))?;
+    stage.nothing_more(&[])
+}
+
+fn new_one_leaves_at_once(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.may_resync();
+    stage.home.delete(100)?;
+    stage.home.add("wg0", 101)?;
+    stage.home.rename(101, "old0")?;
+    stage.see("wg0", deleted(100))?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.see("wg0", renamed(101, "old0"))?;
+    stage.nothing_more(&[])
+}
+
+fn many_names(stage: &mut Stage) -> Result<()> {
+    const COUNT: u32 = 16;
+    let names: Vec<String> = (0..COUNT).map(|number| format!("wg{number}")).collect();
+    for (name, index) in names.iter().zip(100..) {
+        stage.home.add(name, index)?;
+    }
+    let watches: Vec<_> = names
+        .iter()
+        .map(String::as_str)
+        .zip((100..).map(Some))
+        .collect();
+    stage.watch(&watches)?;
+    for index in (100..100 + COUNT).rev() {
+        stage.home.delete(index)?;
+    }
+    for (name, index) in names.iter().zip(200..) {
+        stage.home.add(name, index)?;
+    }
+    for (name, index) in names.iter().zip(100..) {
+        stage.see(name, deleted(index))?;
+        stage.see(name, recreated(index + 100, index))?;
+    }
+    stage.nothing_more(&[])
+}

@@ -1,0 +1,101 @@
+//! The start and the end: absent interfaces, `--must-exist`, `--once`.
+
+use anyhow::{Result, ensure};
+
+use super::{Scenario, veth};
+use crate::{
+    stage::Stage,
+    want::{appeared, deleted, moved, recreated, renamed, returned},
+};
+
+pub(super) const TABLE: &[Scenario] = &[
+    veth("absent, then made, for ever", absent),
+    veth("--must-exist and it does not", must_exist_absent),
+    veth("--must-exist and it does", must_exist_present),
+    veth("--once: deleted", once_deleted),
+    veth("--once: renamed", once_renamed),
+    veth("--once: moved", once_moved),
+    veth("--once: appeared", once_appeared),
+    veth("--once: one event ends two watches", once_ends_two_watches),
+];
+
+fn absent(stage: &mut Stage) -> Result<()> {
+    stage.watch(&[("wg0", None)])?;
+    stage.home.add("wg0", 100)?;
+    stage.see("wg0", appeared(100))?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    stage.home.add("wg0", 101)?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.home.rename(101, "old0")?;
+    stage.see("wg0", renamed(101, "old0"))?;
+    stage.home.rename(101, "wg0")?;
+    stage.see("wg0", returned(101))?;
+    stage.nothing_more(&[])
+}
+
+fn must_exist_absent(stage: &mut Stage) -> Result<()> {
+    stage.start(&["--must-exist", "wg0"], true)?;
+    let outcome = stage.ends_silently(3)?;
+    ensure!(
+        outcome.stderr.lines().count() == 1 && outcome.stderr.contains("wg0 does not exist"),
+        "on standard error: {}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+fn must_exist_present(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch_home_with(&["--must-exist"], &[("wg0", Some(100))])?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    // It must exist at the start only.
+    stage.home.add("wg0", 101)?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.nothing_more(&[])
+}
+
+fn once_deleted(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch_home_with(&["--once"], &[("wg0", Some(100))])?;
+    stage.home.set(100, |link| link.up())?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    stage.ends(0, "once").map(drop)
+}
+
+fn once_renamed(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch_home_with(&["--once"], &[("wg0", Some(100))])?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.ends(0, "once").map(drop)
+}
+
+fn once_moved(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.watch_home_with(&["--once"], &[("wg0", Some(100))])?;
+    stage.home.move_to(100, &away)?;
+    stage.see("wg0", moved(100, away.id()?, 100))?;
+    stage.ends(0, "once").map(drop)
+}
+
+fn once_appeared(stage: &mut Stage) -> Result<()> {
+    stage.watch_home_with(&["--once"], &[("wg0", None)])?;
+    stage.home.add("wg0", 100)?;
+    stage.see("wg0", appeared(100))?;
+    stage.ends(0, "once").map(drop)
+}
+
+/// The event of one watch ends all of them.
+fn once_ends_two_watches(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.home.add("wg1", 101)?;
+    let watches = [("wg0", Some(100)), ("wg1", Some(101))];
+    stage.watch_home_with(&["--once"], &watches)?;
+    stage.home.delete(101)?;
+    stage.see("wg1", deleted(101))?;
+    stage.ends(0, "once").map(drop)
+}

@@ -1,0 +1,216 @@
+//! Makes what is installed on other machines: a Debian package and a tarball, both with a static program.
+
+mod check;
+mod deb;
+
+use std::{
+    env, fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command,
+    host::{self, Tool},
+    scratch::ScratchDir,
+    workspace,
+};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const TOOLS: &[Tool] = &[
+    Tool {
+        program: "cc",
+        package: "gcc",
+    },
+    Tool {
+        program: "dpkg-deb",
+        package: "dpkg",
+    },
+    Tool {
+        program: "gzip",
+        package: "gzip",
+    },
+    Tool {
+        program: "tar",
+        package: "tar",
+    },
+];
+
+/// Make a Debian package and a tarball for this processor, in target/dist
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install and remove them too, in a directory of their own
+    #[arg(long)]
+    test: bool,
+}
+
+/// A file of the package: where it goes, its mode, and what is in it.
+struct Item {
+    path: &'static str,
+    mode: u32,
+    content: Vec<u8>,
+}
+
+pub(crate) fn run(Options { test }: Options) -> Result<ExitCode> {
+    host::need(TOOLS)?;
+    let items = items()?;
+    let dist = workspace::target_dir().join("dist");
+    fs::create_dir_all(&dist)?;
+    // The Dockerfile takes it from here.
+    let program = items.first().context("the program comes first")?;
+    write(&dist.join("ifmon"), program.mode, &program.content)?;
+
+    let scratch = ScratchDir::new(&dist)?;
+    let package = deb::build(&items, &scratch.path().join("deb"), &dist)?;
+    let tarball = tarball(&items, scratch.path(), &dist)?;
+    for file in [&package, &tarball] {
+        let size = fs::metadata(file)?.len() / 1024;
+        println!("{} ({size} KiB)", file.display());
+    }
+    if test {
+        check::package(&package, &items, &scratch.path().join("root"))?;
+        check::tarball(&tarball, &scratch.path().join("unpacked"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that is installed, the program first.
+fn items() -> Result<Vec<Item>> {
+    let program = build(true)?;
+    let generator = build(false)?;
+    let generate = |what| command::bytes(Command::new(&generator).args(["--generate", what]));
+    let file = |name: &str| {
+        let path = workspace::root().join(name);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let item = |path, content| Item {
+        path,
+        mode: 0o644,
+        content,
+    };
+    Ok(vec![
+        Item {
+            path: "usr/bin/ifmon",
+            mode: 0o755,
+            content: fs::read(program)?,
+        },
+        item(
+            "usr/lib/systemd/system/ifmon@.service",
+            file("ifmon/packaging/ifmon@.service")?,
+        ),
+        item("usr/share/man/man1/ifmon.1.gz", gzip(&generate("man")?)?),
+        item(
+            "usr/share/bash-completion/completions/ifmon",
+            generate("bash")?,
+        ),
+        item("usr/share/zsh/vendor-completions/_ifmon", generate("zsh")?),
+        item(
+            "usr/share/fish/vendor_completions.d/ifmon.fish",
+            generate("fish")?,
+        ),
+        item(
+            "usr/share/doc/ifmon/changelog.gz",
+            gzip(&file("CHANGELOG.md")?)?,
+        ),
+        item("usr/share/doc/ifmon/README.md", file("README.md")?),
+        item("usr/share/doc/ifmon/copyright", deb::copyright()?),
+    ])
+}
+
+/// Builds the program, static: for release, or the one that writes the man page and the completions. That one has the
+/// options of the released one, and beside them one that would only make the released one larger.
+fn build(release: bool) -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let target_dir = workspace::target_dir();
+    let (features, profile) = if release {
+        ("metrics", "release")
+    } else {
+        ("metrics,generate", "debug")
+    };
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(workspace::root())
+        .args(["build", "--quiet", "--package", "ifmon", "--bin", "ifmon"])
+        .args(["--features", features, "--target", &target, "--target-dir"])
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    if release {
+        cargo.arg("--release");
+    }
+    command::run(&mut cargo).context("cannot build ifmon")?;
+    Ok(target_dir.join(target).join(profile).join("ifmon"))
+}
+
+/// The tarball: what the package has, flat, with the licences.
+fn tarball(items: &[Item], scratch: &Path, dist: &Path) -> Result<PathBuf> {
+    let name = format!("ifmon-{VERSION}-{}-linux", env::consts::ARCH);
+    let tree = scratch.join(&name);
+    for item in items {
+        let file_name = Path::new(item.path)
+            .file_name()
+            .context("a file has a name")?;
+        let folder = match item.path {
+            path if path.contains("completion") => tree.join("completions"),
+            _ => tree.clone(),
+        };
+        // The two completions of the same name: bash's needs one of its own.
+        let file_name = match item.path {
+            "usr/share/bash-completion/completions/ifmon" => "ifmon.bash".as_ref(),
+            _ => file_name,
+        };
+        write(&folder.join(file_name), item.mode, &item.content)?;
+    }
+    for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        fs::copy(workspace::root().join(licence), tree.join(licence))?;
+    }
+    let tarball = dist.join(format!("{name}.tar.gz"));
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--sort=name", "--owner=0", "--group=0"])
+        .args(["--numeric-owner", "--mode=u+rw,go=rX"])
+        .arg("--use-compress-program=gzip --no-name")
+        .arg(format!("--directory={}", scratch.display()));
+    if let Some(time) = source_time() {
+        tar.arg(format!("--mtime=@{time}"));
+    }
+    command::output(tar.arg("--file").arg(&tarball).arg(&name))?;
+    Ok(tarball)
+}
+
+/// The time of the last commit, so that the same sources make the same files. `None` outside a checkout.
+fn source_time() -> Option<String> {
+    let mut git = Command::new("git");
+    git.current_dir(workspace::root())
+        .args(["log", "-1", "--format=%ct"]);
+    command::output(&mut git)
+        .ok()
+        .map(|time| time.trim().to_owned())
+}
+
+/// Compressed as well as can be, with neither name nor time in it.
+fn gzip(content: &[u8]) -> Result<Vec<u8>> {
+    use std::{io::Write as _, process::Stdio, thread};
+    let mut gzip = Command::new("gzip")
+        .args(["--best", "--no-name"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run gzip")?;
+    let mut input = gzip.stdin.take().context("no standard input")?;
+    let output = thread::scope(|scope| {
+        scope.spawn(move || input.write_all(content));
+        gzip.wait_with_output()
+    })?;
+    Ok(output.stdout)
+}
+
+/// Writes a file, with the directories above it.
+fn write(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(path, content)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}

@@ -1,0 +1,178 @@
+//! Installs what was made, tries it, and removes it again, all in a directory of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{Item, VERSION};
+use crate::{
+    command,
+    host::{self, Missing},
+};
+
+const DATABASE: &str = "var/lib/dpkg";
+
+pub(super) fn package(package: &Path, items: &[Item], root: &Path) -> Result<()> {
+    if !host::is_root() {
+        return Err(
+            Missing("installing a package takes root, even into a directory".into()).into(),
+        );
+    }
+    for folder in ["info", "updates", "triggers"] {
+        fs::create_dir_all(root.join(DATABASE).join(folder))?;
+    }
+    fs::write(root.join(DATABASE).join("status"), "")?;
+
+    dpkg(root, &["--install".as_ref(), package.as_os_str()])?;
+    for item in items {
+        let installed = fs::read(root.join(item.path))
+            .with_context(|| format!("{} was not installed", item.path))?;
+        ensure!(
+            installed == item.content,
+            "{} is not what was packed",
+            item.path
+        );
+    }
+    println!("installed {} files", items.len());
+    program(&root.join("usr/bin/ifmon"))?;
+    unit(root)?;
+    completions(root)?;
+    man_page(root)?;
+
+    dpkg(root, &["--purge".as_ref(), "ifmon".as_ref()])?;
+    let left = files(root)?
+        .into_iter()
+        .find(|path| !path.starts_with(root.join("var")));
+    if let Some(left) = left {
+        bail!("{} was left behind", left.display());
+    }
+    println!("removed, and nothing was left behind");
+    Ok(())
+}
+
+pub(super) fn tarball(tarball: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    command::output(
+        Command::new("tar")
+            .args(["--extract", "--strip-components=1", "--file"])
+            .arg(tarball)
+            .arg("--directory")
+            .arg(folder),
+    )?;
+    program(&folder.join("ifmon"))
+}
+
+/// `dpkg` on another root directory. Its scripts run outside of that, and are told of it.
+fn dpkg(root: &Path, args: &[&std::ffi::OsStr]) -> Result<()> {
+    command::output(
+        Command::new("dpkg")
+            .arg(format!("--root={}", root.display()))
+            .args(["--force-script-chrootless", "--log=/dev/null"])
+            .args(args),
+    )
+    .map(drop)
+}
+
+/// Runs, says the right version, is small, and needs no shared library.
+fn program(path: &Path) -> Result<()> {
+    const LARGEST: u64 = 4 << 20;
+    let version = command::output(Command::new(path).arg("--version"))?;
+    ensure!(
+        version.trim() == format!("ifmon {VERSION}"),
+        "the version is {version}"
+    );
+    let size = fs::metadata(path)?.len();
+    ensure!(size <= LARGEST, "the program has {size} bytes");
+    // `ldd` fails for what is not dynamic, in some versions.
+    let ldd = Command::new("ldd").arg(path).output()?;
+    let said = [ldd.stdout, ldd.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(
+        said.contains("statically linked") || said.contains("not a dynamic executable"),
+        "the program is not static: {said}"
+    );
+    println!("{version}  static, {} KiB", size / 1024);
+    Ok(())
+}
+
+fn unit(root: &Path) -> Result<()> {
+    if !host::is_program("systemd-analyze") {
+        println!("left out: systemd-analyze is not there to verify the unit");
+        return Ok(());
+    }
+    // The unit names paths that exist in `root` only. An instance is what can be verified.
+    let unit = fs::read_to_string(root.join("usr/lib/systemd/system/ifmon@.service"))?;
+    let folder = root.join("var/verify");
+    fs::create_dir_all(&folder)?;
+    let program = root.join("usr/bin/ifmon");
+    let unit = unit
+        .replace("/usr/bin/ifmon", &program.to_string_lossy())
+        .replace("Documentation=man:ifmon(1)\n", "");
+    let path = folder.join("ifmon@.service");
+    fs::write(&path, unit)?;
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(folder.join("ifmon@wg0.service"))
+        .output()?;
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let about_us: Vec<_> = said.lines().filter(|line| line.contains("ifmon")).collect();
+    ensure!(
+        verified.status.success() && about_us.is_empty(),
+        "systemd-analyze verify: {said}"
+    );
+    println!("the unit is valid");
+    Ok(())
+}
+
+/// Every shell that is there must be able to read its own.
+fn completions(root: &Path) -> Result<()> {
+    for (shell, path) in [
+        ("bash", "usr/share/bash-completion/completions/ifmon"),
+        ("zsh", "usr/share/zsh/vendor-completions/_ifmon"),
+        ("fish", "usr/share/fish/vendor_completions.d/ifmon.fish"),
+    ] {
+        if host::is_program(shell) {
+            command::output(Command::new(shell).arg("-n").arg(root.join(path)))?;
+            println!("the completions for {shell} can be read");
+        } else {
+            println!("left out: {shell} is not there to read its completions");
+        }
+    }
+    Ok(())
+}
+
+fn man_page(root: &Path) -> Result<()> {
+    if !host::is_program("man") {
+        println!("left out: man is not there to show the man page");
+        return Ok(());
+    }
+    let shown = Command::new("man")
+        .args(["--warnings", "--local-file"])
+        .arg(root.join("usr/share/man/man1/ifmon.1.gz"))
+        .env("MANWIDTH", "80")
+        .env("LC_ALL", "C.UTF-8")
+        .env_remove("PAGER")
+        .output()?;
+    let said = String::from_utf8_lossy(&shown.stderr);
+    ensure!(shown.status.success() && said.is_empty(), "man: {said}");
+    println!("the man page can be shown");
+    Ok(())
+}
+
+/// Every file below a folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(self::files(&entry.path())?);
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}

@@ -1,0 +1,143 @@
+//! The scenarios on emulated kernels.
+
+use std::{
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{Counts, build::Programs, matrix::Matrix, scenarios::Results};
+use crate::{
+    host::Missing,
+    vm::{Arch, Kernel, Machine},
+};
+
+/// Each takes a processor of its own.
+const AT_ONCE: usize = 2;
+/// Many times what a machine needs.
+const LIMIT: Duration = Duration::from_secs(1200);
+/// A test that fails may leave much behind.
+const MEMORY: u32 = 768;
+
+const ALL: &str = "fentry,kprobe,netlink,netlink-unfiltered";
+const WITHOUT_FENTRY: &str = "kprobe,netlink,netlink-unfiltered";
+
+/// Runs them in machines beside each other; what they say is shown one machine after the other.
+pub(super) fn run(
+    kernels: &[Kernel],
+    arch: Arch,
+    filter: Option<&str>,
+    matrix: &mut Matrix,
+) -> Counts {
+    let programs = match Programs::build(arch) {
+        Ok(programs) => programs,
+        Err(error) => return left_out_or_failed(&arch.to_string(), error),
+    };
+    let waiting = Mutex::new(kernels.iter());
+    // Getting a kernel and building are done by one at a time.
+    let preparing = Mutex::new(());
+    let shared = Mutex::new((Counts::default(), matrix));
+    thread::scope(|scope| {
+        let work = || {
+            loop {
+                let Some(kernel) = lock(&waiting).next() else {
+                    return;
+                };
+                let place = format!("{kernel} {arch}");
+                let begin = Instant::now();
+                let (results, error) = match prepare(&preparing, kernel, arch, &programs) {
+                    Ok(machine) => scenarios(&machine, kernel, arch, filter),
+                    Err(error) => {
+                        let counts = left_out_or_failed(&place, error);
+                        lock(&shared).0.add(counts);
+                        continue;
+                    }
+                };
+                let mut shared = lock(&shared);
+                let (total, matrix) = &mut *shared;
+                let mut counts = matrix.add(&place, results);
+                println!("  in {} s", begin.elapsed().as_secs());
+                if let Some(error) = error {
+                    counts.add(Counts::failed(&format!("{place}: {error}")));
+                }
+                total.add(counts);
+            }
+        };
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            if let Err(panic) = worker.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    let (counts, _) = *lock(&shared);
+    counts
+}
+
+fn prepare(
+    preparing: &Mutex<()>,
+    kernel: &Kernel,
+    arch: Arch,
+    programs: &Programs,
+) -> Result<Machine> {
+    let _one = lock(preparing);
+    println!("getting {kernel} for {arch} ready");
+    let mut machine = Machine::new(kernel, arch)?;
+    machine.files = vec![programs.scenarios.clone()];
+    machine.memory = MEMORY;
+    machine.timeout = Some(LIMIT);
+    Ok(machine)
+}
+
+/// What they printed, and why there is not more of it.
+fn scenarios(
+    machine: &Machine,
+    kernel: &Kernel,
+    arch: Arch,
+    filter: Option<&str>,
+) -> (Results, Option<String>) {
+    let backends = if has_fentry(kernel, arch) {
+        ALL
+    } else {
+        WITHOUT_FENTRY
+    };
+    let command: Vec<&str> = ["/scenarios", "--backends", backends]
+        .into_iter()
+        .chain(filter)
+        .collect();
+    let mut results = Results::default();
+    let mut stderr = Vec::new();
+    let run = machine.run(&command, &mut results, &mut stderr);
+    let error = match run {
+        Ok(0) => None,
+        Ok(_) if results.counts().failed > 0 => None,
+        Ok(code) => Some(format!(
+            "the scenarios ended with {code}: {}",
+            String::from_utf8_lossy(&stderr).trim()
+        )),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    (results, error)
+}
+
+/// On 64-bit ARM, BPF trampolines came with Linux 6.4: programs for them load before, and cannot be attached.
+fn has_fentry(kernel: &Kernel, arch: Arch) -> bool {
+    let is_old = matches!(kernel.to_string().as_str(), "bullseye" | "bookworm");
+    arch == Arch::X86_64 || !is_old
+}
+
+/// What this host cannot have is left out; anything else is a failure.
+fn left_out_or_failed(place: &str, error: anyhow::Error) -> Counts {
+    match error.downcast::<Missing>() {
+        Ok(Missing(why)) => Counts::left_out(&format!("{place}: {why}")),
+        Err(error) => Counts::failed(&format!("{place}: {error:#}")),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

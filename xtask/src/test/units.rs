@@ -1,0 +1,74 @@
+//! Unit tests, doc tests, and the tests of the command line.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result};
+
+use super::{Counts, build::Programs};
+
+/// Runs them all; a failure does not end the run.
+pub(super) fn run(programs: &Programs, filter: Option<&str>) -> Result<Counts> {
+    println!("unit tests, doc tests, command line");
+    let mut command = programs.cargo(&["test", "--no-fail-fast"]);
+    let output = command
+        .args(filter)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let counts = counts(&text);
+    if output.status.success() {
+        return Ok(counts);
+    }
+    print!("{text}");
+    if counts.failed > 0 {
+        Ok(counts)
+    } else {
+        Ok(Counts::failed("cargo test did not get as far as the tests"))
+    }
+}
+
+/// Adds up what each test program says of itself at its end.
+fn counts(text: &str) -> Counts {
+    let mut counts = Counts::default();
+    for line in text.lines() {
+        let Some(results) = line.strip_prefix("test result: ") else {
+            continue;
+        };
+        for part in results.split([';', '.']) {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(what)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => counts.passed += number,
+                "failed" => counts.failed += number,
+                "ignored" => counts.skipped += number,
+                _ => {}
+            }
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Counts, counts};
+
+    #[test]
+    fn results_are_added_up() {
+        let text = "\
+test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s
+test a ... FAILED
+test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.25s
+";
+        let expected = Counts {
+            passed: 15,
+            failed: 2,
+            skipped: 1,
+        };
+        assert_eq!(counts(text), expected);
+    }
+}
