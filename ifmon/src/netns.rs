@@ -44,7 +44,6 @@ impl NetnsId {
 pub struct Netns {
     file: File,
     id: NetnsId,
-    is_own: bool,
 }
 
 impl Netns {
@@ -87,12 +86,7 @@ impl Netns {
                 ));
             }
             let id = inode(&file.metadata()?)?;
-            let own = id_of(Path::new("/proc/thread-self/ns/net"));
-            Ok(Self {
-                file,
-                id,
-                is_own: own.is_ok_and(|own| own == id),
-            })
+            Ok(Self { file, id })
         };
         open().map_err(|source| Error::Netns { path, source })
     }
@@ -106,13 +100,13 @@ impl Netns {
         Ok(Self {
             file: self.file.try_clone()?,
             id: self.id,
-            is_own: self.is_own,
         })
     }
 
     /// Does something inside the namespace: on this thread when it is there already, else on one that goes there.
     pub(crate) fn run<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        if self.is_own {
+        // Asked each time: threads change their namespace, and this may not be the thread that opened it.
+        if current_id().is_ok_and(|own| own == self.id) {
             return act();
         }
         thread::scope(|scope| {

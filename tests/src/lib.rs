@@ -1,5 +1,6 @@
 //! What every scenario needs: a host to change, and a running ifmon to listen to. And the scenarios themselves.
 
+pub mod bench;
 pub mod format;
 pub mod links;
 pub mod namespace;
@@ -7,5 +8,6 @@ pub mod obstacle;
 pub mod program;
 pub mod room;
 pub mod stage;
+pub mod stress;
 pub mod table;
 pub mod want;

@@ -2,6 +2,7 @@
 //!
 //! Links have the indexes that the scenario gives them, from 100 on; so an expected line can state them.
 
+mod hooks;
 mod identity;
 mod load;
 mod names;
@@ -9,6 +10,7 @@ mod namespaces;
 mod others;
 mod silence;
 mod start;
+mod users;
 mod verdicts;
 
 use anyhow::Result;
@@ -61,6 +63,8 @@ pub fn scenarios() -> impl Iterator<Item = Scenario> {
         namespaces::TABLE,
         start::TABLE,
         others::TABLE,
+        users::TABLE,
+        hooks::TABLE,
         load::TABLE,
     ]
     .into_iter()

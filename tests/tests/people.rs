@@ -46,7 +46,11 @@ fn a_service_manager_hears_when_all_watches_are_live_that_they_are_and_that_they
         ),
         (
             format!("@{name}"),
-            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?,
+            // Such a name is one of the network namespace, unlike a path.
+            namespace.run(|| -> Result<UnixDatagram> {
+                let address = SocketAddr::from_abstract_name(&name)?;
+                Ok(UnixDatagram::bind_addr(&address)?)
+            })??,
         ),
     ] {
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -314,6 +318,30 @@ fn colours_are_for_those_who_want_them() -> Result<()> {
         ifmon.kill()?;
         ifmon.wait()?;
     }
+    Ok(())
+}
+
+/// The README's example is the one in the documentation of the crate, which is compiled and run.
+#[test]
+fn the_example_in_the_readme_runs() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let readme = fs::read_to_string(root.join("README.md"))?;
+    let crate_docs = fs::read_to_string(root.join("ifmon/src/lib.rs"))?;
+    let between = |text: &str, fence: &str| {
+        let (_, after) = text.split_once(fence)?;
+        Some(after.split_once("```")?.0.to_owned())
+    };
+    let shown = between(&readme, "```rust\n").context("no example in the README")?;
+    let docs: String = crate_docs
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .map(|line| line.strip_prefix(' ').unwrap_or(line))
+        // Lines that the documentation does not show.
+        .filter(|line| *line != "#" && !line.starts_with("# "))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let run = between(&docs, "```\n").context("no example in the documentation")?;
+    ensure!(shown == run, "README:\n{shown}\ndocumentation:\n{run}");
     Ok(())
 }
 

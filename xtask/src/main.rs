@@ -1,5 +1,6 @@
 //! Everything about this project that is more than `cargo build`.
 
+mod bench;
 mod command;
 mod demo;
 mod dist;
@@ -31,6 +32,7 @@ enum Command {
     Test(test::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn run(Options { command }: Options) -> Result<ExitCode> {
         Command::Dist(options) => dist::run(options),
         Command::Test(options) => test::run(options),
         Command::Ebpf(options) => ebpf::run(options),
+        Command::Bench(options) => bench::run(options),
         Command::Vm(options) => Ok(vm::run(options)),
     }
 }

@@ -113,6 +113,9 @@ pub(crate) struct Machine {
     /// In MB.
     pub(crate) memory: u32,
     pub(crate) cpus: u32,
+    /// Makes the machine's clock count instructions, one a nanosecond, and skip the time in which it is idle: what is
+    /// timed in it comes out the same on every host.
+    pub(crate) counts_instructions: bool,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -142,6 +145,7 @@ impl Machine {
             cmdline: String::new(),
             memory: 512,
             cpus: 1,
+            counts_instructions: false,
             timeout: None,
         })
     }
@@ -165,6 +169,7 @@ impl Machine {
             cmdline: &self.cmdline,
             memory: self.memory,
             cpus: self.cpus,
+            counts_instructions: self.counts_instructions,
             timeout: self.timeout,
         };
         qemu::run(&boot, &scratch, stdout, stderr)

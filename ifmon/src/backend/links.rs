@@ -370,20 +370,15 @@ impl Links {
         let Some(holder) = self.names.get(&name).map(|slot| slot.holder) else {
             return (Observed::default(), false);
         };
-        if look.found == holder {
-            let Some(ifindex) = holder else {
-                return (Observed::default(), false);
-            };
-            if let Some(known) = self.devices.get_mut(&ifindex)
-                && known.may_be(look.inode)
-            {
+        if self.agrees(name, look) {
+            if let Some(known) = holder.and_then(|ifindex| self.devices.get_mut(&ifindex)) {
                 known.inode = known.inode.or(look.inode);
-                let observed = Observed {
-                    holder: self.holder(name),
-                    away: None,
-                };
-                return (observed, false);
             }
+            let observed = Observed {
+                holder: self.holder(name),
+                away: None,
+            };
+            return (observed, false);
         }
         let away = match (holder, look.found) {
             (Some(ifindex), None) => self.went(ifindex, look.away),
@@ -400,6 +395,17 @@ impl Links {
             away,
         };
         (observed, true)
+    }
+
+    /// Is what was read what the messages said?
+    pub(crate) fn agrees(&self, name: InterfaceName, look: &Look) -> bool {
+        let holder = self.names.get(&name).and_then(|slot| slot.holder);
+        look.found == holder
+            && holder.is_none_or(|ifindex| {
+                self.devices
+                    .get(&ifindex)
+                    .is_some_and(|known| known.may_be(look.inode))
+            })
     }
 
     /// The device that held a name was found under another one, or not at all.

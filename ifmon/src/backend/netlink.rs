@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     Counters, Signal,
-    links::{Host, Links, Meaning, Taken},
+    links::{Host, Links, Look, Meaning, Taken},
     readable,
 };
 use crate::{
@@ -367,7 +367,16 @@ impl Subscription {
             looks.push((name, lost, self.links.look(name, &mut self.host)?));
         }
         // What is queued by now may be what the look-ups saw: it goes first, and those names are looked up again.
-        let empty = self.drain(signals, tally)?;
+        let mut empty = self.drain(signals, tally)?;
+        let ahead = |(name, lost, look): &(InterfaceName, bool, Look)| {
+            !lost && self.links.is_settled(*name) && !self.links.agrees(*name, look)
+        };
+        if empty && looks.iter().any(ahead) {
+            // Without a loss, what was read may only be ahead of what is told: newer kernels answer before the change is
+            // over, and tell at its end. Wait for that.
+            self.host.query.wait_for_changes();
+            empty = self.drain(signals, tally)?;
+        }
         for (name, lost, look) in looks {
             if !empty || !self.links.is_settled(name) || self.unverified.contains_key(&name) {
                 *self.unverified.entry(name).or_default() |= lost;

@@ -222,12 +222,12 @@ impl Collector for Snapshot {
                 "Changes of any interface that reached the filter",
                 seen,
             ),
+            ("changes_matched", "Changes that concerned a watch", matched),
             (
-                "changes_matched",
-                "Those of them that concerned a watch",
-                matched,
+                "changes_ignored",
+                "Changes that concerned no watch",
+                ignored,
             ),
-            ("changes_ignored", "Those of them that did not", ignored),
             (
                 "changes_lost",
                 "Changes that concerned a watch and were lost on the way",

@@ -4,7 +4,10 @@
 //! an answer that cannot be lost to one odd attribute, is why it is not done through the `rtnetlink` crate: there an
 //! answer that cannot be decoded whole is dropped, and whoever asked waits for ever.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use super::{
     message::{LinkMessage, get_link, messages},
@@ -43,6 +46,53 @@ impl Query {
     /// The name of the device that has this index now.
     pub(crate) fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>> {
         Ok(self.ask(ifindex, None)?.map(|(_, name)| name))
+    }
+
+    /// Returns once every change of a link that had begun before has ended, and was told to all who listen.
+    ///
+    /// A device goes out of sight well before the kernel says so, and on newer kernels (seen on 7.2) a request for one link
+    /// does not wait for RTNL, under which it all happens. An ethtool request does; this one asks for the link state of `lo`, which anybody
+    /// may. Should it be refused, nothing is waited for, and a change is perhaps told as recovered.
+    pub(crate) fn wait_for_changes(&self) {
+        /// `SIOCETHTOOL` and `ETHTOOL_GLINK` of `include/uapi/linux/`
+        const SIOCETHTOOL: libc::Ioctl = 0x8946;
+        const ETHTOOL_GLINK: u32 = 10;
+        /// `struct ethtool_value`
+        #[repr(C)]
+        struct Value {
+            command: u32,
+            data: u32,
+        }
+        /// `struct ifreq`, as long as its longest variant.
+        #[repr(C)]
+        struct Request {
+            name: [u8; 16],
+            value: *mut Value,
+            rest: [u8; 16],
+        }
+        let mut value = Value {
+            command: ETHTOOL_GLINK,
+            data: 0,
+        };
+        let mut request = Request {
+            name: *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            value: &raw mut value,
+            rest: [0; 16],
+        };
+        // SAFETY: both structures are laid out as the kernel wants them for this request, and outlive the call.
+        let result = unsafe {
+            libc::ioctl(
+                self.socket.as_fd().as_raw_fd(),
+                SIOCETHTOOL,
+                &raw mut request,
+            )
+        };
+        if result < 0 {
+            log::debug!(
+                "cannot wait for changes in progress: {}",
+                io::Error::last_os_error()
+            );
+        }
     }
 
     fn ask(

@@ -95,7 +95,7 @@ fn program(path: &Path) -> Result<()> {
         said.contains("statically linked") || said.contains("not a dynamic executable"),
         "the program is not static: {said}"
     );
-    println!("{version}  static, {} KiB", size / 1024);
+    println!("{}: static, {} KiB", version.trim(), size / 1024);
     Ok(())
 }
 

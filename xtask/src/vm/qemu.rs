@@ -35,6 +35,7 @@ pub(super) struct Boot<'a> {
     pub(super) cmdline: &'a str,
     pub(super) memory: u32,
     pub(super) cpus: u32,
+    pub(super) counts_instructions: bool,
     pub(super) timeout: Option<Duration>,
 }
 
@@ -108,6 +109,7 @@ impl Emulator {
             cmdline,
             memory,
             cpus,
+            counts_instructions,
             timeout: _,
         } = boot;
         // A panic ends the machine at once: it reboots, which `-no-reboot` makes the end. `quiet` keeps all but errors
@@ -135,6 +137,9 @@ impl Emulator {
             .args(["-append", &cmdline])
             .args(["-serial", &format!("file:{CONSOLE}")])
             .args(["-device", "virtio-serial-pci"]);
+        if *counts_instructions {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
         for (number, name) in [(1, STDOUT), (2, STDERR), (3, STATUS)] {
             command
                 .args(["-chardev", &format!("file,id={name},path={name}")])

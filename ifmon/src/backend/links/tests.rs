@@ -605,12 +605,13 @@ fn says(verdict: &Verdict, truth: &EventKind, setting: Setting, traveller: bool)
                 ..
             },
         ) => (ifindex, to_ifindex) == (old, new),
-        // Where a device is that is not here any more cannot be seen afterwards; nor can a device under another name be
+        // Where a device is that is not here any more cannot be seen afterwards, and when its renaming was lost its deletion
+        // is what was heard; nor can a device under another name be
         // known again whose inode nobody had time to read before. It could be another one with its index.
         (
             EventKind::Deleted { ifindex },
             EventKind::Moved { ifindex: old, .. } | EventKind::Renamed { ifindex: old, .. },
-        ) => verdict.recovered && ifindex == old,
+        ) => (verdict.recovered || setting.room != usize::MAX) && ifindex == old,
         // For the same reasons, or because it was too late to read the inode of a device that came back from elsewhere.
         (EventKind::Recreated { ifindex, .. }, EventKind::Returned { ifindex: back }) => {
             (!setting.is_lossless() || traveller && !setting.calm) && ifindex == back

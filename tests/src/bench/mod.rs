@@ -1,0 +1,38 @@
+//! What ifmon costs, beside what people use today: everyone is measured in the same run and on the same work.
+//!
+//! `bench measure` prints its figures as JSON, `bench report` makes a table, a chart and a file of them, and `bench peer`
+//! is one of those that ifmon is compared with.
+
+mod bpf;
+mod bystanders;
+mod chart;
+mod figure;
+mod latency;
+mod lines;
+mod measure;
+mod peer;
+mod process;
+mod report;
+mod requests;
+mod start;
+mod statistics;
+mod subject;
+mod unrelated;
+mod watches;
+
+use std::env;
+
+use anyhow::{Result, bail};
+
+/// Runs the program `bench`.
+pub fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["measure", options @ ..] => measure::run(options),
+        ["peer", "poll", interface] => peer::poll(interface),
+        ["peer", "subscribe", interface] => peer::subscribe(interface),
+        ["report", options @ ..] => report::run(options),
+        _ => bail!("see `cargo xtask bench --help`, which runs this"),
+    }
+}

@@ -1,0 +1,159 @@
+//! Who is measured.
+
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{lines::Lines, process::Usage, requests::Requests};
+use crate::{
+    namespace::Namespace,
+    program::{self, PATIENCE},
+};
+
+/// The interface that is watched where one is enough.
+pub(super) const WATCHED: &str = "wg0";
+/// Its index.
+pub(super) const WATCHED_INDEX: u32 = 1000;
+/// The index of a link that comes and goes to see whether anyone hears of it.
+const PROBE_INDEX: u32 = 999;
+
+/// A program to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// With this backend.
+    Ifmon(&'static str),
+    /// `ip -o monitor link`
+    IpMonitor,
+    /// Takes and decodes every link message.
+    Subscribe,
+    /// Reads the table of links every two seconds.
+    Poll,
+}
+
+impl Subject {
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Ifmon(backend) => format!("ifmon {backend}"),
+            Self::IpMonitor => "`ip monitor`".to_owned(),
+            Self::Subscribe => "unfiltered subscription".to_owned(),
+            Self::Poll => "polling every 2 s".to_owned(),
+        }
+    }
+
+    pub(super) fn is_bpf(self) -> bool {
+        matches!(self, Self::Ifmon("fentry" | "kprobe"))
+    }
+
+    /// ifmon as it is meant to be used, which the goals are about.
+    pub(super) fn has_goals(self) -> bool {
+        matches!(self, Self::Ifmon(backend) if backend != "netlink-unfiltered")
+    }
+
+    fn command(self, interfaces: &[String]) -> Result<Command> {
+        let peer = |mode| -> Result<Command> {
+            let mut command = Command::new(env::current_exe()?);
+            command.args(["peer", mode]);
+            Ok(command)
+        };
+        let mut command = match self {
+            Self::Ifmon(backend) => {
+                let mut command = Command::new(program::path());
+                command.args(["--quiet", "--json", "--backend", backend]);
+                command
+            }
+            Self::IpMonitor => {
+                let mut command = Command::new("ip");
+                command.args(["-o", "monitor", "link"]);
+                return Ok(command);
+            }
+            Self::Subscribe => peer("subscribe")?,
+            Self::Poll => peer("poll")?,
+        };
+        command.args(interfaces);
+        Ok(command)
+    }
+}
+
+/// A program that runs, and is ended with this.
+pub(super) struct Running {
+    child: Child,
+    lines: Option<Lines>,
+    /// From its start until it was ready; not known of `ip monitor`, which does not say.
+    pub(super) start: Duration,
+}
+
+impl Running {
+    /// Starts it in a namespace, and waits until it is ready.
+    pub(super) fn start(
+        subject: Subject,
+        namespace: &Namespace,
+        interfaces: &[String],
+    ) -> Result<Self> {
+        let mut command = subject.command(interfaces)?;
+        namespace.enter(&mut command)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let begin = Instant::now();
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", subject.name()))?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        // Ended with this if anything fails from here on.
+        let mut running = Self {
+            child,
+            lines: Some(Lines::new(stdout)),
+            start: Duration::ZERO,
+        };
+        match subject {
+            Subject::IpMonitor => running.probe(namespace)?,
+            Subject::Ifmon(_) => running.lines()?.expect(interfaces.len(), PATIENCE)?,
+            Subject::Subscribe | Subject::Poll => running.lines()?.expect(1, PATIENCE)?,
+        }
+        running.start = begin.elapsed();
+        Ok(running)
+    }
+
+    /// Changes links until it says something.
+    fn probe(&mut self, namespace: &Namespace) -> Result<()> {
+        let mut requests = Requests::new(namespace)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            requests.add_bridge("probe", PROBE_INDEX)?;
+            requests.delete(PROBE_INDEX)?;
+            if self.lines()?.read(Duration::from_millis(20))? > 0 {
+                Usage::settled(self.pid())?;
+                return self.lines()?.discard();
+            }
+            if Instant::now() > deadline {
+                bail!("a peer stays silent");
+            }
+        }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it prints.
+    pub(super) fn lines(&mut self) -> Result<&mut Lines> {
+        self.lines.as_mut().context("its output is thrown away")
+    }
+
+    /// Nobody wants to see what it prints.
+    pub(super) fn discard_output(&mut self) {
+        if let Some(lines) = self.lines.take() {
+            lines.discard_in_background();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,59 @@
+//! The parts of the stress run. Each takes a namespace of its own and ends with the figures that it saw.
+
+mod blocked;
+mod death;
+mod flood;
+mod follow;
+mod race;
+mod soak;
+
+use anyhow::Result;
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The value of `--backend`.
+    pub backend: String,
+    /// What looks random depends on this alone.
+    pub seed: u64,
+    /// A tenth of everything.
+    pub quick: bool,
+}
+
+impl Settings {
+    fn scaled(&self, count: u32) -> u32 {
+        if self.quick { count / 10 } else { count }
+    }
+
+    fn is_bpf(&self) -> bool {
+        !self.backend.starts_with("netlink")
+    }
+}
+
+/// A part: does it, and says what it saw.
+pub type Part = fn(&Settings) -> Result<String>;
+
+/// All of them, by name.
+pub const PARTS: &[(&str, Part)] = &[
+    ("storm", flood::storm),
+    ("overflow", flood::overflow),
+    ("stopped", flood::stopped),
+    ("blocked", blocked::blocked),
+    ("race", race::race),
+    ("privileges", death::privileges),
+    ("death", death::death),
+    ("soak", soak::soak),
+];
+
+/// Numbers that look random (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % bound
+    }
+}

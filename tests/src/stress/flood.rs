@@ -1,0 +1,187 @@
+//! Many changes: of others with ours in their midst, and more than the queue holds.
+
+use anyhow::{Result, ensure};
+use rustix::process::Signal;
+
+use super::{
+    Random, Settings,
+    follow::{ALIAS, Followed, MARK, WATCHED, begin},
+};
+use crate::{
+    links::{Kind, Links},
+    namespace::Namespace,
+    program::Ifmon,
+};
+
+/// 100,000 changes of others, 1,000 cycles of ours, and every one of ours is told once and in order.
+pub(super) fn storm(settings: &Settings) -> Result<String> {
+    flood(settings, &[], 100_000, 1_000)
+}
+
+/// The same with a queue that holds next to nothing.
+pub(super) fn overflow(settings: &Settings) -> Result<String> {
+    flood(settings, &["--receive-buffer", "4096"], 20_000, 200)
+}
+
+fn flood(settings: &Settings, more: &[&str], others: u32, cycles: u32) -> Result<String> {
+    let namespace = Namespace::new()?;
+    let links = Links::new(&namespace)?;
+    let mut random = Random(settings.seed);
+    let (others, cycles) = (settings.scaled(others), settings.scaled(cycles));
+    let other = links.add("other0", Kind::Veth { peer: "other1" }, None)?;
+    let mut args = vec!["--backend", &settings.backend, WATCHED, MARK];
+    args.extend(more);
+    let ifmon = Ifmon::start(&namespace, &args)?;
+    let mut followed = begin(&ifmon)?;
+    let mut expected = vec!["watching"];
+    let mut made = 0;
+    let mut disturb = |random: &mut Random| -> Result<()> {
+        let until = made + random.below(2 * u64::from(others / cycles)) as u32;
+        while made < until.min(others) {
+            made += 1;
+            if made % 50 == 0 {
+                links.add_quick("pass0", Kind::Veth { peer: "pass1" })?;
+                links.delete("pass0")?;
+            } else {
+                links.rename_index(other, if made % 2 == 0 { "wg00" } else { "other0" })?;
+            }
+        }
+        Ok(())
+    };
+    for cycle in 0..cycles {
+        disturb(&mut random)?;
+        // Half of them with an index that was used before.
+        let index = (random.below(2) == 0).then_some(5000);
+        let ours = links.add(WATCHED, Kind::Veth { peer: "peer0" }, index)?;
+        expected.push(if cycle == 0 { "appeared" } else { "recreated" });
+        for _ in 0..random.below(4) {
+            links.rename_index(ours, ALIAS)?;
+            if random.below(2) == 0 {
+                disturb(&mut random)?;
+            }
+            links.rename_index(ours, WATCHED)?;
+            expected.extend(["renamed", "returned"]);
+        }
+        if random.below(2) == 0 {
+            links.rename_index(ours, ALIAS)?;
+            links.delete(ALIAS)?;
+            expected.push("renamed");
+        } else {
+            links.delete(WATCHED)?;
+            expected.push("deleted");
+        }
+    }
+    let ends_present = random.below(2) == 0;
+    if ends_present {
+        links.add_quick(WATCHED, Kind::Veth { peer: "peer0" })?;
+        expected.push("recreated");
+    }
+    followed.until_mark(&ifmon, &links)?;
+    followed.expect(&links)?;
+    if followed.resyncs == 0 {
+        ensure!(
+            followed.events == expected,
+            "nothing was lost, and the events are not those that there were: {} instead of {}",
+            followed.events.len(),
+            expected.len()
+        );
+    } else {
+        ensure!(
+            !more.is_empty(),
+            "{} losses in a queue of the usual size",
+            followed.resyncs
+        );
+    }
+    let Followed {
+        events,
+        resyncs,
+        lost,
+        recovered,
+        ..
+    } = followed;
+    ifmon.stop()?;
+    let lost = lost.map_or("an unknown number".to_owned(), |lost| lost.to_string());
+    Ok(format!(
+        "{others} changes of others, {} of ours, {} lines, {resyncs} losses of {lost} events, {recovered} verdicts recovered",
+        expected.len() - 1,
+        events.len()
+    ))
+}
+
+/// The process is stopped while things happen: what did not fit is made good, and what was undone is not told.
+pub(super) fn stopped(settings: &Settings) -> Result<String> {
+    let namespace = Namespace::new()?;
+    let links = Links::new(&namespace)?;
+    let ours = links.add(WATCHED, Kind::Veth { peer: "peer0" }, None)?;
+    let args = [
+        "--backend",
+        &settings.backend,
+        "--receive-buffer",
+        "4096",
+        WATCHED,
+        MARK,
+    ];
+    let ifmon = Ifmon::start(&namespace, &args)?;
+    let mut followed = begin(&ifmon)?;
+    let changes = 200;
+
+    // Renamed and back, over and over.
+    ifmon.signal(Signal::STOP)?;
+    for _ in 0..changes / 2 {
+        links.rename_index(ours, ALIAS)?;
+        links.rename_index(ours, WATCHED)?;
+    }
+    ifmon.signal(Signal::CONT)?;
+    followed.until_mark(&ifmon, &links)?;
+    followed.expect(&links)?;
+    ensure!(
+        followed.resyncs > 0,
+        "{changes} changes fit into 4096 bytes"
+    );
+    let told = followed.events.len() as u64 - 1 - followed.resyncs - followed.recovered;
+    let lost = followed.lost;
+    if settings.is_bpf() {
+        ensure!(
+            lost.is_some_and(|lost| told + lost == changes),
+            "{told} told and {lost:?} lost are not {changes}"
+        );
+    }
+    // An odd number was told before the loss where the last of them was a renaming; else nothing is to be said.
+    ensure!(
+        followed.recovered == told % 2,
+        "{told} told, and {} recovered of what was undone",
+        followed.recovered
+    );
+    ensure!(
+        !followed.events.iter().any(|event| event == "recreated"),
+        "the same device is taken for another"
+    );
+
+    // Another device with the same index, in the midst of a loss.
+    let before = (followed.events.len(), followed.resyncs);
+    ifmon.signal(Signal::STOP)?;
+    for _ in 0..changes / 2 {
+        links.rename_index(ours, ALIAS)?;
+        links.rename_index(ours, WATCHED)?;
+    }
+    links.delete(WATCHED)?;
+    links.add(WATCHED, Kind::Veth { peer: "peer0" }, Some(ours))?;
+    ifmon.signal(Signal::CONT)?;
+    followed.until_mark(&ifmon, &links)?;
+    followed.expect(&links)?;
+    ensure!(
+        followed.resyncs > before.1,
+        "nothing was lost the second time"
+    );
+    ensure!(
+        followed.events[before.0..]
+            .iter()
+            .any(|event| event == "recreated"),
+        "a device with the index of the one before was taken for it"
+    );
+    ifmon.stop()?;
+    Ok(format!(
+        "of {changes} changes {told} told and {} lost; the second time a new device with the same index was found",
+        lost.map_or("an unknown number".to_owned(), |lost| lost.to_string())
+    ))
+}

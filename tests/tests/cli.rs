@@ -1,0 +1,225 @@
+//! What ifmon makes of bad arguments, and of an output that ends. Needs no privileges.
+
+use std::{
+    ffi::OsStr,
+    fs::OpenOptions,
+    io::{BufRead as _, BufReader},
+    os::unix::ffi::OsStrExt as _,
+    process::{Command, Output, Stdio},
+};
+
+use rustix::process::Signal;
+use tests::program::{self, Ifmon};
+
+/// Every namespace has it.
+const LOOPBACK: &str = "lo";
+
+fn ifmon(args: &[&OsStr]) -> Command {
+    let mut command = Command::new(program::path());
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn words(args: &[&'static str]) -> Command {
+    let args: Vec<_> = args.iter().map(|&arg| OsStr::new(arg)).collect();
+    ifmon(&args)
+}
+
+fn output(mut command: Command) -> Output {
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run ifmon: {error}; is it built?"))
+}
+
+/// Ends with this code after one line on standard error, which has these words in it; returns that line.
+#[track_caller]
+fn fails(command: Command, code: i32, says: &[&str]) {
+    let shown = format!("{command:?}");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output(command);
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(code), "{shown}: {stderr}");
+    assert!(stdout.is_empty(), "{shown}: {stdout:?}");
+    assert_eq!(stderr.lines().count(), 1, "{shown}: {stderr}");
+    assert!(stderr.starts_with("ifmon: "), "{shown}: {stderr}");
+    for word in says {
+        assert!(stderr.contains(word), "{shown}: no {word} in {stderr}");
+    }
+}
+
+#[test]
+fn bad_names_are_wrong_usage() {
+    let bad: [(&[u8], &str); 9] = [
+        (b"", "empty"),
+        (b"0123456789012345", "15 bytes"),
+        (b"a b", "white space"),
+        (b"a\n", "white space"),
+        (b" ", "white space"),
+        (b"a:b", "\":\""),
+        (b".", "\".\""),
+        (b"..", "\"..\""),
+        (b"\xff\xffnot UTF-8", "white space"),
+    ];
+    for (name, says) in bad {
+        fails(ifmon(&[OsStr::from_bytes(name)]), 2, &[says]);
+        // Beside a good one as well.
+        fails(
+            ifmon(&[OsStr::new(LOOPBACK), OsStr::from_bytes(name)]),
+            2,
+            &[says],
+        );
+    }
+}
+
+#[test]
+fn missing_namespaces_are_wrong_usage() {
+    fails(words(&["no-such-netns/wg0"]), 2, &["no-such-netns"]);
+    fails(
+        words(&["--netns", "no-such-netns", "wg0"]),
+        2,
+        &["no-such-netns"],
+    );
+    fails(
+        words(&["--netns", "/no/such/file", "wg0"]),
+        2,
+        &["/no/such/file"],
+    );
+    fails(words(&["--netns", "4294967295", "wg0"]), 2, &["4294967295"]);
+    fails(
+        words(&["--netns", "/dev/null", "wg0"]),
+        2,
+        &["no network namespace"],
+    );
+}
+
+#[test]
+fn bad_options_are_wrong_usage() {
+    fails(words(&[]), 2, &["INTERFACE"]);
+    fails(words(&["--backend", "magic", LOOPBACK]), 2, &["magic"]);
+    fails(words(&["--backend"]), 2, &["--backend"]);
+    fails(
+        words(&["--no-such-option", LOOPBACK]),
+        2,
+        &["--no-such-option"],
+    );
+    fails(words(&["-v", "-q", LOOPBACK]), 2, &["--quiet"]);
+    fails(
+        words(&["--exec-timeout", "0", "--exec", "true", LOOPBACK]),
+        2,
+        &["0"],
+    );
+}
+
+#[test]
+fn an_interface_that_must_exist_is_missed() {
+    let args = ["--backend", "netlink", "--must-exist", "no-such-link"];
+    fails(words(&args), 3, &["no-such-link does not exist"]);
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for option in ["--help", "-h", "--version", "-V"] {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = output(words(&[option]));
+        assert!(status.success(), "{option}");
+        assert!(
+            stdout.starts_with(b"ifmon") || !stdout.is_empty(),
+            "{option}"
+        );
+        assert!(stderr.is_empty(), "{option}");
+    }
+}
+
+/// As with `| head -1`: it ends when its reader does, and not at the next event, which may never come.
+#[test]
+fn a_reader_that_goes_is_the_end() {
+    for format in [&["--json"][..], &[]] {
+        let mut command = words(&["--backend", "netlink", LOOPBACK]);
+        let mut child = command
+            .args(format)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("ifmon starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("it is text");
+        assert!(line.contains("watching"), "{line}");
+        drop(stdout);
+        let Output { status, stderr, .. } = child.wait_with_output().expect("it ends");
+        assert!(status.success(), "{status}");
+        assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+    }
+}
+
+#[test]
+fn a_reader_that_never_was_is_the_end() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = words(&["--backend", "netlink", LOOPBACK]);
+    let Output { status, stderr, .. } = command
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .expect("it ends");
+    assert!(status.success(), "{status}");
+    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    for format in [&["--json"][..], &[]] {
+        let full = OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .expect("every Linux has it");
+        let mut command = words(&["--backend", "netlink", LOOPBACK]);
+        let Output { status, stderr, .. } = command
+            .args(format)
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(std::process::Child::wait_with_output)
+            .expect("it ends");
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("No space left"), "{stderr}");
+    }
+}
+
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut command = words(&["--json", "--backend", "netlink", LOOPBACK]);
+        command.env("NO_COLOR", "1");
+        let ifmon = Ifmon::spawn(command).expect("ifmon starts");
+        ifmon.expect(LOOPBACK, "watching").expect("it is there");
+        ifmon.signal(signal).expect("it runs");
+        let outcome = ifmon.finish().expect("it ends");
+        assert!(outcome.status.success(), "{signal:?}: {}", outcome.status);
+        assert_eq!(outcome.stderr, "", "{signal:?}");
+        let [stopped] = outcome.lines.as_slice() else {
+            panic!("{signal:?}: {:?}", outcome.lines);
+        };
+        assert_eq!(stopped["event"], "stopped");
+        assert_eq!(stopped["reason"], "signal");
+        assert_eq!(stopped["delivered"], 1);
+    }
+}
+
+#[test]
+fn standard_error_that_is_closed_is_no_reason_to_fail() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = words(&["--must-exist", "--backend", "netlink", "no-such-link"]);
+    let status = command.stderr(writer).status().expect("it ends");
+    assert_eq!(status.code(), Some(3));
+}

@@ -1,0 +1,146 @@
+//! `cargo xtask bench`: what ifmon costs, beside what people use today, measured on this host and on an emulated kernel.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    command,
+    host::{self, Missing, Tool},
+    vm::{Arch, Kernel, Machine},
+    workspace,
+};
+
+/// Many times what a full run takes.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// Ten thousand links need more than the default.
+const MEMORY: u32 = 2048;
+
+/// Measure what ifmon costs, beside its peers
+///
+/// The netlink backends are measured on this host, the BPF backends on an emulated kernel; each beside `ip monitor`, a
+/// subscription to every message and a program that polls, in the same run and on the same work. Prints tables; a full
+/// run also writes ifmon/assets/cost.json and ifmon/assets/cost.svg. Ratios count: absolute times are this machine's.
+/// Needs root.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// A small run of less than a minute or so, to see that everything works
+    #[arg(long)]
+    quick: bool,
+    /// The kernel for the BPF backends, as in `cargo xtask vm`
+    #[arg(long, default_value = "bookworm")]
+    kernel: Kernel,
+    /// One row only: unrelated, bystanders, watches, latency, start or size
+    #[arg(long, value_name = "ROW")]
+    only: Option<String>,
+}
+
+pub(crate) fn run(options: Options) -> Result<ExitCode> {
+    let Options {
+        quick,
+        kernel,
+        only,
+    } = options;
+    host::need(&[Tool {
+        program: "ip",
+        package: "iproute2",
+    }])?;
+    if !host::is_root() {
+        return Err(Missing("only root can make network namespaces to measure in".into()).into());
+    }
+    let is_whole = !quick && only.is_none();
+    let mut measure = vec!["measure".to_owned()];
+    measure.extend(quick.then(|| "--quick".to_owned()));
+    measure.extend(only.into_iter().flat_map(|row| ["--only".to_owned(), row]));
+
+    let bench = build()?;
+    let results = workspace::target_dir().join("bench");
+    fs::create_dir_all(&results)?;
+    let native = natively(&bench, &measure, &results)?;
+    let emulated = emulated(&kernel, &measure, &results)?;
+    let mut report = Command::new(&bench);
+    report.arg("report").args([native, emulated]);
+    if is_whole {
+        report
+            .arg("--assets")
+            .arg(workspace::root().join("ifmon/assets"));
+    }
+    command::run(&mut report)?;
+    eprintln!("Left out: the Go library vishvananda/netlink, which needs Go's packages.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds ifmon as users do, and what measures it.
+fn build() -> Result<PathBuf> {
+    command::run(
+        Command::new("cargo")
+            .current_dir(workspace::root())
+            .args(["build", "--quiet", "--release", "--package", "ifmon"])
+            .args(["--package", "tests", "--bin", "ifmon", "--bin", "bench"]),
+    )?;
+    Ok(workspace::target_dir().join("release/bench"))
+}
+
+fn natively(bench: &Path, measure: &[String], results: &Path) -> Result<PathBuf> {
+    eprintln!("on this host:");
+    let path = results.join("native.json");
+    command::run(
+        Command::new(bench)
+            .args(measure)
+            .env("IFMON", bench.with_file_name("ifmon"))
+            .stdin(Stdio::null())
+            .stdout(File::create(&path)?),
+    )?;
+    Ok(path)
+}
+
+fn emulated(kernel: &Kernel, measure: &[String], results: &Path) -> Result<PathBuf> {
+    let mut machine = Machine::new(kernel, host_arch()?)?;
+    machine.files.push(build_static()?);
+    machine.memory = MEMORY;
+    machine.timeout = Some(PATIENCE);
+    eprintln!("on the kernel of {kernel}, emulated:");
+    let path = results.join("emulated.json");
+    let mut command = vec!["/bench".to_owned()];
+    command.extend_from_slice(measure);
+    command.push("--emulated".to_owned());
+    let status = machine.run(&command, &mut File::create(&path)?, &mut io::stderr())?;
+    ensure!(status == 0, "bench ended with {status}");
+    Ok(path)
+}
+
+/// Of another architecture there would be nothing to compare with.
+fn host_arch() -> Result<Arch> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok(Arch::X86_64),
+        "aarch64" => Ok(Arch::Aarch64),
+        other => bail!("no kernel can be emulated for {other}"),
+    }
+}
+
+/// Builds what measures for a machine that has no libraries.
+fn build_static() -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let target_dir = workspace::target_dir();
+    command::run(
+        Command::new("cargo")
+            .current_dir(workspace::root())
+            .args(["build", "--quiet", "--release"])
+            .args(["--package", "tests", "--bin", "bench"])
+            .args(["--target", &target, "--target-dir"])
+            .arg(&target_dir)
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                OsString::from("-Ctarget-feature=+crt-static"),
+            ),
+    )
+    .context("cannot build what measures, without libraries")?;
+    Ok(target_dir.join(target).join("release/bench"))
+}
