@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     thread,
 };
@@ -71,6 +71,15 @@ impl Netns {
         Self::from_path(format!("/proc/{what}/ns/net"))
     }
 
+    /// Those that `ip netns` gave a name to.
+    pub(crate) fn named() -> impl Iterator<Item = Self> {
+        fs::read_dir(NAMES)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+            .filter_map(|entry| Self::from_path(entry.path()).ok())
+    }
+
     /// The namespace that a file stands for: `/proc/PID/ns/net`, or a bind mount of such a file.
     ///
     /// # Errors
@@ -101,6 +110,11 @@ impl Netns {
             file: self.file.try_clone()?,
             id: self.id,
         })
+    }
+
+    /// The open file that stands for it.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Does something inside the namespace: on this thread when it is there already, else on one that goes there.

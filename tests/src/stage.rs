@@ -160,6 +160,8 @@ impl Stage {
             .args(args);
         if at_home {
             self.home.enter(&mut command)?;
+        } else if !self.is_bpf() {
+            self.warns("keeps it alive until ifmon ends");
         }
         self.launch(command)
     }

@@ -16,13 +16,13 @@ pub struct Settings {
     pub backend: String,
     /// What looks random depends on this alone.
     pub seed: u64,
-    /// A tenth of everything.
+    /// A twentieth of everything.
     pub quick: bool,
 }
 
 impl Settings {
     fn scaled(&self, count: u32) -> u32 {
-        if self.quick { count / 10 } else { count }
+        if self.quick { count / 20 } else { count }
     }
 
     fn is_bpf(&self) -> bool {

@@ -8,6 +8,7 @@ mod ebpf;
 mod host;
 mod run;
 mod scratch;
+mod stress;
 mod test;
 mod vm;
 mod workspace;
@@ -30,6 +31,7 @@ enum Command {
     Demo(demo::Options),
     Dist(dist::Options),
     Test(test::Options),
+    Stress(stress::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
     Bench(bench::Options),
@@ -51,6 +53,7 @@ fn run(Options { command }: Options) -> Result<ExitCode> {
         Command::Demo(options) => demo::run(options),
         Command::Dist(options) => dist::run(options),
         Command::Test(options) => test::run(options),
+        Command::Stress(options) => stress::run(options),
         Command::Ebpf(options) => ebpf::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Vm(options) => Ok(vm::run(options)),

@@ -23,6 +23,8 @@ pub(crate) trait Host {
     fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>>;
     /// The inode number in sysfs of the device that has this name now.
     fn inode(&mut self, name: &InterfaceName) -> Option<u64>;
+    /// The namespace that has this id in the numbering of the watched one, where that can be found out.
+    fn namespace(&mut self, nsid: i32) -> Option<NetnsId>;
 }
 
 /// A device that holds a watched name, or was the last to do so.
@@ -145,7 +147,7 @@ impl Links {
                 ifindex,
                 name,
                 moved,
-            } => self.gone(ifindex, name, moved),
+            } => self.gone(ifindex, name, moved, host),
         }
     }
 
@@ -212,7 +214,13 @@ impl Links {
         Meaning { left, took }
     }
 
-    fn gone(&mut self, ifindex: u32, name: InterfaceName, moved: Option<Moved>) -> Meaning {
+    fn gone(
+        &mut self,
+        ifindex: u32,
+        name: InterfaceName,
+        moved: Option<Moved>,
+        host: &mut impl Host,
+    ) -> Meaning {
         if let Some(slot) = self.names.get_mut(&name) {
             slot.touched = true;
         }
@@ -229,7 +237,7 @@ impl Links {
                 watch: self.watch(known.name),
                 generation: known.generation,
                 to: moved.map(|moved| Place {
-                    netns: None,
+                    netns: host.namespace(moved.nsid),
                     ifindex: moved.ifindex,
                     name: None,
                 }),

@@ -20,7 +20,7 @@ use super::{
     readable,
 };
 use crate::{
-    BackendKind, Error, InterfaceName, Netns,
+    BackendKind, Error, InterfaceName, Netns, NetnsId,
     netlink::{
         filter::{Precision, build},
         generation::Generations,
@@ -84,6 +84,13 @@ impl Host for Kernel {
 
     fn inode(&mut self, name: &InterfaceName) -> Option<u64> {
         self.generations.of(name)
+    }
+
+    fn namespace(&mut self, nsid: i32) -> Option<NetnsId> {
+        Netns::named().find_map(|netns| {
+            let found = self.query.nsid_of(&netns).ok()??;
+            (found == nsid).then(|| netns.id())
+        })
     }
 }
 

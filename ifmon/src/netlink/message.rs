@@ -11,6 +11,10 @@ pub(crate) mod uapi {
     pub(crate) const RTM_NEWLINK: u16 = 16;
     pub(crate) const RTM_DELLINK: u16 = 17;
     pub(crate) const RTM_GETLINK: u16 = 18;
+    pub(crate) const RTM_NEWNSID: u16 = 88;
+    pub(crate) const RTM_GETNSID: u16 = 90;
+    pub(crate) const NETNSA_NSID: u16 = 1;
+    pub(crate) const NETNSA_FD: u16 = 3;
     pub(crate) const NLM_F_REQUEST: u16 = 1;
     pub(crate) const AF_UNSPEC: u8 = 0;
     pub(crate) const IFLA_IFNAME: u16 = 3;
@@ -118,6 +122,17 @@ impl Message<'_> {
         })
     }
 
+    /// The id in an `RTM_NEWNSID`; `None` where the namespace has none (`NETNSA_NSID_NOT_ASSIGNED`, -1).
+    pub(crate) fn nsid(&self) -> Option<i32> {
+        // `struct rtgenmsg`, padded.
+        let attributes = attributes(self.body.get(4..)?);
+        (self.kind == RTM_NEWNSID)
+            .then_some(attributes)?
+            .find(|attribute| attribute.kind == NETNSA_NSID)
+            .and_then(|attribute| Some(i32::from_ne_bytes(attribute.value.try_into().ok()?)))
+            .filter(|&nsid| nsid >= 0)
+    }
+
     /// The error code of an `NLMSG_ERROR`, positive; 0 is an acknowledgement.
     pub(crate) fn error(&self) -> Option<i32> {
         (self.kind == NLMSG_ERROR)
@@ -161,12 +176,8 @@ fn name_of(padded: &[u8]) -> Option<InterfaceName> {
 
 /// Builds an `RTM_GETLINK` for one device, by index, or by name where the index is 0.
 pub(crate) fn get_link(sequence: u32, ifindex: u32, name: Option<&InterfaceName>) -> Vec<u8> {
-    let mut message = vec![0; HEADER + IFINFO];
-    let mut put = |at: usize, value: &[u8]| message[at..at + value.len()].copy_from_slice(value);
-    put(4, &RTM_GETLINK.to_ne_bytes());
-    put(6, &NLM_F_REQUEST.to_ne_bytes());
-    put(8, &sequence.to_ne_bytes());
-    put(HEADER + 4, &ifindex.to_ne_bytes());
+    let mut message = request(RTM_GETLINK, sequence, IFINFO);
+    message[HEADER + 4..HEADER + 8].copy_from_slice(&ifindex.to_ne_bytes());
     // The statistics are half of the answer, and gathering them may wait for the hardware.
     attribute(
         &mut message,
@@ -181,6 +192,27 @@ pub(crate) fn get_link(sequence: u32, ifindex: u32, name: Option<&InterfaceName>
             &bytes[..name.as_bytes().len() + 1],
         );
     }
+    finish(message)
+}
+
+/// Builds an `RTM_GETNSID` for the namespace that an open file stands for.
+pub(crate) fn get_nsid(sequence: u32, file: u32) -> Vec<u8> {
+    // `struct rtgenmsg`, padded.
+    let mut message = request(RTM_GETNSID, sequence, 4);
+    attribute(&mut message, NETNSA_FD, &file.to_ne_bytes());
+    finish(message)
+}
+
+/// The header of a request and the zeroed structure after it.
+fn request(kind: u16, sequence: u32, structure: usize) -> Vec<u8> {
+    let mut message = vec![0; HEADER + structure];
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    message[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    message
+}
+
+fn finish(mut message: Vec<u8>) -> Vec<u8> {
     let length = message.len() as u32;
     message[..4].copy_from_slice(&length.to_ne_bytes());
     message

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    message::{LinkMessage, get_link, messages},
+    message::{LinkMessage, get_link, get_nsid, messages},
     socket::Socket,
 };
 use crate::{InterfaceName, Netns};
@@ -46,6 +46,28 @@ impl Query {
     /// The name of the device that has this index now.
     pub(crate) fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>> {
         Ok(self.ask(ifindex, None)?.map(|(_, name)| name))
+    }
+
+    /// The id that another namespace has in the numbering of this one (`ip netns list-id`), if it has one.
+    pub(crate) fn nsid_of(&mut self, other: &Netns) -> io::Result<Option<i32>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let file = other.file().as_raw_fd().unsigned_abs();
+        self.socket.send(&get_nsid(self.sequence, file))?;
+        loop {
+            let Some(length) = self.socket.receive(&mut self.buffer)? else {
+                continue;
+            };
+            let datagram = self.buffer.get(..length).unwrap_or(&self.buffer);
+            for message in messages(datagram) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                return match message.error() {
+                    Some(code) => Err(io::Error::from_raw_os_error(code)),
+                    None => Ok(message.nsid()),
+                };
+            }
+        }
     }
 
     /// Returns once every change of a link that had begun before has ended, and was told to all who listen.

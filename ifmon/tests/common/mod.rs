@@ -11,11 +11,11 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// A network namespace of the test's own.
-pub struct Namespace(File);
+pub(crate) struct Namespace(File);
 
 impl Namespace {
     /// Puts the calling thread into a new one. `None`, with the reason on standard error, where that is not allowed.
-    pub fn enter_new() -> Option<Self> {
+    pub(crate) fn enter_new() -> Option<Self> {
         // SAFETY: the thread shares nothing that depends on its network namespace.
         if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
             eprintln!("left out: no network namespace can be made here ({error})");
@@ -31,19 +31,17 @@ impl Namespace {
     }
 
     /// Puts the calling thread back into this one.
-    #[allow(dead_code, reason = "not every test has two")]
-    pub fn enter(&self) {
+    pub(crate) fn enter(&self) {
         move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))
             .expect("the namespace is alive");
     }
 
     /// Runs commands of `ip -batch`, beside.
-    pub fn ip(&self, batch: impl Into<String>) -> JoinHandle<()> {
-        let namespace = self.0.try_clone().expect("a file can be opened twice");
+    pub(crate) fn ip(&self, batch: impl Into<String>) -> JoinHandle<()> {
+        let namespace = Self(self.0.try_clone().expect("a file can be opened twice"));
         let batch = batch.into();
         thread::spawn(move || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .expect("the namespace is alive");
+            namespace.enter();
             let mut ip = Command::new("ip")
                 .args(["-batch", "-"])
                 .stdin(Stdio::piped())

@@ -17,8 +17,8 @@ use crate::namespace::Namespace;
 
 const ROW: &str = "watches";
 const GROUP: u32 = 7;
-/// Index of the link that is renamed, and that nobody watches.
-const OTHER: u32 = 900;
+/// Index of the link that is changed, and that nobody watches: beside those that are watched, not among them.
+const OTHER: u32 = 900_000;
 /// Index of the first watched link; each second one is watched by the same number as its peer.
 const FIRST: u32 = 1_000_000;
 

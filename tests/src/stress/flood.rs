@@ -86,8 +86,9 @@ fn flood(settings: &Settings, more: &[&str], others: u32, cycles: u32) -> Result
             expected.len()
         );
     } else {
+        // What a device does before its index is in the filter of the socket can be missed, and is noticed.
         ensure!(
-            !more.is_empty(),
+            !more.is_empty() || settings.backend == "netlink",
             "{} losses in a queue of the usual size",
             followed.resyncs
         );

@@ -250,6 +250,10 @@ impl Host for World {
         self.call(false);
         self.host.by_name(watch(*name)).map(|device| device.id)
     }
+
+    fn namespace(&mut self, _: i32) -> Option<NetnsId> {
+        None
+    }
 }
 
 fn watch(name: InterfaceName) -> Watch {
@@ -685,7 +689,7 @@ fn a_long_life_is_told_as_it_was() {
                 .script
                 .extend((0..burst).map(|_| ((random.next() % pace) as u8, random.bytes())));
             done += burst;
-            if random.next() % 8 == 0 {
+            if random.next().is_multiple_of(8) {
                 // A watch ends and begins anew in the midst of it.
                 let name = names()[(random.next() % 2) as usize];
                 run.rest();

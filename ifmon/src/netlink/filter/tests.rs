@@ -112,9 +112,9 @@ fn pick<T: Copy>(set: &BTreeSet<T>, random: &mut Random) -> Option<T> {
 
 /// A message as the kernel writes them: the attributes around the name differ from kernel to kernel.
 fn some_message(interest: &Interest, random: &mut Random) -> Vec<u8> {
-    let name = pick(&interest.names, random).filter(|_| random.next() % 3 == 0);
+    let name = pick(&interest.names, random).filter(|_| random.next().is_multiple_of(3));
     let name = name.unwrap_or_else(|| near(interest, random));
-    let index = pick(&interest.indexes, random).filter(|_| random.next() % 3 == 0);
+    let index = pick(&interest.indexes, random).filter(|_| random.next().is_multiple_of(3));
     let index = index.unwrap_or_else(|| some_index(random));
     let kind = [RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, 20][random.next() as usize % 4 % 3];
     let family = [AF_UNSPEC, AF_UNSPEC, AF_UNSPEC, 7, 10][random.next() as usize % 5];

@@ -1,0 +1,109 @@
+//! `cargo xtask stress`: storms, losses, races and long lives, on this kernel and on emulated ones.
+
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command,
+    vm::{Arch, Kernel, Machine},
+    workspace,
+};
+
+/// Many times what a machine needs.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// Show that ifmon is never wrong: under storms, losses, blocked readers, races and sudden death
+///
+/// Needs root, for network namespaces. What looks random depends on the seed alone, which is printed.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// For the same run again
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Backends to try; can be repeated. By default those of netlink on this kernel, and all four on an emulated one
+    #[arg(long = "backend")]
+    backends: Vec<String>,
+    /// Run on this emulated kernel instead (see `cargo xtask vm --help`)
+    #[arg(long)]
+    kernel: Option<Kernel>,
+    /// A twentieth of everything
+    #[arg(long)]
+    quick: bool,
+    /// Parts to run: storm, overflow, stopped, blocked, race, privileges, death, soak; all by default
+    parts: Vec<String>,
+}
+
+pub(crate) fn run(options: Options) -> Result<ExitCode> {
+    let Options {
+        seed,
+        mut backends,
+        kernel,
+        quick,
+        parts,
+    } = options;
+    if backends.is_empty() && kernel.is_some() {
+        backends = ["fentry", "kprobe", "netlink", "netlink-unfiltered"]
+            .map(str::to_owned)
+            .to_vec();
+    }
+    let mut args: Vec<OsString> = Vec::new();
+    for backend in backends {
+        args.extend(["--backend".into(), backend.into()]);
+    }
+    if let Some(seed) = seed {
+        args.extend(["--seed".into(), seed.to_string().into()]);
+    }
+    if quick {
+        args.push("--quick".into());
+    }
+    args.extend(parts.into_iter().map(OsString::from));
+    let Some(kernel) = kernel else {
+        return Ok(ExitCode::from(u8::from(!native(&args)?)));
+    };
+    let mut machine = Machine::new(&kernel, Arch::X86_64)?;
+    machine.files.push(build("stress", "tests")?);
+    machine.cpus = 2;
+    machine.timeout = Some(LIMIT);
+    args.insert(0, "/stress".into());
+    let code = machine.run(&args, &mut io::stdout(), &mut io::stderr())?;
+    Ok(ExitCode::from(code))
+}
+
+/// The short run on this kernel, as a part of the tests; false when it failed.
+#[expect(dead_code, reason = "for `cargo xtask test`")]
+pub(crate) fn quick() -> Result<bool> {
+    native(&["--quick".into()])
+}
+
+fn native(args: &[OsString]) -> Result<bool> {
+    let ifmon = build("ifmon", "ifmon")?;
+    let status = Command::new(build("stress", "tests")?)
+        .args(args)
+        .env("IFMON", ifmon)
+        .status()
+        .context("cannot run the stress program")?;
+    Ok(status.success())
+}
+
+/// Builds a program that needs no library of the system that it runs on.
+fn build(program: &str, package: &str) -> Result<PathBuf> {
+    let target = "x86_64-unknown-linux-gnu";
+    let dir = workspace::target_dir();
+    command::run(
+        Command::new("cargo")
+            .current_dir(workspace::root())
+            .args(["build", "--quiet", "--release", "--target", target])
+            .args(["--package", package, "--bin", program, "--target-dir"])
+            .arg(&dir)
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
+    )
+    .with_context(|| format!("cannot build {program}"))?;
+    Ok(dir.join(target).join(Path::new("release")).join(program))
+}
