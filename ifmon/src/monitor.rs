@@ -45,6 +45,7 @@ pub struct Builder {
     invalid: Option<InvalidName>,
     choice: BackendChoice,
     receive_buffer: Option<u32>,
+    open_filter: bool,
 }
 
 impl Builder {
@@ -95,6 +96,13 @@ impl Builder {
         self
     }
 
+    /// Lets the BPF program send every change of every interface, to compare the filter with none. For tests.
+    #[doc(hidden)]
+    pub fn open_filter(mut self, open: bool) -> Self {
+        self.open_filter = open;
+        self
+    }
+
     /// Makes the watches live.
     ///
     /// When this returns, the hooks or the subscription are in place and the state was read after that. The events begin
@@ -108,6 +116,7 @@ impl Builder {
             invalid,
             choice,
             receive_buffer,
+            open_filter,
         } = self;
         if let Some(error) = invalid {
             return Err(error.into());
@@ -116,7 +125,8 @@ impl Builder {
         if count == 0 {
             return Err(Error::NothingToWatch);
         }
-        let backend = backend::open(choice, count, receive_buffer)?;
+        let mut backend = backend::open(choice, count, receive_buffer)?;
+        backend.open_filter(open_filter)?;
         let kind = backend.kind();
         let (events, receiver) = mpsc::channel(EVENTS);
         let (commands, command_receiver) = mpsc::channel(1);

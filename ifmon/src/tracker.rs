@@ -4,7 +4,7 @@
 //! on how its cause was learnt. A backend's part is to tell devices apart: it gives each registration of a device a
 //! *generation* of its own, and uses it again only when it knows that the device is the same one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use crate::{EventKind, InterfaceName, NetnsId};
 
@@ -78,19 +78,19 @@ pub struct Verdict {
     pub recovered: bool,
 }
 
-/// What the tracker knows of one watch.
+/// What the tracker knows of one watch. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Who holds the name now.
-    holder: Option<Device>,
-    /// Who held it last: the holder, while there is one. `None` until somebody held it.
+    /// Who holds the name, or held it last. `None` until somebody held it.
     last: Option<Device>,
+    /// It holds the name now.
+    held: bool,
 }
 
 /// The state of all watches.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    watches: HashMap<Watch, Known>,
+    watches: BTreeMap<Watch, Known>,
 }
 
 impl Tracker {
@@ -99,8 +99,8 @@ impl Tracker {
         self.watches.insert(
             watch,
             Known {
-                holder,
                 last: holder,
+                held: holder.is_some(),
             },
         );
         Verdict {
@@ -122,7 +122,7 @@ impl Tracker {
         self.watches.contains_key(&watch)
     }
 
-    /// The watches, in no order.
+    /// The watches, in order.
     pub fn watches(&self) -> impl Iterator<Item = Watch> {
         self.watches.keys().copied()
     }
@@ -161,7 +161,7 @@ impl Tracker {
             kind: EventKind::Resynced {
                 lost,
                 changed: found.is_some(),
-                ifindex: known.holder.map(|device| device.ifindex),
+                ifindex: known.holder().map(|device| device.ifindex),
             },
             recovered: false,
         });
@@ -174,14 +174,13 @@ impl Tracker {
 
     /// The namespace ended: whatever was in it is gone. Its watches end with it.
     pub fn netns_gone(&mut self, netns: NetnsId, verdicts: &mut Vec<Verdict>) {
-        let mut gone: Vec<Watch> = self
+        let gone: Vec<Watch> = self
             .watches()
             .filter(|watch| watch.netns == netns)
             .collect();
-        gone.sort_unstable();
         for watch in gone {
             if let Some(known) = self.watches.remove(&watch)
-                && let Some(Device { ifindex, .. }) = known.holder
+                && let Some(Device { ifindex, .. }) = known.holder()
             {
                 verdicts.push(Verdict {
                     watch,
@@ -194,11 +193,17 @@ impl Tracker {
 }
 
 impl Known {
+    /// Who holds the name now.
+    fn holder(&self) -> Option<Device> {
+        self.last.filter(|_| self.held)
+    }
+
     /// The device of this generation no longer has the name: what became of it, if it was ours.
     fn leave(&mut self, watch: Watch, generation: u64, to: Option<Place>) -> Option<EventKind> {
         let Device { ifindex, .. } = self
-            .holder
-            .take_if(|device| device.generation == generation)?;
+            .holder()
+            .filter(|device| device.generation == generation)?;
+        self.held = false;
         Some(match to {
             None => EventKind::Deleted { ifindex },
             Some(Place {
@@ -216,16 +221,15 @@ impl Known {
 
     /// A device has the name now: is it the one that had it before?
     fn take(&mut self, device: Device) -> Option<EventKind> {
-        if self.holder == Some(device) {
+        if self.holder() == Some(device) {
             return None;
         }
         let Device {
             ifindex,
             generation,
         } = device;
-        let last = self.last.replace(device);
-        self.holder = Some(device);
-        Some(match last {
+        self.held = true;
+        Some(match self.last.replace(device) {
             None => EventKind::Appeared { ifindex },
             Some(last) if last.generation == generation => EventKind::Returned { ifindex },
             Some(last) => EventKind::Recreated {
@@ -237,20 +241,16 @@ impl Known {
 
     /// The difference between what is known and what was read, as one verdict: a change that was undone needs none.
     fn observe(&mut self, watch: Watch, observed: &Observed) -> Option<EventKind> {
+        let holder = self.holder();
         match observed.holder {
-            Some(device) => {
-                // The same device at another index went away and came back by two moves; it is what it was.
-                if let Some(holder) = &mut self.holder
-                    && holder.generation == device.generation
-                {
-                    *holder = device;
-                    self.last = Some(device);
-                    return None;
-                }
-                self.take(device)
+            // The same device at another index went away and came back by two moves; it is what it was.
+            Some(device) if holder.is_some_and(|holder| holder.generation == device.generation) => {
+                self.last = Some(device);
+                None
             }
+            Some(device) => self.take(device),
             None => {
-                let generation = self.holder?.generation;
+                let generation = holder?.generation;
                 let place = observed
                     .away
                     .filter(|&(away, _)| away == generation)

@@ -105,6 +105,7 @@ fn emulated(kernel: &Kernel, measure: &[String], results: &Path) -> Result<PathB
     let mut machine = Machine::new(kernel, host_arch()?)?;
     machine.files.push(build_static()?);
     machine.memory = MEMORY;
+    machine.counts_instructions = true;
     machine.timeout = Some(PATIENCE);
     eprintln!("on the kernel of {kernel}, emulated:");
     let path = results.join("emulated.json");

@@ -45,6 +45,7 @@ pub(crate) struct Ebpf {
     seeds: Hash<MapData, Link, Seed>,
     namespaces: Hash<MapData, u32, u32>,
     counters: PerCpuArray<MapData, KernelCounters>,
+    control: Array<MapData, Control>,
     events: AsyncFd<Ring>,
     /// Changes of each watched name that were delivered or accounted for.
     counts: HashMap<NameKey, u64>,
@@ -92,7 +93,6 @@ impl Ebpf {
         let mut object = load::object(layout, watches, ring_bytes)?;
         let log = load::wants_log().then(|| follow_log(&mut object)).flatten();
         attach(&mut object, kind, layout)?;
-        let control = take::<Array<_, Control>>(&mut object, "CONTROL")?;
         let ring = take::<RingBuf<_>>(&mut object, "EVENTS")?;
         let mut ebpf = Self {
             kind,
@@ -101,6 +101,7 @@ impl Ebpf {
             seeds: take(&mut object, "SEEDS")?,
             namespaces: take(&mut object, "NAMESPACES")?,
             counters: take(&mut object, "COUNTERS")?,
+            control: take(&mut object, "CONTROL")?,
             events: readable(Ring(ring)).map_err(Unavailable::other)?,
             counts: HashMap::new(),
             generations: 0,
@@ -108,7 +109,7 @@ impl Ebpf {
             log,
             _object: object,
         };
-        ebpf.prove(control)?;
+        ebpf.prove()?;
         Ok(ebpf)
     }
 
@@ -118,7 +119,8 @@ impl Ebpf {
 
     /// Proves on a live device that the program reads the right name, index and namespace: a fresh network namespace
     /// registers a `lo` of its own, and disturbs nobody. A wrong offset would otherwise be wrong for ever, and silent.
-    fn prove(&mut self, mut control: Array<MapData, Control>) -> Result<(), Unavailable> {
+    fn prove(&mut self) -> Result<(), Unavailable> {
+        let control = &mut self.control;
         let made = thread::scope(|scope| {
             scope
                 .spawn(|| -> io::Result<NetnsId> {
@@ -184,6 +186,15 @@ impl Ebpf {
                 format!("{name}, index {ifindex}, in namespace {netns}")
             }),
         })
+    }
+
+    /// Has the program send every change; what concerns no watch is left out here, as it is there.
+    pub(crate) fn open_filter(&mut self, open: bool) -> Result<(), Error> {
+        let control = Control {
+            traced_thread: 0,
+            open: u32::from(open),
+        };
+        self.control.set(0, control, 0).map_err(filter_error)
     }
 
     pub(crate) fn watch(

@@ -4,7 +4,10 @@
 //! one with its index, except the order of the messages: a device lives from the message that first shows it to the one
 //! that deletes it. So the devices that hold a watched name, or held it last, are remembered by index.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+};
 
 use crate::{
     InterfaceName, NetnsId,
@@ -69,7 +72,7 @@ pub(crate) struct Taken {
 #[derive(Debug)]
 pub(crate) struct Links {
     netns: NetnsId,
-    names: HashMap<InterfaceName, Slot>,
+    names: BTreeMap<InterfaceName, Slot>,
     devices: HashMap<u32, Known>,
     /// Devices that were moved to another namespace and may come back, by generation.
     elsewhere: HashMap<u64, Known>,
@@ -79,18 +82,21 @@ pub(crate) struct Links {
     generations: u64,
     /// The names or indexes have changed since the last [`Links::interest`].
     pub(crate) stale: bool,
+    /// There are new ones among them.
+    pub(crate) has_grown: bool,
 }
 
 impl Links {
     pub(crate) fn new(netns: NetnsId) -> Self {
         Self {
             netns,
-            names: HashMap::new(),
+            names: BTreeMap::new(),
             devices: HashMap::new(),
             elsewhere: HashMap::new(),
             looked: Vec::new(),
             generations: 0,
             stale: false,
+            has_grown: false,
         }
     }
 
@@ -105,6 +111,7 @@ impl Links {
     /// What the filter in the kernel must let through.
     pub(crate) fn interest(&mut self) -> Interest {
         self.stale = false;
+        self.has_grown = false;
         Interest {
             names: self.names.keys().copied().collect(),
             indexes: self.devices.keys().copied().collect(),
@@ -275,6 +282,7 @@ impl Links {
             });
         self.devices.insert(ifindex, Known { name, ..known });
         self.stale = true;
+        self.has_grown = true;
         known.generation
     }
 
@@ -495,6 +503,7 @@ impl Links {
             },
         );
         self.stale = true;
+        self.has_grown = true;
         self.occupy(name, ifindex);
     }
 }

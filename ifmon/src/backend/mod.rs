@@ -172,6 +172,14 @@ impl Backend {
         }
     }
 
+    /// Has the filter let everything through, where it is a BPF program.
+    pub(crate) fn open_filter(&mut self, open: bool) -> Result<(), Error> {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.open_filter(open),
+            Self::Netlink(_) => Ok(()),
+        }
+    }
+
     pub(crate) fn unwatch(&mut self, watch: Watch) {
         match self {
             Self::Ebpf(ebpf) => ebpf.unwatch(watch),

@@ -324,12 +324,13 @@ impl Subscription {
         socket
             .set_receive_buffer(receive_buffer)
             .map_err(Error::Subscribe)?;
+        let mut query = Query::new(netns).map_err(Error::Recheck)?;
         Ok(Self {
             netns: netns.try_clone().map_err(Error::Subscribe)?,
             socket: readable(socket).map_err(Error::Subscribe)?,
             host: Kernel {
-                query: Query::new(netns).map_err(Error::Recheck)?,
-                generations: Generations::new(netns),
+                generations: Generations::new(netns, &mut query),
+                query,
             },
             links: Links::new(netns.id()),
             unverified: BTreeMap::new(),
@@ -360,14 +361,17 @@ impl Subscription {
         tally: &mut Tally,
         filtered: bool,
     ) -> io::Result<()> {
-        if !self.drain(signals, tally)? {
-            return self.refilter(filtered);
+        let empty = self.drain(signals, tally)?;
+        // A device that took a name is to be known by its index at once: until then its next rename goes unheard. One that
+        // is gone can wait.
+        if self.links.has_grown || signals.is_empty() {
+            self.refilter(filtered)?;
         }
-        // First the filter, then the look: what happens in between is heard.
-        self.refilter(filtered)?;
-        if self.unverified.is_empty() {
+        // What is known is told before more is asked.
+        if !empty || !signals.is_empty() || self.unverified.is_empty() {
             return Ok(());
         }
+        // First the filter, then the look: what happens in between is heard.
         let lost = self.unverified.values().any(|&lost| lost);
         let mut looks = Vec::with_capacity(self.unverified.len());
         for (name, lost) in std::mem::take(&mut self.unverified) {

@@ -72,6 +72,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", hide = true)]
     pub(crate) receive_buffer: Option<u32>,
 
+    /// Let the BPF program send every change of every interface
+    #[arg(long, hide = true)]
+    pub(crate) open_filter: bool,
+
     /// Say more on standard error; twice for messages from the kernel side too
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub(crate) verbose: u8,

@@ -47,10 +47,12 @@ pub(crate) struct Metrics {
     watches: Arc<Mutex<Watches>>,
 }
 
-type Watches = BTreeMap<(String, InterfaceName), Watched>;
+type Watches = BTreeMap<(NetnsId, InterfaceName), Watched>;
 
 #[derive(Clone, Debug, Default)]
 struct Watched {
+    /// Name of the namespace when the watch began: it must not change when the namespace loses it.
+    netns: String,
     up: bool,
     events: BTreeMap<&'static str, u64>,
 }
@@ -110,8 +112,11 @@ impl Metrics {
     pub(crate) fn event(&self, event: &Event) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = watches
-            .entry((netns(event.netns), event.interface))
-            .or_default();
+            .entry((event.netns, event.interface))
+            .or_insert_with(|| Watched {
+                netns: label(event.netns),
+                ..Watched::default()
+            });
         watched.up = is_up(&event.kind);
         *watched.events.entry(event.kind.as_str()).or_default() += 1;
     }
@@ -182,9 +187,12 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut metric =
             encoder.encode_descriptor("up", "Does the interface exist", None, MetricType::Gauge)?;
-        for ((netns, interface), watched) in &self.watches {
+        for ((_, interface), watched) in &self.watches {
             let interface = interface.to_string();
-            let labels = [("interface", interface.as_str()), ("netns", netns)];
+            let labels = [
+                ("interface", interface.as_str()),
+                ("netns", watched.netns.as_str()),
+            ];
             ConstGauge::new(u32::from(watched.up)).encode(metric.encode_family(&labels)?)?;
         }
         let mut metric = encoder.encode_descriptor(
@@ -193,12 +201,12 @@ impl Collector for Snapshot {
             None,
             MetricType::Counter,
         )?;
-        for ((netns, interface), watched) in &self.watches {
+        for ((_, interface), watched) in &self.watches {
             let interface = interface.to_string();
             for (&event, &count) in &watched.events {
                 let labels = [
                     ("interface", interface.as_str()),
-                    ("netns", netns),
+                    ("netns", watched.netns.as_str()),
                     ("event", event),
                 ];
                 ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
@@ -266,7 +274,7 @@ fn is_up(kind: &EventKind) -> bool {
 }
 
 /// A label that means the same after a restart of the host, where the namespace has a name.
-fn netns(id: NetnsId) -> String {
+fn label(id: NetnsId) -> String {
     id.name().unwrap_or_else(|| id.to_string())
 }
 
@@ -278,11 +286,12 @@ mod tests {
     fn what_is_unknown_is_left_out() {
         let wg0 = InterfaceName::new("wg0").expect("a good name");
         let watched = Watched {
+            netns: "web".to_owned(),
             up: true,
             events: BTreeMap::from([("watching", 1), ("resynced", 2)]),
         };
         let snapshot = Snapshot {
-            watches: BTreeMap::from([(("web".to_owned(), wg0), watched)]),
+            watches: BTreeMap::from([((NetnsId(7), wg0), watched)]),
             counters: Counters::default(),
             backend: BackendKind::Netlink,
         };

@@ -1,15 +1,18 @@
 //! A run of the program: from the arguments to the last line.
 
 use std::{
-    collections::{HashMap, HashSet},
-    time::SystemTime,
+    collections::{BTreeMap, HashSet},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
 use ifmon::{
     BackendKind, Builder, Counters, Error, Event, EventKind, InterfaceName, Monitor, Netns, NetnsId,
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
 
 #[cfg(feature = "metrics")]
 use super::metrics::{self, Metrics};
@@ -17,6 +20,9 @@ use super::{
     Exit, args::Args, complain, exec::Hooks, json::Line, notify::Notifier, origin::Origin,
     privileges, stdout::Stdout, text,
 };
+
+/// How long the last lines wait for a reader that has stopped reading: whoever asked for an end wants it now.
+const LAST_LINE: Duration = Duration::from_millis(500);
 
 /// Why the watch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +80,8 @@ impl Known {
 /// What is remembered of a watch for its last line.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
+    /// Its place among the watches: their last lines come in the order of their first.
+    began: u32,
     ifindex: Option<u32>,
     delivered: u64,
 }
@@ -127,10 +135,14 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
             output.stop(&monitor, reason).await.or_else(reader_gone)?;
             Ok(Exit::Stopped)
         }
-        End::ReaderGone => Ok(Exit::Stopped),
+        End::ReaderGone => {
+            output.finish_hooks().await;
+            Ok(Exit::Stopped)
+        }
         End::Failed(error) => {
             if let Some(Absent) = error.downcast_ref() {
-                complain(&format!("{error:#}"));
+                // The context says which one.
+                complain(&error.to_string());
                 return Ok(Exit::Absent);
             }
             // Best effort: standard output may be what failed.
@@ -143,7 +155,9 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
 /// What is to be watched, and how many watches that makes.
 fn builder(args: &Args) -> Result<(Builder, usize), Error> {
     let mut watches = HashSet::new();
-    let mut builder = Monitor::builder().backend(args.backend.into());
+    let mut builder = Monitor::builder()
+        .backend(args.backend.into())
+        .open_filter(args.open_filter);
     if let Some(bytes) = args.receive_buffer {
         builder = builder.receive_buffer(bytes);
     }
@@ -201,9 +215,7 @@ struct Output {
     stdout: Stdout,
     text: Option<text::Writer>,
     hooks: Option<Hooks>,
-    tallies: HashMap<(NetnsId, InterfaceName), Tally>,
-    /// The watches in the order in which they began.
-    order: Vec<(NetnsId, InterfaceName)>,
+    tallies: BTreeMap<(NetnsId, InterfaceName), Tally>,
     /// How many there are to be.
     watches: usize,
     notifier: Notifier,
@@ -222,8 +234,7 @@ impl Output {
                 .exec
                 .clone()
                 .map(|command| Hooks::new(command, args.exec_timeout)),
-            tallies: HashMap::new(),
-            order: Vec::new(),
+            tallies: BTreeMap::new(),
             watches,
             notifier,
             #[cfg(feature = "metrics")]
@@ -276,14 +287,15 @@ impl Output {
     async fn event(&mut self, event: &Event) -> std::io::Result<()> {
         let key = (event.netns, event.interface);
         let is_begin = matches!(event.kind, EventKind::Watching { .. });
-        if is_begin {
-            self.order.push(key);
-        }
         #[cfg(feature = "metrics")]
         if let Some(metrics) = &self.metrics {
             metrics.event(event);
         }
-        let tally = self.tallies.entry(key).or_default();
+        let began = u32::try_from(self.tallies.len()).unwrap_or(u32::MAX);
+        let tally = self.tallies.entry(key).or_insert(Tally {
+            began,
+            ..Tally::default()
+        });
         tally.delivered += 1;
         tally.ifindex = match event.kind {
             EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => None,
@@ -298,7 +310,7 @@ impl Output {
         if let Some(hooks) = &self.hooks {
             hooks.run(line.to_environment()).await;
         }
-        if is_begin && self.order.len() == self.watches {
+        if is_begin && self.tallies.len() == self.watches {
             let plural = if self.watches == 1 { "" } else { "s" };
             let status = format!(
                 "watching {} interface{plural} by {}",
@@ -309,16 +321,26 @@ impl Output {
         Ok(())
     }
 
-    /// The last line of each watch; then the hooks that are still waiting.
+    /// Runs the hooks that are still waiting.
+    async fn finish_hooks(&mut self) {
+        if let Some(hooks) = self.hooks.take() {
+            hooks.finish().await;
+        }
+    }
+
+    /// The last line of each watch, unless nobody reads them; then the hooks that are still waiting.
     async fn stop(&mut self, monitor: &Monitor, reason: Reason) -> std::io::Result<()> {
         let counters = monitor.handle().counters().await.unwrap_or_default();
         let Counters { seen, lost, .. } = counters;
-        for &(netns, interface) in &self.order {
-            let Tally { ifindex, delivered } = self
-                .tallies
-                .get(&(netns, interface))
-                .copied()
-                .unwrap_or_default();
+        let mut is_read = true;
+        let mut tallies: Vec<_> = self.tallies.iter().collect();
+        tallies.sort_unstable_by_key(|(_, tally)| tally.began);
+        for (&(netns, interface), tally) in tallies {
+            let Tally {
+                began: _,
+                ifindex,
+                delivered,
+            } = *tally;
             let stopped = Stopped {
                 time: SystemTime::now(),
                 interface,
@@ -331,17 +353,21 @@ impl Output {
                 lost,
             };
             let line = Line::stopped(&stopped);
-            match &self.text {
-                Some(text) => self.stdout.write(&text.stopped(&stopped)).await?,
-                None => self.stdout.write(&line.to_json()).await?,
+            let text = match &self.text {
+                Some(text) => text.stopped(&stopped),
+                None => line.to_json(),
+            };
+            if is_read {
+                match timeout(LAST_LINE, self.stdout.write(&text)).await {
+                    Ok(written) => written?,
+                    Err(_) => is_read = false,
+                }
             }
             if let Some(hooks) = &self.hooks {
                 hooks.run(line.to_environment()).await;
             }
         }
-        if let Some(hooks) = self.hooks.take() {
-            hooks.finish().await;
-        }
+        self.finish_hooks().await;
         Ok(())
     }
 }

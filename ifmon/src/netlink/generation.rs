@@ -3,14 +3,22 @@
 //! It survives renames and moves between namespaces and is not used again for another device (`kernfs` counts it up).
 //! It is read later than the event that it is asked for, so it can only speak for now.
 
-use std::{fs::File, io, os::fd::OwnedFd};
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::OwnedFd,
+};
 
 use rustix::{
     fs::{AtFlags, Mode, OFlags, openat, statat},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
+use super::query::Query;
 use crate::{InterfaceName, Netns};
+
+/// Links that are compared before it is believed that `/sys` shows the right ones.
+const ENTRIES: usize = 64;
 
 /// The directory `class/net` of a sysfs that shows the links of one namespace.
 #[derive(Debug)]
@@ -20,13 +28,13 @@ pub(crate) struct Generations {
 
 impl Generations {
     /// A sysfs shows the namespace in which it was mounted, which need not be the one that is watched: so one is mounted
-    /// for this purpose, on no path. Who may not do that makes do with `/sys` for the namespace that it lives in.
-    pub(crate) fn new(netns: &Netns) -> Self {
-        let directory = netns.run(mount_sysfs).or_else(|error| {
-            if crate::netns::current_id()? == netns.id() {
+    /// for this purpose, on no path. Who may not do that makes do with `/sys`, where that is seen to show the right one.
+    pub(crate) fn new(netns: &Netns, query: &mut Query) -> Self {
+        let directory = netns.run(mount_sysfs).or_else(|_| {
+            if shows_same_links(query)? {
                 Ok(File::open("/sys/class/net")?.into())
             } else {
-                Err(error)
+                Err(io::Error::other("/sys may show another one"))
             }
         });
         if let Err(error) = &directory {
@@ -43,6 +51,34 @@ impl Generations {
         let status = statat(self.directory.as_ref()?, name.as_bytes(), AtFlags::empty());
         status.ok().map(|status| status.st_ino)
     }
+}
+
+/// Does `/sys` show the namespace that is asked?
+///
+/// Two namespaces can well have links of the same names and indexes, but not with the same hardware addresses: those of
+/// virtual links are random, and those of real ones unique.
+fn shows_same_links(query: &mut Query) -> io::Result<bool> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut proven = false;
+    for entry in fs::read_dir("/sys/class/net")?.take(ENTRIES) {
+        let entry = entry?;
+        let Ok(name) = InterfaceName::new(entry.file_name().as_bytes()) else {
+            continue;
+        };
+        let Ok(shown) = fs::read_to_string(entry.path().join("address")) else {
+            // Files that are no links, such as `bonding_masters`, and links that have just gone.
+            continue;
+        };
+        let Some(address) = query.address_of(&name)? else {
+            return Ok(false);
+        };
+        let address: Vec<String> = address.iter().map(|byte| format!("{byte:02x}")).collect();
+        if shown.trim() != address.join(":") {
+            return Ok(false);
+        }
+        proven |= address.iter().any(|byte| byte != "00");
+    }
+    Ok(proven)
 }
 
 fn mount_sysfs() -> io::Result<OwnedFd> {

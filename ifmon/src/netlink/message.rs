@@ -17,6 +17,7 @@ pub(crate) mod uapi {
     pub(crate) const NETNSA_FD: u16 = 3;
     pub(crate) const NLM_F_REQUEST: u16 = 1;
     pub(crate) const AF_UNSPEC: u8 = 0;
+    pub(crate) const IFLA_ADDRESS: u16 = 1;
     pub(crate) const IFLA_IFNAME: u16 = 3;
     pub(crate) const IFLA_EXT_MASK: u16 = 29;
     pub(crate) const IFLA_NEW_NETNSID: u16 = 45;
@@ -77,7 +78,7 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>>
     })
 }
 
-impl Message<'_> {
+impl<'a> Message<'a> {
     /// The message as a statement about a device; `None` for everything else.
     ///
     /// A bridge reports its ports with the same message types and `AF_BRIDGE`: "deleted" then means that a living device
@@ -120,6 +121,13 @@ impl Message<'_> {
                 }),
             }
         })
+    }
+
+    /// The hardware address in a link message; empty where there is none.
+    pub(crate) fn address(&self) -> &'a [u8] {
+        attributes(self.body.get(IFINFO..).unwrap_or_default())
+            .find(|attribute| attribute.kind == IFLA_ADDRESS)
+            .map_or(&[], |attribute| attribute.value)
     }
 
     /// The id in an `RTM_NEWNSID`; `None` where the namespace has none (`NETNSA_NSID_NOT_ASSIGNED`, -1).

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    message::{LinkMessage, get_link, get_nsid, messages},
+    message::{LinkMessage, Message, get_link, get_nsid, messages},
     socket::Socket,
 };
 use crate::{InterfaceName, Netns};
@@ -48,26 +48,22 @@ impl Query {
         Ok(self.ask(ifindex, None)?.map(|(_, name)| name))
     }
 
+    /// The hardware address of the device that has this name now; empty where it has none.
+    pub(crate) fn address_of(&mut self, name: &InterfaceName) -> io::Result<Option<Vec<u8>>> {
+        let question = get_link(self.next(), 0, Some(name));
+        self.exchange(&question, |message| {
+            message.link()?;
+            Some(message.address().to_vec())
+        })
+    }
+
     /// The id that another namespace has in the numbering of this one (`ip netns list-id`), if it has one.
     pub(crate) fn nsid_of(&mut self, other: &Netns) -> io::Result<Option<i32>> {
-        self.sequence = self.sequence.wrapping_add(1);
         let file = other.file().as_raw_fd().unsigned_abs();
-        self.socket.send(&get_nsid(self.sequence, file))?;
-        loop {
-            let Some(length) = self.socket.receive(&mut self.buffer)? else {
-                continue;
-            };
-            let datagram = self.buffer.get(..length).unwrap_or(&self.buffer);
-            for message in messages(datagram) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                return match message.error() {
-                    Some(code) => Err(io::Error::from_raw_os_error(code)),
-                    None => Ok(message.nsid()),
-                };
-            }
-        }
+        let question = get_nsid(self.next(), file);
+        Ok(self
+            .exchange(&question, |message| Some(message.nsid()))?
+            .flatten())
     }
 
     /// Returns once every change of a link that had begun before has ended, and was told to all who listen.
@@ -122,27 +118,44 @@ impl Query {
         ifindex: u32,
         name: Option<&InterfaceName>,
     ) -> io::Result<Option<(u32, InterfaceName)>> {
+        let question = get_link(self.next(), ifindex, name);
+        self.exchange(&question, |message| match message.link() {
+            Some(LinkMessage::New { ifindex, name }) => Some((ifindex, name)),
+            _ => None,
+        })
+    }
+
+    fn next(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
-        self.socket.send(&get_link(self.sequence, ifindex, name))?;
+        self.sequence
+    }
+
+    /// Sends a question and reads the answer; `None` when there is no such device.
+    fn exchange<T>(
+        &mut self,
+        question: &[u8],
+        read: impl Fn(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        self.socket.send(question)?;
         loop {
             let Some(length) = self.socket.receive(&mut self.buffer)? else {
                 continue;
             };
+            // A datagram that was cut off holds the header, the index and the name all the same: they come first.
             let datagram = self.buffer.get(..length).unwrap_or(&self.buffer);
             for message in messages(datagram) {
                 if message.sequence != self.sequence {
                     continue;
                 }
-                match (message.error(), message.link()) {
-                    (Some(libc::ENODEV), _) => return Ok(None),
-                    (Some(code), _) => return Err(io::Error::from_raw_os_error(code)),
-                    (None, Some(LinkMessage::New { ifindex, name })) => {
-                        return Ok(Some((ifindex, name)));
-                    }
-                    (None, _) => {}
+                match message.error() {
+                    Some(libc::ENODEV) => return Ok(None),
+                    Some(code) => return Err(io::Error::from_raw_os_error(code)),
+                    None => {}
+                }
+                if let Some(answer) = read(&message) {
+                    return Ok(Some(answer));
                 }
             }
-            // A datagram that was cut off holds the header, the index and the name all the same: they come first.
             if length > self.buffer.len() {
                 return Err(io::Error::other(format!(
                     "the answer has {length} bytes, more than ifmon expects"

@@ -112,7 +112,8 @@ pub(super) fn number(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 100.0 || size == size.trunc() => 0,
         size if size >= 10.0 => 1,
-        size if size >= 1.0 => 2,
+        // A ratio of 1.01 is a goal.
+        size if size >= 1.1 => 2,
         _ => 3,
     };
     let plain = format!("{value:.digits$}");
@@ -139,7 +140,7 @@ mod tests {
     fn numbers_are_short() {
         assert_eq!(number(0.0), "0");
         assert_eq!(number(0.12345), "0.123");
-        assert_eq!(number(1.0049), "1.00");
+        assert_eq!(number(1.0049), "1.005");
         assert_eq!(number(12.345), "12.3");
         assert_eq!(number(1234.5), "1,234");
         assert_eq!(number(-1_000_000.0), "-1,000,000");

@@ -6,6 +6,7 @@ use super::{
     figure::Figures,
     measure::Plan,
     process::Usage,
+    report::number,
     requests::{Requests, rename, set_arp, set_mtu},
     subject::{Running, WATCHED, WATCHED_INDEX},
 };
@@ -22,7 +23,7 @@ const FIRST: u32 = 1_000_000;
 
 pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let rounds = plan.scale(200, 20, 4);
-    let changes = rounds * PAIRS * CHANGES;
+    let changes = number(f64::from(rounds * PAIRS * CHANGES));
     let namespace = Namespace::new()?;
     let mut requests = Requests::new(&namespace)?;
     requests.add_bridge(WATCHED, WATCHED_INDEX)?;

@@ -1,4 +1,4 @@
-//! Beside other programs: `ip monitor` as a second opinion, `ip` and other users as those who make the changes.
+//! Beside other programs: `ip monitor` as a second opinion.
 
 use std::{
     io::{BufRead as _, BufReader},

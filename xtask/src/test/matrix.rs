@@ -59,7 +59,7 @@ impl Matrix {
             }
         }
         for (why, count) in left_out {
-            println!("  left out, {count} times: {why}");
+            println!("  left out ({count}): {why}");
         }
         self.kernels.push((name, rows));
         counts

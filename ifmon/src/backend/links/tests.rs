@@ -354,7 +354,14 @@ impl Watcher {
                 self.links.look(name, world).expect("the model answers"),
             ));
         }
-        let empty = self.drain(world, &mut false);
+        let mut empty = self.drain(world, &mut false);
+        let ahead = |(name, lost, look): &(InterfaceName, bool, Look)| {
+            !lost && self.links.is_settled(*name) && !self.links.agrees(*name, look)
+        };
+        if empty && looks.iter().any(ahead) {
+            world.call(true);
+            empty = self.drain(world, &mut false);
+        }
         for (name, lost, look) in looks {
             if !empty || !self.links.is_settled(name) || self.unverified.contains_key(&name) {
                 *self.unverified.entry(name).or_default() |= lost;
