@@ -4,12 +4,12 @@ use std::{fs, io, path::Path};
 
 use ifmon_ebpf::HOOK;
 use rustix::{
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
+    fs::OFlags,
     process::{Resource, getrlimit},
     thread::{CapabilitySet, capabilities},
 };
 
-use super::{Layout, Unavailable};
+use super::{Layout, Unavailable, pseudo};
 
 /// Lockdown of the kernel (`Documentation/admin-guide/kernel-parameters.txt`, `lockdown=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,15 +115,7 @@ pub(crate) fn lockdown() -> Option<Lockdown> {
 }
 
 fn read_securityfs(name: &str) -> io::Result<String> {
-    use rustix::fs::{Mode, OFlags, openat};
-    let context = fsopen("securityfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    let mount = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )?;
-    let file = openat(mount, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = pseudo::open("securityfs", name, OFlags::RDONLY)?;
     io::read_to_string(fs::File::from(file))
 }
 

@@ -3,6 +3,7 @@
 pub mod btf;
 mod facts;
 pub(crate) mod load;
+pub(crate) mod pseudo;
 mod unavailable;
 
 pub use facts::{Facts, Lockdown};

@@ -9,13 +9,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::{
-    fs::{AtFlags, Mode, OFlags, openat, statat},
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
-};
+use rustix::fs::{AtFlags, OFlags, statat};
 
 use super::query::Query;
-use crate::{InterfaceName, Netns};
+use crate::{InterfaceName, Netns, kernel::pseudo};
 
 /// Links that are compared before it is believed that `/sys` shows the right ones.
 const ENTRIES: usize = 64;
@@ -30,13 +27,15 @@ impl Generations {
     /// A sysfs shows the namespace in which it was mounted, which need not be the one that is watched: so one is mounted
     /// for this purpose, on no path. Who may not do that makes do with `/sys`, where that is seen to show the right one.
     pub(crate) fn new(netns: &Netns, query: &mut Query) -> Self {
-        let directory = netns.run(mount_sysfs).or_else(|_| {
-            if shows_same_links(query)? {
-                Ok(File::open("/sys/class/net")?.into())
-            } else {
-                Err(io::Error::other("/sys may show another one"))
-            }
-        });
+        let directory = netns
+            .run(|| pseudo::open("sysfs", "class/net", OFlags::PATH | OFlags::DIRECTORY))
+            .or_else(|_| {
+                if shows_same_links(query)? {
+                    Ok(File::open("/sys/class/net")?.into())
+                } else {
+                    Err(io::Error::other("/sys may show another one"))
+                }
+            });
         if let Err(error) = &directory {
             log::debug!("no sysfs for namespace {}: {error}", netns.id());
         }
@@ -79,20 +78,4 @@ fn shows_same_links(query: &mut Query) -> io::Result<bool> {
         proven |= address.iter().any(|byte| byte != "00");
     }
     Ok(proven)
-}
-
-fn mount_sysfs() -> io::Result<OwnedFd> {
-    let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    let mount = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )?;
-    Ok(openat(
-        mount,
-        "class/net",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
 }

@@ -247,14 +247,14 @@ fn btf_without_function() -> Result {
 /// The one thing that no reader of BTF can find out by itself: a field that is said to be where another is. The proof on
 /// a live device finds it.
 fn btf_with_wrong_offset() -> Result {
-    match with_btf(swap_ifindex) {
+    match with_btf(|btf| swap_ifindex(btf)) {
         Ok(setting) => refused(&setting, "does not read this kernel right"),
         Err(error) => Result::Failed(error),
     }
 }
 
 /// Swaps the names of `net_device.ifindex` and of another integer beside it.
-fn swap_ifindex(btf: &mut Vec<u8>) -> anyhow::Result<()> {
+fn swap_ifindex(btf: &mut [u8]) -> anyhow::Result<()> {
     let strings = |btf: &[u8]| -> anyhow::Result<usize> {
         let number = |at: usize| -> anyhow::Result<usize> {
             let bytes = btf.get(at..at + 4).context("short")?;
