@@ -40,6 +40,8 @@ mod check;
 mod error;
 mod event;
 #[doc(hidden)]
+pub mod fuzz;
+#[doc(hidden)]
 pub mod kernel;
 mod monitor;
 mod name;

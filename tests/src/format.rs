@@ -65,6 +65,8 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
     for name in fields.keys() {
         let name = name.as_str();
         let known = COMMON.contains(&name) || own.contains(&name) || name == "by";
+        // There only where the namespace has a name.
+        let known = known || name == "to_netns_name" && event == "moved" && line[name].is_string();
         ensure!(
             known || name == "recovered" && line[name] == true,
             "{name} does not belong here: {line}"

@@ -14,8 +14,23 @@ mod users;
 mod verdicts;
 
 use anyhow::Result;
+use ifmon::BackendKind;
 
 use crate::stage::Stage;
+
+/// All of them, the best first.
+pub const BACKENDS: [BackendKind; 4] = [
+    BackendKind::Fentry,
+    BackendKind::Kprobe,
+    BackendKind::Netlink,
+    BackendKind::NetlinkUnfiltered,
+];
+/// Those in the kernel.
+const BPF: &[BackendKind] = &[BackendKind::Fentry, BackendKind::Kprobe];
+/// Those that work without privileges.
+const UNPRIVILEGED: &[BackendKind] = &[BackendKind::Netlink, BackendKind::NetlinkUnfiltered];
+/// For what has nothing to do with the backend under test, and is played once.
+const ONCE: &[BackendKind] = &[BackendKind::Netlink];
 
 /// One scenario.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +39,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// Which kinds of devices it is for.
     pub devices: Devices,
+    /// Which backends it is for.
+    pub backends: &'static [BackendKind],
     /// Plays it.
     pub play: fn(&mut Stage) -> Result<()>,
 }
@@ -41,6 +58,7 @@ const fn all(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenario
     Scenario {
         name,
         devices: Devices::All,
+        backends: &BACKENDS,
         play,
     }
 }
@@ -49,7 +67,16 @@ const fn veth(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenari
     Scenario {
         name,
         devices: Devices::Veth,
+        backends: &BACKENDS,
         play,
+    }
+}
+
+/// A scenario that has a meaning with some backends alone.
+const fn only(backends: &'static [BackendKind], scenario: Scenario) -> Scenario {
+    Scenario {
+        backends,
+        ..scenario
     }
 }
 

@@ -86,6 +86,12 @@ impl Want {
         self
     }
 
+    /// The namespace that the device went to has this name, by which netlink finds it, too.
+    pub fn to_named(mut self, name: &str) -> Self {
+        self.fields.append(&mut self.known_to_bpf);
+        self.with("to_netns_name", json!(name))
+    }
+
     /// Does the line say this?
     pub fn check(&self, line: &Value, backend: BackendKind) -> Result<()> {
         let Self {

@@ -5,6 +5,7 @@ mod command;
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod host;
 mod run;
 mod scratch;
@@ -32,6 +33,7 @@ enum Command {
     Dist(dist::Options),
     Test(test::Options),
     Stress(stress::Options),
+    Fuzz(fuzz::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
     Bench(bench::Options),
@@ -54,6 +56,7 @@ fn run(Options { command }: Options) -> Result<ExitCode> {
         Command::Dist(options) => dist::run(options),
         Command::Test(options) => test::run(options),
         Command::Stress(options) => stress::run(options),
+        Command::Fuzz(options) => fuzz::run(options),
         Command::Ebpf(options) => ebpf::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Vm(options) => Ok(vm::run(options)),

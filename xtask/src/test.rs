@@ -14,7 +14,7 @@ use clap::ValueEnum as _;
 
 use self::{build::Programs, matrix::Matrix};
 use crate::{
-    ebpf,
+    ebpf, fuzz,
     vm::{Arch, Kernel},
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     )]
     kernels: Vec<Kernel>,
     /// Emulate these processors; can be repeated
-    #[arg(long = "arch", value_enum, default_values_t = [Arch::X86_64], conflicts_with = "no_vm")]
+    #[arg(long = "arch", value_enum, default_values_t = [Arch::X86_64, Arch::Aarch64], conflicts_with = "no_vm")]
     archs: Vec<Arch>,
     /// Emulate no kernels
     #[arg(long)]
@@ -95,6 +95,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         total.add(shipped_object()?);
     }
     total.add(units::run(&programs, filter)?);
+    if filter.is_none() {
+        total.add(parsers()?);
+    }
     let mut matrix = Matrix::default();
     total.add(native::run(&programs, filter, &mut matrix)?);
     if no_vm {
@@ -117,6 +120,20 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     };
     println!("{passed} passed, {failed} failed{skipped}");
     Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+/// Does any input break a parser? A minute is not much; `cargo xtask fuzz --seconds N` takes as long as one likes.
+fn parsers() -> Result<Counts> {
+    const SECONDS: u64 = 60;
+    println!("fuzzing the parsers for {SECONDS} s");
+    Ok(match fuzz::run_all(SECONDS)? {
+        fuzz::Outcome::Clean => Counts {
+            passed: 1,
+            ..Counts::default()
+        },
+        fuzz::Outcome::Found(inputs) => Counts::failed(&inputs.join("; ")),
+        fuzz::Outcome::LeftOut(why) => Counts::left_out(&format!("fuzzing: {why}")),
+    })
 }
 
 /// The architecture of this machine.

@@ -120,7 +120,6 @@ pub(crate) struct Machine {
 }
 
 /// What a command did.
-#[expect(dead_code, reason = "for the tests that are run in a machine")]
 pub(crate) struct Output {
     /// 128 and the signal's number where a signal ended it.
     pub(crate) code: u8,
@@ -176,7 +175,6 @@ impl Machine {
     }
 
     /// Runs a command for its output.
-    #[expect(dead_code, reason = "for the tests that are run in a machine")]
     pub(crate) fn output(&self, command: &[impl AsRef<OsStr>]) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let code = self.run(command, &mut stdout, &mut stderr)?;

@@ -18,7 +18,7 @@ use rustix::{
 use tests::{
     room::{Device, Room},
     stage::{LeftOut, Stage},
-    table::{Devices, Scenario, scenarios},
+    table::{BACKENDS, Devices, Scenario, scenarios},
 };
 
 const USAGE: &str = "scenarios [--backends LIST] [--list] [PART OF A NAME]...
@@ -26,13 +26,6 @@ const USAGE: &str = "scenarios [--backends LIST] [--list] [PART OF A NAME]...
 LIST is comma-separated: fentry, kprobe, netlink, netlink-unfiltered. IFMON in the environment is the program to test.
 Ends with 0 when nothing failed, 1 when something did, 2 on wrong usage. The first line is the kernel's version; one for
 each scenario follows; the last ones are for each backend: backend NAME passed=N failed=N left-out=N EVENT=N...";
-
-const BACKENDS: [BackendKind; 4] = [
-    BackendKind::Fentry,
-    BackendKind::Kprobe,
-    BackendKind::Netlink,
-    BackendKind::NetlinkUnfiltered,
-];
 
 struct Options {
     backends: Vec<BackendKind>,
@@ -84,7 +77,10 @@ impl Options {
         Ok(Some(options))
     }
 
-    fn wants(&self, scenario: &Scenario) -> bool {
+    fn wants(&self, scenario: &Scenario, backend: BackendKind) -> bool {
+        if !scenario.backends.contains(&backend) {
+            return false;
+        }
         self.filter.is_empty() || self.filter.iter().any(|part| scenario.name.contains(part))
     }
 }
@@ -112,7 +108,7 @@ fn run(options: &Options) -> Result<ExitCode> {
     let mut tallies = Vec::new();
     for &backend in &options.backends {
         let mut tally = Tally::default();
-        for scenario in scenarios().filter(|scenario| options.wants(scenario)) {
+        for scenario in scenarios().filter(|scenario| options.wants(scenario, backend)) {
             for device in Device::ALL {
                 if scenario.devices == Devices::Veth && device != Device::Veth {
                     continue;

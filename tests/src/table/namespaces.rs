@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use super::{Scenario, all, veth};
+use super::{BPF, Scenario, all, only, veth};
 use crate::{
     room::NamedNetns,
     stage::{SENTINEL, Stage, left_out},
@@ -14,6 +14,7 @@ use crate::{
 pub(super) const TABLE: &[Scenario] = &[
     all("same name and index in another namespace", elsewhere),
     veth("both namespaces of a move watched", both_ends),
+    veth("moved to a namespace with a name", moved_to_name),
     veth("moved to where the index is taken", moved_to_other_index),
     veth("moved to where the name is taken", moved_to_other_name),
     veth("moved into a watched name by a pattern", moved_by_pattern),
@@ -21,11 +22,15 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("watched by the name of the namespace", netns_by_name),
     veth("watched by a process in the namespace", netns_by_process),
     veth("the peer's namespace ends", peer_ends),
-    veth("a watched namespace ends", watched_ends),
-    veth("the only watched namespace ends", only_watched_ends),
-    veth(
-        "the namespace's number is given to the next one",
-        number_again,
+    // A netlink socket keeps its namespace alive, so these are for BPF.
+    only(BPF, veth("a watched namespace ends", watched_ends)),
+    only(
+        BPF,
+        veth("the only watched namespace ends", only_watched_ends),
+    ),
+    only(
+        BPF,
+        veth("the number of a namespace comes again", number_again),
     ),
 ];
 
@@ -59,6 +64,17 @@ fn both_ends(stage: &mut Stage) -> Result<()> {
     one.delete(100)?;
     stage.see_in(first, "wg0", deleted(100))?;
     stage.nothing_more(&[&one, &two])
+}
+
+fn moved_to_name(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    let name = format!("ifmon-away-{}", std::process::id());
+    let _named = NamedNetns::new(&away, &name)?;
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.move_to(100, &away)?;
+    stage.see("wg0", moved(100, away.id()?, 100).to_named(&name))?;
+    stage.nothing_more(&[])
 }
 
 /// The kernel gives it the next free index there.
@@ -176,12 +192,7 @@ fn peer_ends(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-const PINNED: &str = "a netlink socket keeps its namespace alive";
-
 fn watched_ends(stage: &mut Stage) -> Result<()> {
-    if !stage.is_bpf() {
-        return left_out(PINNED);
-    }
     let (doomed, other) = (stage.room()?, stage.room()?);
     let (ending, lasting) = (doomed.id()?, other.id()?);
     doomed.add("wg0", 100)?;
@@ -196,9 +207,6 @@ fn watched_ends(stage: &mut Stage) -> Result<()> {
 }
 
 fn only_watched_ends(stage: &mut Stage) -> Result<()> {
-    if !stage.is_bpf() {
-        return left_out(PINNED);
-    }
     let doomed = stage.room()?;
     let ending = doomed.id()?;
     doomed.add("wg0", 100)?;
@@ -213,9 +221,6 @@ fn only_watched_ends(stage: &mut Stage) -> Result<()> {
 const ATTEMPTS: u32 = 200;
 
 fn number_again(stage: &mut Stage) -> Result<()> {
-    if !stage.is_bpf() {
-        return left_out(PINNED);
-    }
     let (doomed, other) = (stage.room()?, stage.room()?);
     let ending = doomed.id()?;
     doomed.add("wg0", 100)?;

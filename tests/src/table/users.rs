@@ -21,7 +21,7 @@ use rustix::{
     },
 };
 
-use super::{Scenario, veth};
+use super::{BACKENDS, ONCE, Scenario, UNPRIVILEGED, only, veth};
 use crate::{
     program,
     stage::{Stage, left_out},
@@ -30,13 +30,16 @@ use crate::{
 
 pub(super) const TABLE: &[Scenario] = &[
     veth("an ordinary user", ordinary_user),
-    veth(
-        "an ordinary user with another namespace's /sys",
-        foreign_sysfs,
+    only(
+        UNPRIVILEGED,
+        veth("an ordinary user, a foreign /sys", foreign_sysfs),
     ),
-    veth("an ordinary user and --backend auto", auto_as_ordinary_user),
-    veth("--backend auto takes the best that works", auto),
-    veth("a BPF backend that does not work", refused_by_name),
+    only(ONCE, veth("an ordinary user, auto", auto_as_ordinary_user)),
+    only(ONCE, veth("auto takes the best that works", auto)),
+    only(
+        ONCE,
+        veth("a BPF backend that does not work", refused_by_name),
+    ),
 ];
 
 /// `nobody`, who has no capability.
@@ -118,9 +121,6 @@ fn refused(stage: &mut Stage) -> Result<()> {
 
 /// The same name there, on a device that stays while ours is replaced: nothing must be concluded from that.
 fn foreign_sysfs(stage: &mut Stage) -> Result<()> {
-    if stage.is_bpf() {
-        return left_out("BPF needs privileges");
-    }
     let (foreign, away) = (stage.room()?, stage.room()?);
     foreign.add("wg0", 100)?;
     stage.home.add("wg0", 100)?;
@@ -151,9 +151,6 @@ fn foreign_sysfs(stage: &mut Stage) -> Result<()> {
 }
 
 fn auto_as_ordinary_user(stage: &mut Stage) -> Result<()> {
-    if stage.backend != BackendKind::Netlink {
-        return left_out("it is netlink that auto takes then");
-    }
     let (_file, mut command) = program()?;
     command.args(["--json", "--backend", "auto"]);
     stage.home.enter(&mut command)?;
@@ -163,14 +160,6 @@ fn auto_as_ordinary_user(stage: &mut Stage) -> Result<()> {
     stage.warns("; using netlink");
     changes(stage)
 }
-
-/// All of them, the best first.
-const BACKENDS: [BackendKind; 4] = [
-    BackendKind::Fentry,
-    BackendKind::Kprobe,
-    BackendKind::Netlink,
-    BackendKind::NetlinkUnfiltered,
-];
 
 /// What comes of asking for this backend by name. Exit code 3 says that it works: then the link is what is missing.
 fn ask_for(stage: &Stage, backend: BackendKind) -> Result<Output> {
@@ -191,11 +180,9 @@ fn works(stage: &Stage, backend: BackendKind) -> Result<bool> {
 
 fn auto(stage: &mut Stage) -> Result<()> {
     for backend in BACKENDS {
-        if backend == stage.backend {
-            break;
-        }
         if works(stage, backend)? {
-            return left_out(format!("{backend} works here and is better"));
+            stage.backend = backend;
+            break;
         }
     }
     let mut command = Command::new(program::path());
@@ -211,9 +198,6 @@ fn auto(stage: &mut Stage) -> Result<()> {
 
 /// What was asked for by name is not replaced by something else.
 fn refused_by_name(stage: &mut Stage) -> Result<()> {
-    if stage.is_bpf() {
-        return left_out("it works here");
-    }
     let mut refused = 0;
     for backend in [BackendKind::Fentry, BackendKind::Kprobe] {
         if works(stage, backend)? {

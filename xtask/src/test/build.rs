@@ -17,6 +17,7 @@ pub(super) struct Programs {
     is_host: bool,
     pub(super) ifmon: PathBuf,
     pub(super) scenarios: PathBuf,
+    pub(super) obstacles: PathBuf,
 }
 
 impl Programs {
@@ -32,11 +33,30 @@ impl Programs {
             is_host,
             ifmon: dir.join("release/ifmon"),
             scenarios: dir.join("debug/scenarios"),
+            obstacles: dir.join("debug/obstacles"),
         };
         println!("building the programs under test for {arch}");
         let builds: [&[&str]; 2] = [
-            &["build", "--release", "--package", "ifmon", "--bin", "ifmon"],
-            &["build", "--package", "tests", "--bin", "scenarios"],
+            // With all that the packages have, so that there is nothing that no test has seen.
+            &[
+                "build",
+                "--release",
+                "--package",
+                "ifmon",
+                "--bin",
+                "ifmon",
+                "--features",
+                "metrics",
+            ],
+            &[
+                "build",
+                "--package",
+                "tests",
+                "--bin",
+                "scenarios",
+                "--bin",
+                "obstacles",
+            ],
         ];
         for args in builds {
             command::run(&mut programs.cargo(args)).context("cannot build the tests")?;

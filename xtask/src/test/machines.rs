@@ -47,8 +47,14 @@ pub(super) fn run(
                 };
                 let place = format!("{kernel} {arch}");
                 let begin = Instant::now();
-                let (results, error) = match prepare(&preparing, kernel, arch, &programs) {
-                    Ok(machine) => scenarios(&machine, kernel, arch, filter),
+                let machine = prepare(&preparing, kernel, arch, &programs);
+                let (results, error, met) = match machine {
+                    Ok(machine) => {
+                        let (results, error) = scenarios(&machine, kernel, arch, filter);
+                        // They lock the kernel down, so they have a machine of their own.
+                        let met = filter.is_none().then(|| obstacles(&machine, &place));
+                        (results, error, met.unwrap_or_default())
+                    }
                     Err(error) => {
                         let counts = left_out_or_failed(&place, error);
                         lock(&shared).0.add(counts);
@@ -58,6 +64,8 @@ pub(super) fn run(
                 let mut shared = lock(&shared);
                 let (total, matrix) = &mut *shared;
                 let mut counts = matrix.add(&place, results);
+                print!("{}", met.report);
+                counts.add(met.counts);
                 println!("  in {} s", begin.elapsed().as_secs());
                 if let Some(error) = error {
                     counts.add(Counts::failed(&format!("{place}: {error}")));
@@ -85,7 +93,7 @@ fn prepare(
     let _one = lock(preparing);
     println!("getting {kernel} for {arch} ready");
     let mut machine = Machine::new(kernel, arch)?;
-    machine.files = vec![programs.scenarios.clone()];
+    machine.files = vec![programs.scenarios.clone(), programs.obstacles.clone()];
     machine.memory = MEMORY;
     machine.timeout = Some(LIMIT);
     Ok(machine)
@@ -120,6 +128,53 @@ fn scenarios(
         Err(error) => Some(format!("{error:#}")),
     };
     (results, error)
+}
+
+/// How the obstacles were met.
+#[derive(Default)]
+struct Met {
+    counts: Counts,
+    report: String,
+}
+
+/// Runs into every obstacle that BPF can meet.
+fn obstacles(machine: &Machine, place: &str) -> Met {
+    let output = match machine.output(&["/obstacles"]) {
+        Ok(output) => output,
+        Err(error) => {
+            return Met {
+                counts: Counts::failed(&format!("{place}: obstacles: {error:#}")),
+                report: String::new(),
+            };
+        }
+    };
+    let mut met = Met::default();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        if line.starts_with("ok ") {
+            met.counts.passed += 1;
+            continue;
+        } else if line.starts_with("FAILED ") {
+            met.counts.failed += 1;
+        } else if line.starts_with("left out ") {
+            met.counts.skipped += 1;
+        } else {
+            continue;
+        }
+        met.report.push_str(&format!("  obstacle {line}\n"));
+    }
+    let Counts { passed, failed, .. } = met.counts;
+    met.report.push_str(&format!(
+        "  obstacles of {place}: {passed} passed, {failed} failed\n"
+    ));
+    if passed == 0 || (output.code != 0 && failed == 0) {
+        // They did not get as far as to say how it went.
+        met.counts.add(Counts::failed(&format!(
+            "{place}: obstacles ended with {}: {}",
+            output.code,
+            String::from_utf8_lossy(&output.stderr).trim()
+        )));
+    }
+    met
 }
 
 /// On 64-bit ARM, BPF trampolines came with Linux 6.4: programs for them load before, and cannot be attached.
