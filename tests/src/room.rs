@@ -67,7 +67,11 @@ pub struct Room {
 impl Room {
     /// A new namespace whose links are of this kind.
     pub fn new(device: Device) -> Result<Self> {
-        let namespace = Namespace::new()?;
+        Self::of(Namespace::new()?, device)
+    }
+
+    /// A namespace that is there already.
+    pub fn of(namespace: Namespace, device: Device) -> Result<Self> {
         Ok(Self {
             links: Links::new(&namespace)?,
             namespace,

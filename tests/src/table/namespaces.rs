@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 
 use super::{BPF, Scenario, all, only, veth};
 use crate::{
-    room::NamedNetns,
+    namespace::Namespace,
+    room::{Device, NamedNetns, Room},
     stage::{SENTINEL, Stage, left_out},
     want::{appeared, deleted, moved, recreated, renamed, returned},
 };
@@ -218,7 +219,7 @@ fn only_watched_ends(stage: &mut Stage) -> Result<()> {
 }
 
 /// How many namespaces are made until one has the number of that which ended.
-const ATTEMPTS: u32 = 200;
+const ATTEMPTS: usize = 200;
 
 fn number_again(stage: &mut Stage) -> Result<()> {
     let (doomed, other) = (stage.room()?, stage.room()?);
@@ -227,17 +228,17 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     stage.watch_rooms(&[(&doomed, "wg0", Some(100)), (&other, "wg0", None)])?;
     stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
-    // The number is free a moment after the device is gone.
-    let mut next = None;
-    for _ in 0..ATTEMPTS {
-        let room = stage.room()?;
-        if room.id()? == ending {
-            next = Some(room);
-            break;
+    // The number is free a moment after the device is gone. The lowest free one is given, so those below are used up.
+    let mut below = Vec::new();
+    let next = loop {
+        let namespace = Namespace::new()?;
+        if namespace.id()? == ending {
+            break Room::of(namespace, Device::Veth)?;
         }
-    }
-    let Some(next) = next else {
-        return left_out("this kernel did not give the number of a namespace again");
+        below.push(namespace);
+        if below.len() == ATTEMPTS {
+            return left_out("this kernel did not give the number of a namespace again");
+        }
     };
     next.add("wg0", 100)?;
     next.rename(100, "old0")?;
