@@ -90,6 +90,15 @@ impl Ebpf {
         watches: usize,
         ring_bytes: Option<u32>,
     ) -> Result<Self, Unavailable> {
+        load::with_memory(|| Self::load(kind, layout, watches, ring_bytes))
+    }
+
+    fn load(
+        kind: BackendKind,
+        layout: &Layout,
+        watches: usize,
+        ring_bytes: Option<u32>,
+    ) -> Result<Self, Unavailable> {
         let mut object = load::object(layout, watches, ring_bytes)?;
         let log = load::wants_log().then(|| follow_log(&mut object)).flatten();
         attach(&mut object, kind, layout)?;

@@ -1,6 +1,6 @@
 //! Loads the BPF object, and finds the plain reason when the kernel does not take it.
 
-use std::{error::Error as _, io, thread};
+use std::{error::Error as _, io, thread, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -23,6 +23,9 @@ const SMALL_RING: u32 = 4096;
 const ROOMY_LIMIT: u64 = 4 << 20;
 /// Watches that fit without being asked for: adding some later should not need a restart.
 const WATCHES: usize = 1024;
+/// The waits for locked memory that was given back double from the first to the last; 310 ms in all.
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+const LAST_WAIT: Duration = Duration::from_millis(160);
 
 /// What is known to stand in the way before anything is tried.
 pub(crate) fn check() -> Result<(), Unavailable> {
@@ -79,6 +82,24 @@ pub(crate) fn object(
         }
     }
     Err(last.map_or(Unavailable::NoObject, |error| object_refused(&error)))
+}
+
+/// Loads by `attempt`, and again a little later when the limit on locked memory stood in the way.
+///
+/// Where the kernel counts BPF objects against that limit, those that were given back a moment ago still count until a
+/// grace period of RCU has passed: of the backend that was tried before, of aya's look at what the kernel can do, of the
+/// ifmon that is being restarted.
+pub(crate) fn with_memory<T>(
+    attempt: impl Fn() -> Result<T, Unavailable>,
+) -> Result<T, Unavailable> {
+    let mut wait = FIRST_WAIT;
+    loop {
+        match attempt() {
+            Err(Unavailable::Memlock) if wait <= LAST_WAIT => thread::sleep(wait),
+            result => return result,
+        }
+        wait *= 2;
+    }
 }
 
 /// Is the kernel side to say what it sees?
