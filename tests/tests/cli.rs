@@ -85,7 +85,8 @@ fn missing_namespaces_are_wrong_usage() {
     fails(
         words(&["--netns", "/no/such/file", "wg0"]),
         2,
-        &["/no/such/file"],
+        // The reason is said once, at the end.
+        &["/no/such/file: No such file or directory (os error 2)\n"],
     );
     fails(words(&["--netns", "4294967295", "wg0"]), 2, &["4294967295"]);
     fails(

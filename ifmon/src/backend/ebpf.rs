@@ -319,7 +319,12 @@ impl Ebpf {
 
     pub(crate) async fn signals(&mut self, signals: &mut Vec<Signal>) -> Result<(), Error> {
         loop {
-            self.drain(signals);
+            let clock = Clock::now();
+            self.drain(&clock, signals);
+            // What is known is told before more is asked.
+            if signals.is_empty() {
+                self.find_losses(&clock, signals);
+            }
             if !signals.is_empty() {
                 return Ok(());
             }
@@ -328,19 +333,22 @@ impl Ebpf {
         }
     }
 
-    /// Reads records until there are none, then sees whether any were lost: the ring was full, so there was something
-    /// to read, and no loss goes unnoticed for long.
-    fn drain(&mut self, signals: &mut Vec<Signal>) {
-        let clock = Clock::now();
+    /// Reads records until there are none.
+    fn drain(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
         loop {
             let record = match self.events.get_mut().0.next() {
                 Some(item) => Record::read(&item),
                 None => break,
             };
             if let Some(record) = record {
-                self.record(&record, &clock, signals);
+                self.record(&record, clock, signals);
             }
         }
+    }
+
+    /// Sees whether records were lost, before each wait: the ring was full then, so there was something to read, and no
+    /// loss goes unnoticed.
+    fn find_losses(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
         let dropped = self.kernel_counters().dropped;
         if dropped != self.dropped {
             self.dropped = dropped;
@@ -348,7 +356,7 @@ impl Ebpf {
             for key in keys {
                 self.resync(&key, signals);
             }
-            self.find_dead_namespaces(&clock, signals);
+            self.find_dead_namespaces(clock, signals);
         }
     }
 

@@ -11,8 +11,8 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::{
+    detail::{Known, Stopped},
     origin::Origin,
-    run::{Known, Stopped},
 };
 
 /// One line of output. Every line begins with the same fields; a null field of a kind stays, since it says "unknown".

@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod detail;
 mod exec;
 #[cfg(feature = "generate")]
 mod generate;
@@ -65,7 +66,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = error.downcast_ref().map_or(Exit::Failed, exit_of);
-            complain(&format!("{error:#}"));
+            complain(&sentence(&error));
             exit.into()
         }
     }
@@ -79,6 +80,19 @@ fn exit_of(error: &ifmon::Error) -> Exit {
         | ifmon::Error::Netns { .. } => Exit::Usage,
         _ => Exit::Failed,
     }
+}
+
+/// The error with its causes, each said once: some errors give their cause themselves.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut causes = error.chain().map(ToString::to_string);
+    let first = causes.next().unwrap_or_default();
+    causes.fold(first, |said, cause| {
+        if said.ends_with(&cause) {
+            said
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
 }
 
 /// One line on standard error; when that is closed, there is nobody to tell.
@@ -110,4 +124,27 @@ fn start_log(args: &Args) {
             writeln!(out, "{}{message}", journal::prefix(record.level()))
         })
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context as _;
+
+    use super::sentence;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let own_words = ifmon::Error::Subscribe(io::Error::other("no room"));
+        assert_eq!(
+            sentence(&own_words.into()),
+            "cannot subscribe to link messages: no room"
+        );
+        let with_context = Err::<(), _>(io::Error::other("no room")).context("cannot write");
+        assert_eq!(
+            sentence(&with_context.expect_err("an error")),
+            "cannot write: no room"
+        );
+    }
 }

@@ -34,15 +34,6 @@ pub(crate) struct Container {
 }
 
 impl Origin {
-    /// Looks it up. The process may have ended by now, its cgroup mostly not.
-    pub(crate) fn of(actor: &Actor) -> Self {
-        // A kernel thread acts for somebody else, and its cgroup says nothing about who that is.
-        if actor.kthread {
-            return Self::default();
-        }
-        path_of(actor).map_or_else(Self::default, |path| Self::at(&path))
-    }
-
     fn at(path: &str) -> Self {
         let mut origin = Self {
             cgroup_path: Some(path.to_owned()),
@@ -62,21 +53,60 @@ impl Origin {
     }
 }
 
-/// The path of an actor's cgroup.
-fn path_of(actor: &Actor) -> Option<String> {
-    let root = mount_point()?;
-    // The process id can be somebody else's by now, or that of another pid namespace: the inode number tells.
-    let is_it = |path: &str| {
-        fs::metadata(root.join(path.trim_start_matches('/')))
-            .is_ok_and(|directory| directory.ino() == actor.cgroup)
-    };
-    let of_process = fs::read_to_string(format!("/proc/{}/cgroup", actor.pid)).ok();
-    of_process
-        .as_deref()
-        .and_then(|cgroups| cgroups.lines().find_map(|line| line.strip_prefix("0::")))
-        .filter(|path| is_it(path))
-        .map(str::to_owned)
-        .or_else(|| search(&root, actor.cgroup))
+/// Looks origins up, and remembers the last: mostly it is one and the same program that makes the changes of a host.
+///
+/// That can be remembered because a cgroup of version 2 cannot be renamed or moved, and its id is not used again.
+#[derive(Debug)]
+pub(crate) struct Origins {
+    root: Option<PathBuf>,
+    last: Option<(u64, Origin)>,
+}
+
+impl Default for Origins {
+    fn default() -> Self {
+        Self {
+            root: mount_point(),
+            last: None,
+        }
+    }
+}
+
+impl Origins {
+    /// Where an actor comes from. The process may have ended by now, its cgroup mostly not.
+    pub(crate) fn of(&mut self, actor: &Actor) -> Origin {
+        // A kernel thread acts for somebody else, and its cgroup says nothing about who that is.
+        if actor.kthread {
+            return Origin::default();
+        }
+        if let Some((cgroup, origin)) = &self.last
+            && *cgroup == actor.cgroup
+        {
+            return origin.clone();
+        }
+        let Some(path) = self.path_of(actor) else {
+            return Origin::default();
+        };
+        let origin = Origin::at(&path);
+        self.last = Some((actor.cgroup, origin.clone()));
+        origin
+    }
+
+    /// The path of an actor's cgroup.
+    fn path_of(&self, actor: &Actor) -> Option<String> {
+        let root = self.root.as_deref()?;
+        // The process id can be somebody else's by now, or that of another pid namespace: the inode number tells.
+        let is_it = |path: &str| {
+            fs::metadata(root.join(path.trim_start_matches('/')))
+                .is_ok_and(|directory| directory.ino() == actor.cgroup)
+        };
+        let of_process = fs::read_to_string(format!("/proc/{}/cgroup", actor.pid)).ok();
+        of_process
+            .as_deref()
+            .and_then(|cgroups| cgroups.lines().find_map(|line| line.strip_prefix("0::")))
+            .filter(|path| is_it(path))
+            .map(str::to_owned)
+            .or_else(|| search(root, actor.cgroup))
+    }
 }
 
 /// Where version 2 of cgroups is mounted: alone, or beside version 1.

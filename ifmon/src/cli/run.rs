@@ -17,65 +17,21 @@ use tokio::{
 #[cfg(feature = "metrics")]
 use super::metrics::{self, Metrics};
 use super::{
-    Exit, args::Args, complain, exec::Hooks, json::Line, notify::Notifier, origin::Origin,
-    privileges, stdout::Stdout, text,
+    Exit,
+    args::Args,
+    complain,
+    detail::{Known, Reason, Stopped},
+    exec::Hooks,
+    json::Line,
+    notify::Notifier,
+    origin::Origins,
+    privileges,
+    stdout::Stdout,
+    text,
 };
 
 /// How long the last lines wait for a reader that has stopped reading: whoever asked for an end wants it now.
 const LAST_LINE: Duration = Duration::from_millis(500);
-
-/// Why the watch ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    Signal,
-    Once,
-    Error,
-}
-
-impl Reason {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Signal => "signal",
-            Self::Once => "once",
-            Self::Error => "error",
-        }
-    }
-}
-
-/// The last line of a watch.
-#[derive(Debug)]
-pub(crate) struct Stopped {
-    pub(crate) time: SystemTime,
-    pub(crate) interface: InterfaceName,
-    pub(crate) netns: NetnsId,
-    pub(crate) ifindex: Option<u32>,
-    pub(crate) backend: BackendKind,
-    pub(crate) reason: Reason,
-    pub(crate) seen: Option<u64>,
-    pub(crate) delivered: u64,
-    pub(crate) lost: Option<u64>,
-}
-
-/// What is found out about an event for whoever reads of it.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    pub(crate) origin: Origin,
-    /// What `ip netns` calls the namespace that a device went to.
-    pub(crate) to_netns_name: Option<String>,
-}
-
-impl Known {
-    fn of(event: &Event) -> Self {
-        let to_netns_name = match event.kind {
-            EventKind::Moved { to_netns, .. } => to_netns.and_then(NetnsId::name),
-            _ => None,
-        };
-        Self {
-            origin: event.by.as_ref().map(Origin::of).unwrap_or_default(),
-            to_netns_name,
-        }
-    }
-}
 
 /// What is remembered of a watch for its last line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -215,6 +171,7 @@ struct Output {
     stdout: Stdout,
     text: Option<text::Writer>,
     hooks: Option<Hooks>,
+    origins: Origins,
     tallies: BTreeMap<(NetnsId, InterfaceName), Tally>,
     /// How many there are to be.
     watches: usize,
@@ -234,6 +191,7 @@ impl Output {
                 .exec
                 .clone()
                 .map(|command| Hooks::new(command, args.exec_timeout)),
+            origins: Origins::default(),
             tallies: BTreeMap::new(),
             watches,
             notifier,
@@ -301,7 +259,7 @@ impl Output {
             EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => None,
             ref kind => kind.ifindex(),
         };
-        let known = Known::of(event);
+        let known = Known::of(event, &mut self.origins);
         let line = Line::event(event, &known);
         match &self.text {
             Some(text) => self.stdout.write(&text.event(event, &known)).await?,

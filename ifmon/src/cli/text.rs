@@ -6,8 +6,8 @@ use anstyle::{AnsiColor, Style};
 use ifmon::{Actor, Event, EventKind, InterfaceName, NetnsId};
 
 use super::{
+    detail::{Known, Stopped},
     origin::{Container, Origin},
-    run::{Known, Stopped},
 };
 
 /// Writes lines; knows which namespace needs no mention.

@@ -30,7 +30,7 @@ pub enum Unavailable {
     UserNamespace,
     /// All capabilities are there, and still the kernel, a security module or a seccomp filter says no.
     #[error(
-        "the kernel refuses bpf(2) although the capabilities are there; a seccomp filter or security module forbids it"
+        "the kernel refuses the BPF program although the capabilities are there; a seccomp filter or security module may forbid it"
     )]
     Forbidden,
     /// The kernel was built without bpf(2).

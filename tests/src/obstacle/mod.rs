@@ -191,7 +191,7 @@ fn seccomp_eperm() -> Result {
             seccomp: Some(libc::EPERM),
             ..Setting::default()
         },
-        "a seccomp filter or security module forbids it",
+        "a seccomp filter or security module may forbid it",
     )
 }
 
