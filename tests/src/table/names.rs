@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{Scenario, veth};
 use crate::{
+    room::errno,
     stage::Stage,
-    want::{appeared, deleted, recreated, renamed},
+    want::{appeared, deleted, recreated, renamed, returned},
 };
 
 pub(super) const TABLE: &[Scenario] = &[
@@ -19,7 +20,22 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("a rename to a name that is not UTF-8", renamed_to_not_utf8),
     veth("made by a pattern", made_by_pattern),
     veth("renamed by a pattern", renamed_by_pattern),
+    veth("a rename that is vetoed", rename_vetoed),
+    veth("a registration that is vetoed", registration_vetoed),
 ];
+
+/// No device can be called like this: the kernel has settings of that name (`sysctl_dev_name_is_allowed`). Whoever makes
+/// the settings finds out when `rtnetlink_event` was told already, and has the change taken back.
+const VETOED: &str = "default";
+
+fn is_vetoed(result: Result<()>) -> Result<()> {
+    let refused = result.err().and_then(|error| errno(&error));
+    ensure!(
+        refused == Some(libc::EINVAL),
+        "a device called {VETOED} was not refused"
+    );
+    Ok(())
+}
 
 fn alike(stage: &mut Stage) -> Result<()> {
     stage.home.add("wg0", 100)?;
@@ -107,5 +123,37 @@ fn renamed_by_pattern(stage: &mut Stage) -> Result<()> {
     stage.home.rename(100, "old%d")?;
     stage.see("wg0", renamed(100, "old0"))?;
     stage.see("old0", appeared(100))?;
+    stage.nothing_more(&[])
+}
+
+/// There and back, as everybody on the host can see.
+fn rename_vetoed(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100)), (VETOED, None)])?;
+    is_vetoed(stage.home.rename(100, VETOED))?;
+    stage.see("wg0", renamed(100, VETOED))?;
+    stage.see(VETOED, appeared(100))?;
+    stage.see(VETOED, renamed(100, "wg0"))?;
+    stage.see("wg0", returned(100))?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    stage.nothing_more(&[])
+}
+
+/// BPF sees the device for the moment that it has; no link message ever tells of it.
+fn registration_vetoed(stage: &mut Stage) -> Result<()> {
+    stage.watch(&[(VETOED, None)])?;
+    for round in 0..2 {
+        is_vetoed(stage.home.add(VETOED, 100))?;
+        if stage.is_bpf() {
+            let here = if round == 0 {
+                appeared(100)
+            } else {
+                recreated(100, 100)
+            };
+            stage.see(VETOED, here)?;
+            stage.see(VETOED, deleted(100))?;
+        }
+    }
     stage.nothing_more(&[])
 }
