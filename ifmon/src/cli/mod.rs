@@ -8,6 +8,7 @@ mod exec;
 mod generate;
 mod journal;
 mod json;
+mod memory;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod notify;
@@ -57,7 +58,7 @@ pub(crate) fn main() -> ExitCode {
         .build()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| {
-            let result = runtime.block_on(run::run(&args));
+            let result = runtime.block_on(run::run(args));
             // A write to a terminal that hangs must not keep the program from ending.
             runtime.shutdown_background();
             result

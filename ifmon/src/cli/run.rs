@@ -1,7 +1,7 @@
 //! A run of the program: from the arguments to the last line.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    num::NonZeroU32,
     time::{Duration, SystemTime},
 };
 
@@ -33,13 +33,25 @@ use super::{
 /// How long the last lines wait for a reader that has stopped reading: whoever asked for an end wants it now.
 const LAST_LINE: Duration = Duration::from_millis(500);
 
-/// What is remembered of a watch for its last line.
-#[derive(Clone, Copy, Debug, Default)]
+/// What is remembered of a watch for its last line. There may be thousands, so it is kept small.
+#[derive(Clone, Copy, Debug)]
 struct Tally {
-    /// Its place among the watches: their last lines come in the order of their first.
-    began: u32,
-    ifindex: Option<u32>,
+    watch: (NetnsId, InterfaceName),
+    /// Its place among the watches that have begun, from 1: their last lines come in the order of their first.
+    began: Option<NonZeroU32>,
+    ifindex: Option<NonZeroU32>,
     delivered: u64,
+}
+
+impl Tally {
+    fn new(watch: (NetnsId, InterfaceName)) -> Self {
+        Self {
+            watch,
+            began: None,
+            ifindex: None,
+            delivered: 0,
+        }
+    }
 }
 
 /// Why the loop ended.
@@ -51,7 +63,7 @@ enum End {
 }
 
 /// Watches until something ends it.
-pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
+pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if args.check {
         let check = ifmon::Check::run();
         let shown = if args.json {
@@ -69,22 +81,26 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
         Some(address) => Some(metrics::Listener::open(address).await?),
         None => None,
     };
-    let (builder, watches) = builder(args)?;
+    let elsewhere =
+        !args.netns.is_empty() || args.interfaces.iter().any(|target| target.netns.is_some());
+    let (builder, tallies) = builder(&mut args)?;
     let mut monitor = builder.start().await?;
-    warn_of_netns(args, monitor.backend());
+    if elsewhere {
+        warn_of_netns(monitor.backend());
+    }
     if args.exec.is_none() {
         privileges::drop_all(monitor.backend()).context("cannot give up privileges")?;
     } else {
         log::info!("keeping all privileges for the commands of --exec");
     }
-    let mut output = Output::open(args, watches, notifier)?;
+    let mut output = Output::open(&args, tallies, notifier)?;
     output.notifier.watch_over(monitor.handle());
     #[cfg(feature = "metrics")]
     if let Some(metrics) = metrics {
         output.metrics = Some(metrics.serve(monitor.handle(), monitor.backend()));
     }
 
-    let end = output.follow(&mut monitor, signals, args).await;
+    let end = output.follow(&mut monitor, signals, &args).await;
     output.notifier.stopping();
     match end {
         End::Reason(reason) => {
@@ -108,54 +124,54 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<Exit> {
     }
 }
 
-/// What is to be watched, and how many watches that makes.
-fn builder(args: &Args) -> Result<(Builder, usize), Error> {
-    let mut watches = HashSet::new();
+/// What is to be watched, and the tallies of the watches that this makes.
+///
+/// There may be thousands of interfaces: they are taken out of the arguments, and a namespace is looked for once.
+fn builder(args: &mut Args) -> Result<(Builder, Box<[Tally]>), Error> {
+    let mut watches = Vec::new();
     let mut builder = Monitor::builder()
         .backend(args.backend.into())
         .open_filter(args.open_filter);
     if let Some(bytes) = args.receive_buffer {
         builder = builder.receive_buffer(bytes);
     }
-    for target in &args.interfaces {
-        let name = target.name.as_bytes();
-        match &target.netns {
+    let mut names = Vec::new();
+    let interfaces = std::mem::take(&mut args.interfaces);
+    for targets in interfaces.chunk_by(|one, next| one.netns == next.netns) {
+        let here = targets.iter().map(|target| target.name);
+        match targets.first().and_then(|target| target.netns.as_deref()) {
             Some(netns) => {
                 let netns = Netns::find(netns)?;
-                watches.insert((netns.id(), target.name));
-                builder = builder.watch_in(netns, [name]);
+                watches.extend(here.clone().map(|name| (netns.id(), name)));
+                let here: Vec<_> = here.collect();
+                builder = builder.watch_in(netns, here.iter().map(InterfaceName::as_bytes));
             }
             None if args.netns.is_empty() => {
-                watches.insert((Netns::current()?.id(), target.name));
-                builder = builder.watch(name);
+                let own = Netns::current()?.id();
+                for name in here {
+                    watches.push((own, name));
+                    builder = builder.watch(name.as_bytes());
+                }
             }
-            None => {}
+            None => names.extend(here),
         }
     }
-    let names: Vec<_> = args
-        .interfaces
-        .iter()
-        .filter(|target| target.netns.is_none())
-        .map(|target| target.name)
-        .collect();
     for netns in &args.netns {
         let netns = Netns::find(netns)?;
         watches.extend(names.iter().map(|&name| (netns.id(), name)));
         builder = builder.watch_in(netns, names.iter().map(InterfaceName::as_bytes));
     }
-    Ok((builder, watches.len()))
+    watches.sort_unstable();
+    watches.dedup();
+    Ok((builder, watches.into_iter().map(Tally::new).collect()))
 }
 
 /// A socket keeps its network namespace alive; a BPF program does not.
-fn warn_of_netns(args: &Args, backend: BackendKind) {
-    let named =
-        !args.netns.is_empty() || args.interfaces.iter().any(|target| target.netns.is_some());
-    if named
-        && matches!(
-            backend,
-            BackendKind::Netlink | BackendKind::NetlinkUnfiltered
-        )
-    {
+fn warn_of_netns(backend: BackendKind) {
+    if matches!(
+        backend,
+        BackendKind::Netlink | BackendKind::NetlinkUnfiltered
+    ) {
         log::warn!(
             "watching another network namespace by {backend} keeps it alive until ifmon ends; fentry and kprobe do not"
         );
@@ -172,16 +188,17 @@ struct Output {
     text: Option<text::Writer>,
     hooks: Option<Hooks>,
     origins: Origins,
-    tallies: BTreeMap<(NetnsId, InterfaceName), Tally>,
-    /// How many there are to be.
-    watches: usize,
+    /// Sorted by watch.
+    tallies: Box<[Tally]>,
+    /// How many watches have begun.
+    begun: u32,
     notifier: Notifier,
     #[cfg(feature = "metrics")]
     metrics: Option<Metrics>,
 }
 
 impl Output {
-    fn open(args: &Args, watches: usize, notifier: Notifier) -> anyhow::Result<Self> {
+    fn open(args: &Args, tallies: Box<[Tally]>, notifier: Notifier) -> anyhow::Result<Self> {
         let stdout = Stdout::open().context("cannot use standard output")?;
         let own = Netns::current().ok().map(|netns| netns.id());
         Ok(Self {
@@ -192,8 +209,8 @@ impl Output {
                 .clone()
                 .map(|command| Hooks::new(command, args.exec_timeout)),
             origins: Origins::default(),
-            tallies: BTreeMap::new(),
-            watches,
+            tallies,
+            begun: 0,
             notifier,
             #[cfg(feature = "metrics")]
             metrics: None,
@@ -249,16 +266,21 @@ impl Output {
         if let Some(metrics) = &self.metrics {
             metrics.event(event);
         }
-        let began = u32::try_from(self.tallies.len()).unwrap_or(u32::MAX);
-        let tally = self.tallies.entry(key).or_insert(Tally {
-            began,
-            ..Tally::default()
-        });
-        tally.delivered += 1;
-        tally.ifindex = match event.kind {
-            EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => None,
-            ref kind => kind.ifindex(),
-        };
+        let at = self.tallies.binary_search_by_key(&key, |tally| tally.watch);
+        if let Some(tally) = at.ok().and_then(|at| self.tallies.get_mut(at)) {
+            if is_begin && tally.began.is_none() {
+                self.begun += 1;
+                tally.began = NonZeroU32::new(self.begun);
+            }
+            tally.delivered += 1;
+            let ifindex = match event.kind {
+                EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => {
+                    None
+                }
+                ref kind => kind.ifindex(),
+            };
+            tally.ifindex = ifindex.and_then(NonZeroU32::new);
+        }
         let known = Known::of(event, &mut self.origins);
         let line = Line::event(event, &known);
         match &self.text {
@@ -268,13 +290,14 @@ impl Output {
         if let Some(hooks) = &self.hooks {
             hooks.run(line.to_environment()).await;
         }
-        if is_begin && self.tallies.len() == self.watches {
-            let plural = if self.watches == 1 { "" } else { "s" };
+        if is_begin && self.begun as usize == self.tallies.len() {
+            let plural = if self.begun == 1 { "" } else { "s" };
             let status = format!(
                 "watching {} interface{plural} by {}",
-                self.watches, event.backend
+                self.begun, event.backend
             );
             self.notifier.ready(&status);
+            super::memory::give_back();
         }
         Ok(())
     }
@@ -291,10 +314,12 @@ impl Output {
         let counters = monitor.handle().counters().await.unwrap_or_default();
         let Counters { seen, lost, .. } = counters;
         let mut is_read = true;
-        let mut tallies: Vec<_> = self.tallies.iter().collect();
-        tallies.sort_unstable_by_key(|(_, tally)| tally.began);
-        for (&(netns, interface), tally) in tallies {
+        let begun = self.tallies.iter().filter(|tally| tally.began.is_some());
+        let mut tallies: Vec<&Tally> = begun.collect();
+        tallies.sort_unstable_by_key(|tally| tally.began);
+        for tally in tallies {
             let Tally {
+                watch: (netns, interface),
                 began: _,
                 ifindex,
                 delivered,
@@ -303,7 +328,7 @@ impl Output {
                 time: SystemTime::now(),
                 interface,
                 netns,
-                ifindex,
+                ifindex: ifindex.map(NonZeroU32::get),
                 backend: monitor.backend(),
                 reason,
                 seen,
