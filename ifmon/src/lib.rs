@@ -47,6 +47,7 @@ mod monitor;
 mod name;
 mod netlink;
 mod netns;
+mod packed;
 #[doc(hidden)]
 pub mod tracker;
 

@@ -15,9 +15,9 @@ use tokio::{
 };
 
 use crate::{
-    BackendKind, Counters, Error, Event, InterfaceName, InvalidName, Netns, NetnsId,
+    BackendKind, Counters, Error, Event, EventKind, InterfaceName, InvalidName, Netns, NetnsId,
     backend::{self, Backend, Signal},
-    tracker::{Tracker, Verdict, Watch},
+    tracker::{Device, Tracker, Verdict, Watch},
 };
 
 /// Events that wait for a slow reader. When they are read no faster than this, the kernel's queue fills, and what is
@@ -289,10 +289,21 @@ struct Driver {
     backend: Backend,
     tracker: Tracker,
     /// Decided and not yet handed over; while there are any, the backend is not read.
-    pending: VecDeque<Event>,
+    pending: VecDeque<Pending>,
     events: mpsc::Sender<Result<Event, Error>>,
     commands: mpsc::Receiver<Command>,
     last_counters: Arc<OnceLock<Counters>>,
+}
+
+/// Something to be handed over.
+enum Pending {
+    Event(Event),
+    /// Watches that have begun, one event each. There may be thousands, so the events are made when they are wanted.
+    Begun {
+        netns: NetnsId,
+        time: SystemTime,
+        holders: std::vec::IntoIter<(InterfaceName, Option<u32>)>,
+    },
 }
 
 enum Step {
@@ -311,7 +322,7 @@ impl Driver {
             match self.step(&mut signals).await {
                 Step::Command(command) => self.command(command),
                 Step::Handed => {
-                    self.pending.pop_front();
+                    self.advance();
                     if self.pending.is_empty() {
                         // What thousands of watches had to say at once needs no room for ever.
                         self.pending.shrink_to(EVENTS);
@@ -342,8 +353,10 @@ impl Driver {
             biased;
             Some(command) = commands.recv() => Step::Command(command),
             permit = events.reserve(), if !pending.is_empty() => match (permit, pending.front()) {
-                (Ok(permit), Some(event)) => {
-                    permit.send(Ok(event.clone()));
+                (Ok(permit), Some(pending)) => {
+                    if let Some(event) = pending.event(backend.kind()) {
+                        permit.send(Ok(event));
+                    }
                     Step::Handed
                 }
                 _ => Step::Closed,
@@ -354,14 +367,28 @@ impl Driver {
     }
 
     /// Hands over what is left, then the error.
-    async fn end(self, error: Error) {
+    async fn end(mut self, error: Error) {
         let _ = self.last_counters.set(self.backend.counters());
-        for event in self.pending {
-            if self.events.send(Ok(event)).await.is_err() {
+        while let Some(pending) = self.pending.front() {
+            if let Some(event) = pending.event(self.backend.kind())
+                && self.events.send(Ok(event)).await.is_err()
+            {
+                return;
+            }
+            self.advance();
+        }
+        let _ = self.events.send(Err(error)).await;
+    }
+
+    /// The first pending event was handed over.
+    fn advance(&mut self) {
+        if let Some(Pending::Begun { holders, .. }) = self.pending.front_mut() {
+            holders.next();
+            if holders.len() > 0 {
                 return;
             }
         }
-        let _ = self.events.send(Err(error)).await;
+        self.pending.pop_front();
     }
 
     fn command(&mut self, command: Command) {
@@ -393,9 +420,20 @@ impl Driver {
         let mut signals = Vec::new();
         let holders = self.backend.watch(netns, &names, &mut signals)?;
         self.apply(&mut signals);
-        for (name, holder) in names.into_iter().zip(holders) {
-            let verdict = self.tracker.begin(watch(name), holder);
-            self.push(verdict, SystemTime::now(), None);
+        let begun = names.iter().zip(&holders);
+        self.tracker
+            .begin_all(begun.map(|(&name, &holder)| (watch(name), holder)));
+        let ifindex = |holder: Option<Device>| holder.map(|device| device.ifindex);
+        let holders: Vec<_> = names
+            .into_iter()
+            .zip(holders.into_iter().map(ifindex))
+            .collect();
+        if !holders.is_empty() {
+            self.pending.push_back(Pending::Begun {
+                netns: netns.id(),
+                time: SystemTime::now(),
+                holders: holders.into_iter(),
+            });
         }
         Ok(())
     }
@@ -428,15 +466,35 @@ impl Driver {
             };
             for verdict in verdicts.drain(..) {
                 let event = event(verdict, time, by.clone(), self.backend.kind());
-                self.pending.push_back(event);
+                self.pending.push_back(Pending::Event(event));
             }
         }
         ended
     }
+}
 
-    fn push(&mut self, verdict: Verdict, time: SystemTime, by: Option<crate::Actor>) {
-        let event = event(verdict, time, by, self.backend.kind());
-        self.pending.push_back(event);
+impl Pending {
+    /// The event to be handed over next.
+    fn event(&self, backend: BackendKind) -> Option<Event> {
+        match self {
+            Self::Event(event) => Some(event.clone()),
+            Self::Begun {
+                netns,
+                time,
+                holders,
+            } => {
+                let &(name, ifindex) = holders.as_slice().first()?;
+                let verdict = Verdict {
+                    watch: Watch {
+                        netns: *netns,
+                        name,
+                    },
+                    kind: EventKind::Watching { ifindex },
+                    recovered: false,
+                };
+                Some(event(verdict, *time, None, backend))
+            }
+        }
     }
 }
 

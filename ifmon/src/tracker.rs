@@ -4,9 +4,9 @@
 //! on how its cause was learnt. A backend's part is to tell devices apart: it gives each registration of a device a
 //! *generation* of its own, and uses it again only when it knows that the device is the same one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
-use crate::{EventKind, InterfaceName, NetnsId};
+use crate::{EventKind, InterfaceName, NetnsId, packed};
 
 /// What is watched: a name in a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,8 +81,10 @@ pub struct Verdict {
 /// What the tracker knows of one watch. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Who holds the name, or held it last. `None` until somebody held it.
-    last: Option<Device>,
+    /// Index of who holds the name, or held it last. `None` until somebody held it; no device has the index 0.
+    ifindex: Option<NonZeroU32>,
+    /// Its generation.
+    generation: u64,
     /// It holds the name now.
     held: bool,
 }
@@ -96,13 +98,7 @@ pub struct Tracker {
 impl Tracker {
     /// Begins a watch with the state read once the backend was live.
     pub fn begin(&mut self, watch: Watch, holder: Option<Device>) -> Verdict {
-        self.watches.insert(
-            watch,
-            Known {
-                last: holder,
-                held: holder.is_some(),
-            },
-        );
+        self.watches.insert(watch, Known::new(holder));
         Verdict {
             watch,
             kind: EventKind::Watching {
@@ -110,6 +106,12 @@ impl Tracker {
             },
             recovered: false,
         }
+    }
+
+    /// Begins many watches, without the verdicts.
+    pub fn begin_all(&mut self, begun: impl Iterator<Item = (Watch, Option<Device>)>) {
+        let begun = begun.map(|(watch, holder)| (watch, Known::new(holder)));
+        packed::extend(&mut self.watches, begun.collect());
     }
 
     /// Ends a watch; false when there was none.
@@ -193,9 +195,34 @@ impl Tracker {
 }
 
 impl Known {
+    fn new(holder: Option<Device>) -> Self {
+        let mut known = Self {
+            ifindex: None,
+            generation: 0,
+            held: holder.is_some(),
+        };
+        if let Some(device) = holder {
+            known.set_last(device);
+        }
+        known
+    }
+
+    /// Who holds the name, or held it last.
+    fn last(&self) -> Option<Device> {
+        self.ifindex.map(|ifindex| Device {
+            ifindex: ifindex.get(),
+            generation: self.generation,
+        })
+    }
+
+    fn set_last(&mut self, device: Device) {
+        self.ifindex = NonZeroU32::new(device.ifindex);
+        self.generation = device.generation;
+    }
+
     /// Who holds the name now.
     fn holder(&self) -> Option<Device> {
-        self.last.filter(|_| self.held)
+        self.last().filter(|_| self.held)
     }
 
     /// The device of this generation no longer has the name: what became of it, if it was ours.
@@ -228,8 +255,10 @@ impl Known {
             ifindex,
             generation,
         } = device;
+        let last = self.last();
+        self.set_last(device);
         self.held = true;
-        Some(match self.last.replace(device) {
+        Some(match last {
             None => EventKind::Appeared { ifindex },
             Some(last) if last.generation == generation => EventKind::Returned { ifindex },
             Some(last) => EventKind::Recreated {
@@ -245,7 +274,7 @@ impl Known {
         match observed.holder {
             // The same device at another index went away and came back by two moves; it is what it was.
             Some(device) if holder.is_some_and(|holder| holder.generation == device.generation) => {
-                self.last = Some(device);
+                self.set_last(device);
                 None
             }
             Some(device) => self.take(device),

@@ -5,7 +5,7 @@
 //! neither netlink nor the namespace for that, so it keeps no namespace alive.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     thread,
@@ -31,11 +31,15 @@ use crate::{
     Actor, BackendKind, Error, InterfaceName, Netns, NetnsId,
     kernel::{Layout, Unavailable, load},
     netlink::query::Query,
+    packed,
     tracker::{Change, Device, Observed, Place, Watch},
 };
 
 /// Generations from userspace have this bit, those from the kernel side do not.
 const SEEDED: u64 = 1 << 63;
+/// Names that are looked up at a stretch. Where nothing changes meanwhile, each is looked up once: on a host where much
+/// happens that is the likelier the fewer they are.
+const STRETCH: usize = 128;
 
 /// The BPF backend, through either hook.
 pub(crate) struct Ebpf {
@@ -48,7 +52,7 @@ pub(crate) struct Ebpf {
     control: Array<MapData, Control>,
     events: AsyncFd<Ring>,
     /// Changes of each watched name that were delivered or accounted for.
-    counts: HashMap<NameKey, u64>,
+    counts: BTreeMap<Watch, u64>,
     generations: u64,
     /// Sum of `dropped` at the last look.
     dropped: u64,
@@ -56,6 +60,24 @@ pub(crate) struct Ebpf {
     log: Option<AbortHandle>,
     /// Drops the programs and their links with it; nothing is pinned, so a killed process leaves nothing behind.
     _object: Object,
+}
+
+/// Who was found to hold a name.
+#[derive(Clone, Copy)]
+struct Look {
+    link: Option<Link>,
+    /// What the program was told to call the device.
+    generation: u64,
+}
+
+impl Look {
+    /// The holder, if this is still true. A device that was met before keeps the generation that it has.
+    fn holder(&self, met: &HashMap<Link, u64>) -> Option<Device> {
+        self.link.map(|link| Device {
+            ifindex: link.ifindex,
+            generation: met.get(&link).copied().unwrap_or(self.generation),
+        })
+    }
 }
 
 /// `AsyncFd` wants something with a descriptor that it owns.
@@ -112,7 +134,7 @@ impl Ebpf {
             counters: take(&mut object, "COUNTERS")?,
             control: take(&mut object, "CONTROL")?,
             events: readable(Ring(ring)).map_err(Unavailable::other)?,
-            counts: HashMap::new(),
+            counts: BTreeMap::new(),
             generations: 0,
             dropped: 0,
             log,
@@ -215,64 +237,127 @@ impl Ebpf {
         let id = netns.id().0;
         self.namespaces.insert(id, id, 0).map_err(filter_error)?;
         let met = self.met_before();
-        names
-            .iter()
-            .map(|name| self.watch_one(id, name, &mut query, &met))
-            .collect()
+        let mut holders = Vec::with_capacity(names.len());
+        let mut counts = Vec::with_capacity(names.len());
+        for names in names.chunks(STRETCH) {
+            for (watch, count, holder) in self.watch_stretch(id, names, &mut query, &met)? {
+                counts.push((watch, count));
+                holders.push(holder);
+            }
+        }
+        packed::extend(&mut self.counts, counts);
+        Ok(holders)
     }
 
-    /// Tells the program of the name, then finds out who holds it, without a moment in which a change could be missed.
-    fn watch_one(
+    /// Tells the program of some names, then finds out who holds each, without a moment in which a change could be missed.
+    /// Says how many changes of each are known of.
+    ///
+    /// An answer can be out of date by the time that the program is told of it. The program counts every change of a name
+    /// or a namespace that it sees, so where the count stands still nothing became out of date:
+    ///
+    /// 1. The count is read, and the program told of the names.
+    /// 2. Changes that have begun are waited for. Those in the first count are over now, and show in every answer.
+    /// 3. Each name is looked up, and the program told who holds it.
+    /// 4. Changes that have begun are waited for again, then the count is read again. A change since 2 either ended before
+    ///    this wait, and is counted; or it began after it, and the program knew by then all that it was told.
+    ///
+    /// All this holds because changes are made under RTNL one after the other, and so are the waits. If the count has
+    /// moved, or waiting was refused, each name is looked up again.
+    fn watch_stretch(
         &mut self,
         netns: u32,
-        name: &InterfaceName,
+        names: &[InterfaceName],
         query: &mut Query,
         met: &HashMap<Link, u64>,
-    ) -> Result<Option<Device>, Error> {
-        let key = NameKey {
+    ) -> Result<Vec<(Watch, u64, Option<Device>)>, Error> {
+        let before = self.kernel_counters().seen;
+        let keys = names.iter().map(|name| NameKey {
             name: Name::from_bytes(name.padded()),
             netns,
             zero: 0,
+        });
+        for key in keys.clone() {
+            self.names
+                .insert(key, NameState::default(), 0)
+                .map_err(filter_error)?;
+        }
+        let has_waited = query.wait_for_changes();
+        let mut looks = Vec::with_capacity(names.len());
+        for (name, key) in names.iter().zip(keys) {
+            looks.push((name, key, self.look(&key, name, query)?));
+        }
+        let has_waited = query.wait_for_changes() && has_waited;
+        let is_quiet = has_waited && self.kernel_counters().seen == before;
+        looks
+            .into_iter()
+            .map(|(&name, key, look)| {
+                let (count, holder) = if is_quiet {
+                    (0, look.holder(met))
+                } else {
+                    self.settle(&key, &name, look, query, met)?
+                };
+                let netns = NetnsId(netns);
+                Ok((Watch { netns, name }, count, holder))
+            })
+            .collect()
+    }
+
+    /// Finds out who holds a name, and tells the program.
+    fn look(
+        &mut self,
+        key: &NameKey,
+        name: &InterfaceName,
+        query: &mut Query,
+    ) -> Result<Look, Error> {
+        let found = query.by_name(name).map_err(Error::Recheck)?;
+        self.generations += 1;
+        let look = Look {
+            link: found.map(|ifindex| Link {
+                netns: key.netns,
+                ifindex,
+            }),
+            generation: self.generations | SEEDED,
         };
-        self.names
-            .insert(key, NameState::default(), 0)
-            .map_err(filter_error)?;
-        loop {
-            let found = query.by_name(name).map_err(Error::Recheck)?;
-            self.generations += 1;
+        if let Some(link) = look.link {
+            // From here on the program knows the device by its index, so a rename cannot escape it …
             let seed = Seed {
-                generation: self.generations | SEEDED,
-                home: key,
+                generation: look.generation,
+                home: *key,
             };
-            let link = found.map(|ifindex| Link { netns, ifindex });
-            if let Some(link) = link {
-                // From here on the program knows the device by its index, so a rename cannot escape it …
-                self.seeds.insert(link, seed, 0).map_err(filter_error)?;
-            }
+            self.seeds.insert(link, seed, 0).map_err(filter_error)?;
+        }
+        Ok(look)
+    }
+
+    /// Looks a name up again until nothing has changed in between; says how many changes of it are known of.
+    fn settle(
+        &mut self,
+        key: &NameKey,
+        name: &InterfaceName,
+        mut look: Look,
+        query: &mut Query,
+        met: &HashMap<Link, u64>,
+    ) -> Result<(u64, Option<Device>), Error> {
+        loop {
             // … if it still had the name then.
             let still = query.by_name(name).map_err(Error::Recheck)?;
-            if still != found
-                && let Some(link) = link
-            {
+            let is_same = still == look.link.map(|link| link.ifindex);
+            if !is_same && let Some(link) = look.link {
                 // The program may have used the seed up. That was before `watching`, and counts in the state below.
                 let _ = self.seeds.remove(&link);
             }
-            let state = self.state(&key).map_err(Error::Filter)?;
+            let state = self.state(key).map_err(Error::Filter)?;
             if state.opened != 0 {
                 // It has seen the name change since it was told: then it knows better than any answer.
-                if let Some(link) = link {
+                if let Some(link) = look.link {
                     let _ = self.seeds.remove(&link);
                 }
-                self.counts.insert(key, state.opened);
-                return Ok(holder(&state));
+                return Ok((state.opened, holder(&state)));
             }
-            if still == found {
-                self.counts.insert(key, 0);
-                return Ok(link.map(|link| Device {
-                    ifindex: link.ifindex,
-                    generation: met.get(&link).copied().unwrap_or(seed.generation),
-                }));
+            if is_same {
+                return Ok((0, look.holder(met)));
             }
+            look = self.look(key, name, query)?;
         }
     }
 
@@ -302,7 +387,7 @@ impl Ebpf {
         let key = key_of(&watch);
         let state = self.names.get(&key, 0);
         let _ = self.names.remove(&key);
-        self.counts.remove(&key);
+        self.counts.remove(&watch);
         // The device's notes go with the watch that was its home. It cannot get another home by this name any more.
         if let Ok(NameState { last_device, .. }) = state
             && self
@@ -312,7 +397,7 @@ impl Ebpf {
         {
             let _ = self.devices.remove(&last_device);
         }
-        if !self.counts.keys().any(|other| other.netns == key.netns) {
+        if !self.counts.keys().any(|other| other.netns == watch.netns) {
             let _ = self.namespaces.remove(&key.netns);
         }
     }
@@ -352,9 +437,9 @@ impl Ebpf {
         let dropped = self.kernel_counters().dropped;
         if dropped != self.dropped {
             self.dropped = dropped;
-            let keys: Vec<NameKey> = self.counts.keys().copied().collect();
-            for key in keys {
-                self.resync(&key, signals);
+            let watches: Vec<Watch> = self.counts.keys().copied().collect();
+            for watch in watches {
+                self.resync(watch, signals);
             }
             self.find_dead_namespaces(clock, signals);
         }
@@ -394,7 +479,7 @@ impl Ebpf {
         }
         if record.flags & flag::NETNS_GONE != 0 {
             let netns = NetnsId(record.from.netns);
-            self.counts.retain(|key, _| key.netns != netns.0);
+            self.counts.retain(|watch, _| watch.netns != netns);
             signals.push(Signal::NetnsGone {
                 netns,
                 time,
@@ -410,25 +495,25 @@ impl Ebpf {
         count: u64,
         signals: &mut Vec<Signal>,
     ) -> Option<Watch> {
-        let key = NameKey::of(place);
-        let known = self.counts.get_mut(&key)?;
+        let watch = watch_at(place)?;
+        let known = self.counts.get_mut(&watch)?;
         if count <= *known {
             return None;
         }
         if count == *known + 1 {
             *known = count;
-            return watch_of(&key);
+            return Some(watch);
         }
-        self.resync(&key, signals);
+        self.resync(watch, signals);
         None
     }
 
     /// Reads the truth about a name, if anything about it was lost.
-    fn resync(&mut self, key: &NameKey, signals: &mut Vec<Signal>) {
-        let (Some(watch), Ok(state)) = (watch_of(key), self.state(key)) else {
+    fn resync(&mut self, watch: Watch, signals: &mut Vec<Signal>) {
+        let Ok(state) = self.state(&key_of(&watch)) else {
             return;
         };
-        let Some(known) = self.counts.get_mut(key) else {
+        let Some(known) = self.counts.get_mut(&watch) else {
             return;
         };
         if state.opened <= *known {
@@ -449,14 +534,14 @@ impl Ebpf {
 
     /// The program strikes a namespace off when it ends; if the record of that was lost, this is how it is noticed.
     fn find_dead_namespaces(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
-        let mut watched: Vec<u32> = self.counts.keys().map(|key| key.netns).collect();
-        watched.sort_unstable();
+        // The watches are in the order of their namespaces.
+        let mut watched: Vec<NetnsId> = self.counts.keys().map(|watch| watch.netns).collect();
         watched.dedup();
         for netns in watched {
-            if self.namespaces.get(&netns, 0).is_err() {
-                self.counts.retain(|key, _| key.netns != netns);
+            if self.namespaces.get(&netns.0, 0).is_err() {
+                self.counts.retain(|watch, _| watch.netns != netns);
                 signals.push(Signal::NetnsGone {
-                    netns: NetnsId(netns),
+                    netns,
                     time: clock.now,
                     by: None,
                 });
@@ -574,10 +659,10 @@ fn filter_error(error: aya::maps::MapError) -> Error {
     Error::Filter(io::Error::other(error))
 }
 
-fn watch_of(key: &NameKey) -> Option<Watch> {
+fn watch_at(place: &WirePlace) -> Option<Watch> {
     Some(Watch {
-        netns: NetnsId(key.netns),
-        name: InterfaceName::from_kernel(&key.name.to_bytes())?,
+        netns: NetnsId(place.netns),
+        name: InterfaceName::from_kernel(&place.name.to_bytes())?,
     })
 }
 

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    num::{NonZeroU32, NonZeroU64},
 };
 
 use crate::{
@@ -15,8 +16,12 @@ use crate::{
         filter::Interest,
         message::{LinkMessage, Moved},
     },
+    packed,
     tracker::{Change, Device, Observed, Place, Watch},
 };
+
+/// So few names are looked up without an index of inodes. The tests have both cases with two names.
+const FEW: usize = if cfg!(test) { 1 } else { 64 };
 
 /// Where a link is looked up when the messages alone cannot tell.
 pub(crate) trait Host {
@@ -33,21 +38,21 @@ pub(crate) trait Host {
 /// A device that holds a watched name, or was the last to do so.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    generation: u64,
+    generation: NonZeroU64,
     name: InterfaceName,
     /// Of its directory in sysfs, once it was read.
-    inode: Option<u64>,
+    inode: Option<NonZeroU64>,
     /// How many watched names it was the last to hold; it is forgotten with the last of them.
     homes: u32,
 }
 
-/// A watched name.
+/// A watched name. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     /// Index of the device that has the name.
-    holder: Option<u32>,
+    holder: Option<NonZeroU32>,
     /// Generation of the device that had it last.
-    last: Option<u64>,
+    last: Option<NonZeroU64>,
     /// A message concerned the name since it was looked up last: the look-up may be older or newer than it.
     touched: bool,
 }
@@ -73,13 +78,17 @@ pub(crate) struct Taken {
 pub(crate) struct Links {
     netns: NetnsId,
     names: BTreeMap<InterfaceName, Slot>,
-    devices: HashMap<u32, Known>,
+    devices: BTreeMap<u32, Known>,
     /// Devices that were moved to another namespace and may come back, by generation.
-    elsewhere: HashMap<u64, Known>,
+    elsewhere: BTreeMap<NonZeroU64, Known>,
     /// Names that were looked up and not entered yet, with the index of who was found to have them: a message about that
     /// device concerns the name, though the device is not known yet.
-    looked: Vec<(u32, InterfaceName)>,
-    generations: u64,
+    looked: BTreeMap<InterfaceName, u32>,
+    /// The indexes of devices by inode, while many names are looked up. What it says of a device may be out of date, but
+    /// none with an inode is missing.
+    inodes: Option<HashMap<NonZeroU64, u32>>,
+    /// The generation that was given out last.
+    generation: u64,
     /// The names or indexes have changed since the last [`Links::interest`].
     pub(crate) stale: bool,
     /// There are new ones among them.
@@ -91,10 +100,11 @@ impl Links {
         Self {
             netns,
             names: BTreeMap::new(),
-            devices: HashMap::new(),
-            elsewhere: HashMap::new(),
-            looked: Vec::new(),
-            generations: 0,
+            devices: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
+            looked: BTreeMap::new(),
+            inodes: None,
+            generation: 0,
             stale: false,
             has_grown: false,
         }
@@ -133,15 +143,15 @@ impl Links {
         }
     }
 
-    fn new_generation(&mut self) -> u64 {
-        self.generations += 1;
-        self.generations
+    fn new_generation(&mut self) -> NonZeroU64 {
+        self.generation += 1;
+        NonZeroU64::new(self.generation).unwrap_or(NonZeroU64::MAX)
     }
 
     /// Takes a message, in the order in which they were sent.
     pub(crate) fn message(&mut self, message: &LinkMessage, host: &mut impl Host) -> Meaning {
         let (LinkMessage::New { ifindex, .. } | LinkMessage::Deleted { ifindex, .. }) = *message;
-        for (looked, name) in &self.looked {
+        for (name, looked) in &self.looked {
             if *looked == ifindex
                 && let Some(slot) = self.names.get_mut(name)
             {
@@ -190,7 +200,7 @@ impl Links {
                     && self.names.get_mut(&name).is_none_or(|slot| {
                         // Or it was called otherwise for a moment, and a look-up has seen that.
                         slot.touched = true;
-                        slot.holder == Some(ifindex)
+                        slot.holder() == Some(ifindex)
                     }) =>
             {
                 return Meaning::default();
@@ -201,7 +211,7 @@ impl Links {
                 if self.vacate(old, ifindex) {
                     left = Some(Change::Left {
                         watch: self.watch(old),
-                        generation,
+                        generation: generation.get(),
                         to: Some(self.place(ifindex, name)),
                     });
                 }
@@ -214,7 +224,7 @@ impl Links {
             watch: self.watch(name),
             device: Device {
                 ifindex,
-                generation,
+                generation: generation.get(),
             },
             gap,
         });
@@ -242,7 +252,7 @@ impl Links {
         Meaning {
             left: held.then(|| Change::Left {
                 watch: self.watch(known.name),
-                generation: known.generation,
+                generation: known.generation.get(),
                 to: moved.map(|moved| Place {
                     netns: host.namespace(moved.nsid),
                     ifindex: moved.ifindex,
@@ -258,11 +268,11 @@ impl Links {
     /// Only here the inode decides within a stream of messages. Should the device be gone again by the time that it is
     /// read, "another device" is the answer that does no harm. For the same reason the inode is not kept here: whoever
     /// has the name by now may be somebody else, and would be taken for this device ever after. A look-up learns it.
-    fn adopt(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> u64 {
+    fn adopt(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> NonZeroU64 {
         let inode = if self.elsewhere.is_empty() {
             None
         } else {
-            host.inode(&name)
+            inode_of(&name, host)
         };
         let known = inode
             .and_then(|inode| {
@@ -292,7 +302,9 @@ impl Links {
             return false;
         };
         slot.touched = true;
-        slot.holder.take_if(|holder| *holder == ifindex).is_some()
+        slot.holder
+            .take_if(|holder| holder.get() == ifindex)
+            .is_some()
     }
 
     /// The device has the name now. `None` when that is not watched; true when another device has it still, as far as
@@ -301,7 +313,8 @@ impl Links {
         let generation = self.devices.get(&ifindex)?.generation;
         let slot = self.names.get_mut(&name)?;
         slot.touched = true;
-        let before = slot.holder.replace(ifindex);
+        let before = slot.holder();
+        slot.holder = NonZeroU32::new(ifindex);
         let last = slot.last.replace(generation);
         if last != Some(generation) {
             if let Some(known) = self.devices.get_mut(&ifindex) {
@@ -313,7 +326,7 @@ impl Links {
     }
 
     /// A name is another device's now: forget this one if that was its last.
-    fn leave_home(&mut self, generation: Option<u64>) {
+    fn leave_home(&mut self, generation: Option<NonZeroU64>) {
         let Some(generation) = generation else {
             return;
         };
@@ -330,10 +343,24 @@ impl Links {
         self.elsewhere.retain(|_, known| stays(known));
     }
 
-    /// Adds a name; its state is still to be read.
-    pub(crate) fn join(&mut self, name: InterfaceName) {
-        self.names.entry(name).or_default();
+    /// Adds names; their state is still to be read.
+    pub(crate) fn join_all(&mut self, names: &[InterfaceName]) {
+        let is_new = |name: &&InterfaceName| !self.names.contains_key(name);
+        let new = names.iter().filter(is_new);
+        let slots = new.map(|&name| (name, Slot::default())).collect();
+        packed::extend(&mut self.names, slots);
         self.stale = true;
+        if names.len() > FEW {
+            let inode = |(&ifindex, known): (&u32, &Known)| Some((known.inode?, ifindex));
+            self.inodes = Some(self.devices.iter().filter_map(inode).collect());
+        }
+    }
+
+    /// The state of the names that were added last was read: gives back what that took.
+    pub(crate) fn joined(&mut self) {
+        if self.inodes.take().is_some() {
+            packed::repack(&mut self.devices);
+        }
     }
 
     /// Ends a watch.
@@ -346,10 +373,10 @@ impl Links {
 
     /// Who holds the name, as far as is known.
     pub(crate) fn holder(&self, name: InterfaceName) -> Option<Device> {
-        let ifindex = self.names.get(&name)?.holder?;
+        let ifindex = self.names.get(&name)?.holder()?;
         Some(Device {
             ifindex,
-            generation: self.devices.get(&ifindex)?.generation,
+            generation: self.devices.get(&ifindex)?.generation.get(),
         })
     }
 
@@ -360,15 +387,17 @@ impl Links {
             return Ok(Look::default());
         };
         slot.touched = false;
-        let holder = slot.holder;
+        let holder = slot.holder();
         let found = host.by_name(&name)?;
-        self.looked.retain(|(_, looked)| *looked != name);
-        self.looked.extend(found.map(|ifindex| (ifindex, name)));
-        let inode = found.and_then(|_| host.inode(&name));
+        match found {
+            Some(ifindex) => self.looked.insert(name, ifindex),
+            None => self.looked.remove(&name),
+        };
+        let inode = found.and_then(|_| inode_of(&name, host));
         let away = match holder {
             Some(ifindex) if found.is_none() => host
                 .by_index(ifindex)?
-                .map(|name| (name, host.inode(&name))),
+                .map(|name| (name, inode_of(&name, host))),
             _ => None,
         };
         Ok(Look { found, inode, away })
@@ -382,13 +411,16 @@ impl Links {
     /// Enters what was read; the flag says whether it is not what was known. Also learns the inode of the holder, by
     /// which it will be known again.
     pub(crate) fn enter(&mut self, name: InterfaceName, look: &Look) -> (Observed, bool) {
-        self.looked.retain(|(_, looked)| *looked != name);
-        let Some(holder) = self.names.get(&name).map(|slot| slot.holder) else {
+        self.looked.remove(&name);
+        let Some(holder) = self.names.get(&name).map(Slot::holder) else {
             return (Observed::default(), false);
         };
         if self.agrees(name, look) {
             if let Some(known) = holder.and_then(|ifindex| self.devices.get_mut(&ifindex)) {
                 known.inode = known.inode.or(look.inode);
+                if let (Some(inodes), Some(inode)) = (&mut self.inodes, known.inode) {
+                    inodes.extend(holder.map(|ifindex| (inode, ifindex)));
+                }
             }
             let observed = Observed {
                 holder: self.holder(name),
@@ -406,6 +438,10 @@ impl Links {
         if let Some(ifindex) = look.found {
             self.found(name, ifindex, look.inode);
         }
+        if let Some(slot) = self.names.get_mut(&name) {
+            // This was no message.
+            slot.touched = false;
+        }
         let observed = Observed {
             holder: self.holder(name),
             away,
@@ -415,7 +451,7 @@ impl Links {
 
     /// Is what was read what the messages said?
     pub(crate) fn agrees(&self, name: InterfaceName, look: &Look) -> bool {
-        let holder = self.names.get(&name).and_then(|slot| slot.holder);
+        let holder = self.names.get(&name).and_then(Slot::holder);
         look.found == holder
             && holder.is_none_or(|ifindex| {
                 self.devices
@@ -428,14 +464,14 @@ impl Links {
     fn went(
         &mut self,
         ifindex: u32,
-        away: Option<(InterfaceName, Option<u64>)>,
+        away: Option<(InterfaceName, Option<NonZeroU64>)>,
     ) -> Option<(u64, Place)> {
         let known = self.devices.get_mut(&ifindex)?;
         if let Some((name, inode)) = away
             && known.may_be(inode)
         {
             known.name = name;
-            let generation = known.generation;
+            let generation = known.generation.get();
             return Some((generation, self.place(ifindex, name)));
         }
         self.devices.remove(&ifindex);
@@ -450,12 +486,12 @@ impl Links {
             let holds = self
                 .names
                 .get(&known.name)
-                .is_some_and(|slot| slot.holder == Some(ifindex));
+                .is_some_and(|slot| slot.holder() == Some(ifindex));
             if holds {
                 continue;
             }
             let same = match host.by_index(ifindex)? {
-                Some(name) => known.inode.is_some() && host.inode(&name) == known.inode,
+                Some(name) => known.inode.is_some() && inode_of(&name, host) == known.inode,
                 None => false,
             };
             if !same {
@@ -469,16 +505,28 @@ impl Links {
         Ok(())
     }
 
+    /// Takes out the known device that has this inode.
+    fn take_by_inode(&mut self, inode: NonZeroU64) -> Option<Known> {
+        let same = |known: &Known| known.inode == Some(inode);
+        let ifindex = match &self.inodes {
+            Some(inodes) => *inodes.get(&inode)?,
+            None => *self.devices.iter().find(|(_, known)| same(known))?.0,
+        };
+        let known = self.devices.get(&ifindex).filter(|known| same(known))?;
+        let known = *known;
+        self.devices.remove(&ifindex);
+        Some(known)
+    }
+
     /// Enters who was found to hold a name: a known device where the inode says so, else a new one.
-    fn found(&mut self, name: InterfaceName, ifindex: u32, inode: Option<u64>) {
+    fn found(&mut self, name: InterfaceName, ifindex: u32, inode: Option<NonZeroU64>) {
         let same = |known: &Known| inode.is_some() && known.inode == inode;
         let here = self.devices.remove(&ifindex);
         let known = if let Some(known) =
             here.filter(|known| same(known) || known.name == name && known.may_be(inode))
         {
             known
-        } else if let Some((&old, &known)) = self.devices.iter().find(|(_, known)| same(known)) {
-            self.devices.remove(&old);
+        } else if let Some(known) = inode.and_then(|inode| self.take_by_inode(inode)) {
             known
         } else if let Some((&generation, &known)) =
             self.elsewhere.iter().find(|(_, known)| same(known))
@@ -494,6 +542,9 @@ impl Links {
             }
         };
         let inode = inode.or(known.inode);
+        if let (Some(inodes), Some(inode)) = (&mut self.inodes, inode) {
+            inodes.insert(inode, ifindex);
+        }
         self.devices.insert(
             ifindex,
             Known {
@@ -508,9 +559,20 @@ impl Links {
     }
 }
 
+/// The inode number in sysfs of the device that has this name now.
+fn inode_of(name: &InterfaceName, host: &mut impl Host) -> Option<NonZeroU64> {
+    host.inode(name).and_then(NonZeroU64::new)
+}
+
+impl Slot {
+    fn holder(&self) -> Option<u32> {
+        self.holder.map(NonZeroU32::get)
+    }
+}
+
 impl Known {
     /// Nothing speaks against it that the device with this inode is this one.
-    fn may_be(&self, inode: Option<u64>) -> bool {
+    fn may_be(&self, inode: Option<NonZeroU64>) -> bool {
         self.inode.is_none() || inode.is_none() || self.inode == inode
     }
 }
@@ -521,9 +583,9 @@ pub(crate) struct Look {
     /// Index of the device that has the name.
     found: Option<u32>,
     /// Its inode in sysfs.
-    inode: Option<u64>,
+    inode: Option<NonZeroU64>,
     /// While nobody has it: the name and the inode of what has the index of the device that did.
-    away: Option<(InterfaceName, Option<u64>)>,
+    away: Option<(InterfaceName, Option<NonZeroU64>)>,
 }
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const MESSAGE: usize = 16 * 1024;
 /// Messages that are read at a stretch before what they mean is handed on.
 const BATCH: usize = 512;
+/// Names that are looked up at a stretch before what was heard meanwhile is taken in: so few that its messages fit into
+/// the queue, and that another change is not likely to come between.
+const STRETCH: usize = 128;
 /// How often a joining name is read again while it changes under our eyes.
 const ROUNDS: u32 = 1000;
 /// The waits before a subscription is opened again double from the first to the last.
@@ -158,9 +161,7 @@ impl Netlink {
             ..
         } = self;
         let subscription = &mut subscriptions[at];
-        for &name in names {
-            subscription.links.join(name);
-        }
+        subscription.links.join_all(names);
         let mut unsettled = names.to_vec();
         for _ in 0..ROUNDS {
             // The kernel drops nothing while the state is read, so nothing can happen unheard before the new filter
@@ -172,28 +173,31 @@ impl Netlink {
                     .detach_filter()
                     .map_err(Error::Filter)?;
             }
-            let mut looks = Vec::with_capacity(unsettled.len());
-            for &name in &unsettled {
-                let look = subscription.links.look(name, &mut subscription.host);
-                looks.push((name, look.map_err(Error::Recheck)?));
-            }
-            // What is heard of by now may be what the look-ups saw: it goes first, and those names are looked up again.
             let mut tally = Tally::default();
-            while !subscription
-                .drain(signals, &mut tally)
-                .map_err(Error::Subscribe)?
-            {}
+            for stretch in unsettled.chunks(STRETCH) {
+                let looks = subscription.look(stretch).map_err(Error::Recheck)?;
+                // A change that had begun by then has ended and was told. What is heard of by now may be what the look-ups
+                // saw: it goes first, and those names are looked up again.
+                subscription.host.query.wait_for_changes();
+                while !subscription
+                    .drain(signals, &mut tally)
+                    .map_err(Error::Subscribe)?
+                {}
+                if tally.overflowed {
+                    break;
+                }
+                for (name, look) in looks {
+                    if subscription.links.is_settled(name) {
+                        subscription.links.enter(name, &look);
+                    }
+                }
+            }
             *seen += tally.seen;
             *matched += tally.matched;
             *overflowed |= tally.overflowed;
             if tally.overflowed {
                 unsettled = names.to_vec();
                 continue;
-            }
-            for (name, look) in looks {
-                if subscription.links.is_settled(name) {
-                    subscription.links.enter(name, &look);
-                }
             }
             // A name that was entered in an earlier round may have changed since.
             let changed = |name: &InterfaceName| !subscription.links.is_settled(*name);
@@ -202,6 +206,7 @@ impl Netlink {
                 break;
             }
         }
+        subscription.links.joined();
         subscription.refilter(*filtered).map_err(Error::Filter)?;
         for name in names {
             subscription.unverified.remove(name);
@@ -413,6 +418,15 @@ impl Subscription {
             self.links.forget_strangers(&mut self.host)?;
         }
         self.refilter(filtered)
+    }
+
+    /// Looks names up.
+    fn look(&mut self, names: &[InterfaceName]) -> io::Result<Vec<(InterfaceName, Look)>> {
+        let Self { links, host, .. } = self;
+        names
+            .iter()
+            .map(|&name| Ok((name, links.look(name, host)?)))
+            .collect()
     }
 
     /// Reads messages until there are none, or enough to hand on; true when there are none.

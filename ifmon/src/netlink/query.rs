@@ -70,8 +70,8 @@ impl Query {
     ///
     /// A device goes out of sight well before the kernel says so, and on newer kernels (seen on 7.2) a request for one link
     /// does not wait for RTNL, under which it all happens. An ethtool request does; this one asks for the link state of `lo`, which anybody
-    /// may. Should it be refused, nothing is waited for, and a change is perhaps told as recovered.
-    pub(crate) fn wait_for_changes(&self) {
+    /// may. Should it be refused, nothing is waited for, and a change is perhaps told as recovered; false says so.
+    pub(crate) fn wait_for_changes(&self) -> bool {
         /// `SIOCETHTOOL` and `ETHTOOL_GLINK` of `include/uapi/linux/`
         const SIOCETHTOOL: libc::Ioctl = 0x8946;
         const ETHTOOL_GLINK: u32 = 10;
@@ -111,6 +111,7 @@ impl Query {
                 io::Error::last_os_error()
             );
         }
+        result >= 0
     }
 
     fn ask(

@@ -290,29 +290,33 @@ impl Watcher {
     }
 
     fn watch(&mut self, names: &[InterfaceName], world: &mut World) {
-        for &name in names {
-            self.links.join(name);
-        }
+        self.links.join_all(names);
         let mut unsettled = names.to_vec();
         for _ in 0..ROUNDS {
             if world.setting.filtered {
                 world.attach(None);
             }
-            let mut looks = Vec::new();
-            for &name in &unsettled {
-                let look = self.links.look(name, world);
-                looks.push((name, look.expect("the model answers")));
-            }
             let mut overflow = false;
-            while !self.drain(world, &mut overflow) {}
+            for stretch in unsettled.chunks(1) {
+                let mut looks = Vec::new();
+                for &name in stretch {
+                    let look = self.links.look(name, world);
+                    looks.push((name, look.expect("the model answers")));
+                }
+                world.call(true);
+                while !self.drain(world, &mut overflow) {}
+                if overflow {
+                    break;
+                }
+                for (name, look) in looks {
+                    if self.links.is_settled(name) {
+                        self.links.enter(name, &look);
+                    }
+                }
+            }
             if overflow {
                 unsettled = names.to_vec();
                 continue;
-            }
-            for (name, look) in looks {
-                if self.links.is_settled(name) {
-                    self.links.enter(name, &look);
-                }
             }
             let changed = |name: &InterfaceName| !self.links.is_settled(*name);
             unsettled = names.iter().copied().filter(changed).collect();
@@ -320,6 +324,7 @@ impl Watcher {
                 break;
             }
         }
+        self.links.joined();
         self.refilter(world);
         assert!(unsettled.is_empty(), "the model comes to rest");
         for name in names {
