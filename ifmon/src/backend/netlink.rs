@@ -520,7 +520,14 @@ impl Subscription {
             let Some(program) = build(&interest, precision) else {
                 continue;
             };
-            match self.socket.get_ref().attach_filter(&program) {
+            let socket = self.socket.get_ref();
+            let attached = socket.attach_filter(&program).or_else(|_| {
+                // The kernel grants a socket so much memory for its filters, and until it has the new one the old one
+                // counts. With none in between, only more is heard.
+                socket.detach_filter()?;
+                socket.attach_filter(&program)
+            });
+            match attached {
                 Ok(()) => {
                     if precision != Precision::Exact {
                         log::debug!(

@@ -144,6 +144,23 @@ fn some_message(interest: &Interest, random: &mut Random) -> Vec<u8> {
     message
 }
 
+/// A message that says no more than it must.
+fn message(index: u32, name: &InterfaceName) -> Vec<u8> {
+    let mut message = vec![0; HEADER];
+    message[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
+    message.extend([AF_UNSPEC, 0, 1, 0]);
+    message.extend(index.to_ne_bytes());
+    message.extend([0; 8]);
+    attribute(
+        &mut message,
+        IFLA_IFNAME,
+        &name.padded()[..name.as_bytes().len() + 1],
+    );
+    let length = message.len() as u32;
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message
+}
+
 /// A name that is nearly one of those: with a byte more, less or changed.
 fn near(interest: &Interest, random: &mut Random) -> InterfaceName {
     let Some(name) = pick(&interest.names, random) else {
@@ -257,21 +274,6 @@ fn every_name_and_every_index_passes() {
             panic!("{names} names and {indexes} indexes fit at no precision");
         };
         let kernel = Kernel::new(&program).expect("the kernel takes the program");
-        let message = |index: u32, name: &InterfaceName| {
-            let mut message = vec![0; HEADER];
-            message[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
-            message.extend([AF_UNSPEC, 0, 1, 0]);
-            message.extend(index.to_ne_bytes());
-            message.extend([0; 8]);
-            attribute(
-                &mut message,
-                IFLA_IFNAME,
-                &name.padded()[..name.as_bytes().len() + 1],
-            );
-            let length = message.len() as u32;
-            message[..4].copy_from_slice(&length.to_ne_bytes());
-            message
-        };
         let stranger = InterfaceName::new("\u{1}").expect("a name");
         for name in &interest.names {
             assert!(kernel.passes(&message(i32::MAX as u32 - 1, name)), "{name}");
@@ -285,6 +287,36 @@ fn every_name_and_every_index_passes() {
                 }
             }
         }
+    }
+}
+
+/// Where there are too many names to compare, most others are dropped all the same: also those that begin alike.
+#[test]
+fn most_names_that_begin_alike_are_dropped() {
+    let name = |number: u32| InterfaceName::new(format!("veth{number}")).expect("a name");
+    for (watched, precision, most) in [
+        (1_000, Precision::Hashed, 50),
+        (2_000, Precision::Hashed, 90),
+        (10_000, Precision::Hashed, 380),
+        (1_000, Precision::HashedSmall, 120),
+    ] {
+        let interest = Interest {
+            names: (0..watched).map(name).collect(),
+            // In as many pieces as are told apart.
+            indexes: (1..).step_by(3).take(watched as usize).collect(),
+        };
+        let program = build(&interest, precision).expect("it fits");
+        let kernel = Kernel::new(&program).expect("the kernel takes the program");
+        let message = |number| message(i32::MAX as u32 - 1, &name(number));
+        assert!((0..watched).all(|number| kernel.passes(&message(number))));
+        let passed = (1_000_000..1_001_000)
+            .filter(|&number| kernel.passes(&message(number)))
+            .count();
+        println!(
+            "{watched} names, {precision:?}: {} instructions, {passed} of 1,000 others pass",
+            program.len()
+        );
+        assert!(passed <= most, "{watched} {precision:?}: {passed}");
     }
 }
 
