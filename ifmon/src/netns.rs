@@ -105,6 +105,15 @@ impl Netns {
         self.id
     }
 
+    /// One that nobody can go to.
+    #[cfg(test)]
+    pub(crate) fn unreachable() -> Self {
+        Self {
+            file: File::open("/dev/null").expect("it is everywhere"),
+            id: NetnsId(0),
+        }
+    }
+
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             file: self.file.try_clone()?,

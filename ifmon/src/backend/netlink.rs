@@ -301,7 +301,8 @@ impl Netlink {
                         ..
                     } = fresh;
                     subscription.socket = socket;
-                    subscription.host = host;
+                    // Its sysfs is kept: the right to mount another one may have been given up since.
+                    subscription.host.query = host.query;
                     subscription.links.stale = true;
                     subscription.suspect_all(true);
                     return Ok(());
@@ -549,3 +550,6 @@ impl Subscription {
         self.socket.get_ref().detach_filter()
     }
 }
+
+#[cfg(test)]
+mod tests;
