@@ -3,7 +3,11 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _, unix::process::CommandExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::MetadataExt as _,
+        unix::process::CommandExt as _,
+    },
     process::Command,
     thread,
 };
@@ -47,6 +51,11 @@ impl Namespace {
     /// The open file that stands for it.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// A path by which another process can open it.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
     /// Does something in it, on a thread of its own.

@@ -87,8 +87,7 @@ impl Room {
 
     /// A path by which another process can open it.
     pub fn path(&self) -> String {
-        let fd = self.namespace.file().as_raw_fd();
-        format!("/proc/{}/fd/{fd}", std::process::id())
+        self.namespace.path()
     }
 
     /// Makes a command run in it.

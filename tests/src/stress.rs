@@ -30,19 +30,30 @@ impl Settings {
     }
 }
 
-/// A part: does it, and says what it saw.
-pub type Part = fn(&Settings) -> Result<String>;
+/// A part.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    pub name: &'static str,
+    /// Does it, and says what it saw.
+    pub play: fn(&Settings) -> Result<String>,
+}
 
-/// All of them, by name.
-pub const PARTS: &[(&str, Part)] = &[
-    ("storm", flood::storm),
-    ("overflow", flood::overflow),
-    ("stopped", flood::stopped),
-    ("blocked", blocked::blocked),
-    ("race", race::race),
-    ("privileges", death::privileges),
-    ("death", death::death),
-    ("soak", soak::soak),
+impl Part {
+    const fn all(name: &'static str, play: fn(&Settings) -> Result<String>) -> Self {
+        Self { name, play }
+    }
+}
+
+/// All of them.
+pub const PARTS: &[Part] = &[
+    Part::all("storm", flood::storm),
+    Part::all("overflow", flood::overflow),
+    Part::all("stopped", flood::stopped),
+    Part::all("blocked", blocked::blocked),
+    Part::all("race", race::race),
+    Part::all("privileges", death::privileges),
+    Part::all("death", death::death),
+    Part::all("soak", soak::soak),
 ];
 
 /// Numbers that look random (SplitMix64).

@@ -49,17 +49,26 @@ fn run() -> Result<bool> {
     let version = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("kernel {}, seed {seed}", version.trim());
     let (mut passed, mut failed) = (0, 0);
+    if let Some(unknown) = wanted
+        .iter()
+        .find(|wanted| !PARTS.iter().any(|part| part.name == *wanted))
+    {
+        bail!("there is no part {unknown}; {USAGE}");
+    }
     for backend in backends {
-        for (name, part) in PARTS {
+        let settings = Settings {
+            backend,
+            seed,
+            quick,
+        };
+        let backend = &settings.backend;
+        for part in PARTS {
+            let name = part.name;
             if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
                 continue;
             }
             let begin = Instant::now();
-            let result = part(&Settings {
-                backend: backend.clone(),
-                seed,
-                quick,
-            });
+            let result = (part.play)(&settings);
             let seconds = begin.elapsed().as_secs_f64();
             match result {
                 Ok(figures) => {

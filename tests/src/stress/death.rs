@@ -85,36 +85,56 @@ fn objects() -> Result<[u32; 3]> {
     Ok(counts)
 }
 
+/// How many netlink sockets there are in a namespace. The first line is a heading.
+fn sockets(namespace: &Namespace) -> Result<usize> {
+    let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/netlink"))??;
+    Ok(table.lines().skip(1).count())
+}
+
 /// Killed without warning, it leaves nothing in the kernel.
 pub(super) fn death(settings: &Settings) -> Result<String> {
     let namespace = Namespace::new()?;
-    let before = objects()?;
+    let mounts = || std::fs::read_to_string("/proc/self/mounts");
+    let (mounts_before, before) = (mounts()?, (objects()?, sockets(&namespace)?));
     let ifmon = Ifmon::start(&namespace, &["--backend", &settings.backend, WATCHED, MARK])?;
     begin(&ifmon)?;
-    let during = objects()?;
-    ensure!(
-        !settings.is_bpf()
-            || during
+    let during = (objects()?, sockets(&namespace)?);
+    if settings.is_bpf() {
+        ensure!(
+            during
+                .0
                 .iter()
-                .zip(before)
-                .all(|(during, before)| *during > before || before == *during)
-                && during != before,
-        "no BPF objects while it runs: {before:?} and {during:?}"
-    );
+                .zip(before.0)
+                .all(|(during, before)| *during >= before)
+                && during.0 != before.0,
+            "no BPF objects while it runs: {before:?} and {during:?}"
+        );
+        ensure!(
+            during.1 == before.1,
+            "a socket keeps the namespace alive: {before:?} and {during:?}"
+        );
+    } else {
+        ensure!(
+            during.0 == before.0 && during.1 > before.1,
+            "not by netlink: {before:?} and {during:?}"
+        );
+    }
     ifmon.signal(Signal::KILL)?;
     ifmon.finish()?;
     // The kernel frees them after a grace period.
     let deadline = Instant::now() + PATIENCE;
-    while objects()? != before {
+    loop {
+        let after = (objects()?, sockets(&namespace)?);
+        if after == before {
+            break;
+        }
         if Instant::now() > deadline {
-            bail!(
-                "{before:?} programs, maps and links before, {:?} after",
-                objects()?
-            );
+            bail!("programs, maps, links and sockets: {before:?} before, {after:?} after");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+    ensure!(mounts()? == mounts_before, "a mount is left");
     Ok(format!(
-        "programs, maps, links: {before:?} before, {during:?} during, {before:?} after"
+        "programs, maps, links, and sockets in the namespace: {before:?} before and after, {during:?} during"
     ))
 }

@@ -15,13 +15,23 @@ pub(super) const MARK: &str = "mark0";
 /// What the watched interface is called while it is called otherwise.
 pub(super) const ALIAS: &str = "tmp0";
 
+/// A line of the watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) event: String,
+    pub(super) index: Option<u64>,
+    pub(super) recovered: bool,
+    /// How many changes `resynced` stands for, where it knows.
+    pub(super) lost: Option<u64>,
+}
+
 /// The state that follows from the lines so far.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
     /// Index of the interface, while there is one.
     pub(super) holder: Option<u64>,
-    /// The events, in order.
-    pub(super) events: Vec<String>,
+    /// The lines, in order.
+    pub(super) told: Vec<Told>,
     pub(super) resyncs: u64,
     /// Sum of the counts that `resynced` gave; `None` once one of them could not say.
     pub(super) lost: Option<u64>,
@@ -41,6 +51,8 @@ impl Followed {
     pub(super) fn line(&mut self, line: &Value) -> Result<()> {
         let event = line["event"].as_str().context("no event")?;
         let index = line["ifindex"].as_u64();
+        let lost = line["lost"].as_u64();
+        let recovered = line["recovered"] == true;
         ensure!(self.began != (event == "watching"), "out of place: {line}");
         match event {
             "watching" => {
@@ -65,7 +77,7 @@ impl Followed {
             }
             "recreated" => {
                 ensure!(
-                    self.holder.is_none() || line["recovered"] == true,
+                    self.holder.is_none() || recovered,
                     "{:?} has the name: {line}",
                     self.holder
                 );
@@ -73,42 +85,109 @@ impl Followed {
             }
             "resynced" => {
                 self.resyncs += 1;
-                self.lost = self
-                    .lost
-                    .zip(line["lost"].as_u64())
-                    .map(|(sum, lost)| sum + lost);
+                self.lost = self.lost.zip(lost).map(|(sum, lost)| sum + lost);
             }
             _ => bail!("what is this? {line}"),
         }
         let restart = ["deleted", "renamed", "moved", "recreated"].contains(&event);
         ensure!(line["restart"] == restart, "restart is wrong: {line}");
-        if line["recovered"] == true {
-            self.recovered += 1;
+        self.recovered += u64::from(recovered);
+        self.told.push(Told {
+            event: event.to_owned(),
+            index,
+            recovered,
+            lost,
+        });
+        Ok(())
+    }
+
+    /// Was any line this event, from a place in the lines on?
+    pub(super) fn any(&self, from: usize, event: &str) -> bool {
+        self.told.iter().skip(from).any(|told| told.event == event)
+    }
+
+    /// Are the lines what happened, each change once and in order? What `resynced` stands for may be missing in its place,
+    /// and no more than that.
+    ///
+    /// With a filter that is to learn the index of each new device (`learns`), what that does next may go unheard: it needs
+    /// no line where it was undone, nor where the device is gone, which then is the line.
+    pub(super) fn explain(&self, happened: &[(&str, u64)], learns: bool) -> Result<()> {
+        // How many of the changes may be accounted for.
+        let mut places = vec![0];
+        for (number, told) in self.told.iter().enumerate().skip(1) {
+            let from = places.first().copied().unwrap_or_default();
+            match (told.event.as_str(), told.lost) {
+                ("resynced", Some(lost)) => {
+                    let lost = usize::try_from(lost)?;
+                    places.iter_mut().for_each(|place| *place += lost);
+                }
+                ("resynced", None) => places = (from..=happened.len()).collect(),
+                _ if told.recovered => {}
+                (event, _) => {
+                    places.retain(|&place| {
+                        let was_last = || {
+                            let next = happened.get(place + 1);
+                            next.is_none_or(|&(next, _)| next == "recreated")
+                        };
+                        happened.get(place).is_some_and(|&(happened, index)| {
+                            let same = happened == event
+                                || learns
+                                    && (happened, event) == ("renamed", "deleted")
+                                    && was_last();
+                            same && told.index == Some(index)
+                        })
+                    });
+                    places.iter_mut().for_each(|place| *place += 1);
+                    let Some(&from) = places.first() else {
+                        bail!(
+                            "line {number} is not what happened after {from} changes, {:?}: {:?}",
+                            happened.get(from..happened.len().min(from + 4)),
+                            self.told.get(number.saturating_sub(4)..=number)
+                        );
+                    };
+                    if learns && matches!(event, "appeared" | "recreated") {
+                        places = (from..=happened.len()).collect();
+                    }
+                }
+            }
         }
-        self.events.push(event.to_owned());
+        ensure!(
+            places.contains(&happened.len()),
+            "{} changes, and the lines end after {places:?}",
+            happened.len()
+        );
         Ok(())
     }
 
     /// Makes the mark, and takes the lines of the watch until that is told.
     pub(super) fn until_mark(&mut self, ifmon: &Ifmon, links: &Links) -> Result<()> {
+        self.until_mark_of(links, || ifmon.next()?.context("ended early"))
+    }
+
+    /// The same with lines that come from elsewhere.
+    pub(super) fn until_mark_of(
+        &mut self,
+        links: &Links,
+        mut next: impl FnMut() -> Result<Value>,
+    ) -> Result<()> {
+        let mut until = |events: &[&str]| -> Result<()> {
+            loop {
+                let line = next()?;
+                if line["interface"] == WATCHED {
+                    self.line(&line)?;
+                } else if line["event"]
+                    .as_str()
+                    .is_some_and(|event| events.contains(&event))
+                {
+                    return Ok(());
+                }
+            }
+        };
         links.add_quick(MARK, Kind::Veth { peer: "mark1" })?;
-        loop {
-            let line = ifmon.next()?.context("ended early")?;
-            if line["interface"] == WATCHED {
-                self.line(&line)?;
-            } else if matches!(line["event"].as_str(), Some("appeared" | "recreated")) {
-                break;
-            }
-        }
+        until(&["appeared", "recreated"])?;
+        // Of several names that are looked up together, the mark can be told first.
         links.delete(MARK)?;
-        loop {
-            let line = ifmon.next()?.context("ended early")?;
-            if line["interface"] == WATCHED {
-                self.line(&line)?;
-            } else if line["event"] == "deleted" {
-                return Ok(());
-            }
-        }
+        until(&["deleted"])
     }
 
     /// The end of it: who has the name now.
@@ -118,7 +197,7 @@ impl Followed {
             self.holder == truth,
             "the lines say that {:?} has the name, and {truth:?} has it; the last: {:?}",
             self.holder,
-            self.events.iter().rev().take(10).collect::<Vec<_>>()
+            self.told.iter().rev().take(10).collect::<Vec<_>>()
         );
         Ok(())
     }

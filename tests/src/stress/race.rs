@@ -23,7 +23,7 @@ use crate::{
 /// The interface is made, renamed and deleted as fast as the kernel can, and each time `watching` and the lines that
 /// follow add up to what is.
 pub(super) fn race(settings: &Settings) -> Result<String> {
-    let starts = settings.scaled(if settings.is_bpf() { 100 } else { 1_000 });
+    let starts = settings.scaled(1_000);
     let namespace = Namespace::new()?;
     let links = Links::new(&namespace)?;
     let churning = Links::new(&namespace)?;
@@ -59,7 +59,7 @@ pub(super) fn race(settings: &Settings) -> Result<String> {
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             followed.until_mark(&ifmon, &links)?;
             followed.expect(&links)?;
-            lines += followed.events.len();
+            lines += followed.told.len();
             present += u32::from(followed.holder.is_some());
             Ok(())
         };
