@@ -1,6 +1,7 @@
 //! What every scenario needs: a host to change, and a running ifmon to listen to. And the scenarios themselves.
 
 pub mod bench;
+pub mod calls;
 pub mod format;
 pub mod links;
 pub mod namespace;

@@ -1,9 +1,11 @@
 //! The parts of the stress run. Each takes a namespace of its own and ends with the figures that it saw.
 
 mod blocked;
+mod broken;
 mod death;
 mod flood;
 mod follow;
+mod open;
 mod race;
 mod soak;
 
@@ -34,13 +36,35 @@ impl Settings {
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     pub name: &'static str,
+    backends: Backends,
     /// Does it, and says what it saw.
     pub play: fn(&Settings) -> Result<String>,
 }
 
+/// For which backends a part has a meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backends {
+    All,
+    Bpf,
+    Netlink,
+}
+
 impl Part {
     const fn all(name: &'static str, play: fn(&Settings) -> Result<String>) -> Self {
-        Self { name, play }
+        Self {
+            name,
+            backends: Backends::All,
+            play,
+        }
+    }
+
+    /// Is it for this backend?
+    pub fn is_for(&self, settings: &Settings) -> bool {
+        match self.backends {
+            Backends::All => true,
+            Backends::Bpf => settings.is_bpf(),
+            Backends::Netlink => !settings.is_bpf(),
+        }
     }
 }
 
@@ -51,6 +75,14 @@ pub const PARTS: &[Part] = &[
     Part::all("stopped", flood::stopped),
     Part::all("blocked", blocked::blocked),
     Part::all("race", race::race),
+    Part {
+        backends: Backends::Bpf,
+        ..Part::all("open", open::open)
+    },
+    Part {
+        backends: Backends::Netlink,
+        ..Part::all("broken", broken::broken)
+    },
     Part::all("privileges", death::privileges),
     Part::all("death", death::death),
     Part::all("soak", soak::soak),

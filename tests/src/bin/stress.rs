@@ -64,7 +64,9 @@ fn run() -> Result<bool> {
         let backend = &settings.backend;
         for part in PARTS {
             let name = part.name;
-            if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
+            if !part.is_for(&settings)
+                || !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name)
+            {
                 continue;
             }
             let begin = Instant::now();
