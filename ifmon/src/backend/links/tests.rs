@@ -343,11 +343,11 @@ impl Watcher {
     }
 
     fn round(&mut self, world: &mut World) {
-        if !self.drain(world, &mut false) {
-            return self.refilter(world);
+        let empty = self.drain(world, &mut false);
+        if self.links.has_grown || self.signals.is_empty() {
+            self.refilter(world);
         }
-        self.refilter(world);
-        if self.unverified.is_empty() {
+        if !empty || !self.signals.is_empty() || self.unverified.is_empty() {
             return;
         }
         let lost = self.unverified.values().any(|&lost| lost);
@@ -406,7 +406,11 @@ impl Watcher {
             let Some(message) = link(&datagram) else {
                 continue;
             };
-            let Meaning { left, took } = self.links.message(&message, world);
+            let Meaning { left, took } = if overflow {
+                self.links.message_after_loss(&message, world)
+            } else {
+                self.links.message(&message, world)
+            };
             self.signals.extend(left.map(Signal::Change));
             if let Some(Taken { watch, device, gap }) = took {
                 self.unverified.entry(watch.name).or_default();
