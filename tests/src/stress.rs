@@ -3,6 +3,7 @@
 mod blocked;
 mod broken;
 mod death;
+mod ending;
 mod flood;
 mod follow;
 mod open;
@@ -78,6 +79,10 @@ pub const PARTS: &[Part] = &[
     Part {
         backends: Backends::Bpf,
         ..Part::all("open", open::open)
+    },
+    Part {
+        backends: Backends::Bpf,
+        ..Part::all("ending", ending::ending)
     },
     Part {
         backends: Backends::Netlink,
