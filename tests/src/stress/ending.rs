@@ -52,6 +52,19 @@ fn round(settings: &Settings) -> Result<u64> {
                 .map(|(room, name)| format!("{}/{name}", room.path())),
         );
     let ifmon = Ifmon::spawn(command)?;
+    // Another one, which has nothing left to watch then.
+    let alone = format!("{}/{WATCHED}", doomed.path());
+    let args = [
+        "--quiet",
+        "--backend",
+        &settings.backend,
+        "--receive-buffer",
+        "4096",
+        &alone,
+    ];
+    let alone = Ifmon::start(&Namespace::current()?, &args)?;
+    let mut followed_alone = Followed::new();
+    followed_alone.line(&alone.expect(WATCHED, "watching")?)?;
     let mut followed = Followed::new();
     let mut ended = Vec::new();
     for _ in 0..3 {
@@ -64,9 +77,14 @@ fn round(settings: &Settings) -> Result<u64> {
     }
 
     ifmon.signal(Signal::STOP)?;
+    alone.signal(Signal::STOP)?;
     for _ in 0..CHANGES / 2 {
         home.rename(101, ALIAS)?;
         home.rename(101, WATCHED)?;
+    }
+    for _ in 0..CHANGES / 2 {
+        doomed.rename(100, ALIAS)?;
+        doomed.rename(100, WATCHED)?;
     }
     drop(doomed);
     // The other end of the pair goes with it.
@@ -94,7 +112,8 @@ fn round(settings: &Settings) -> Result<u64> {
     ensure!(
         told == [Some("watching"), Some("resynced"), Some("deleted")]
             && ended.last().is_some_and(|line| line["recovered"] == true),
-        "of the namespace that ended: {ended:?}"
+        "of the namespace that ended: {told:?}, the last {:?}",
+        ended.last()
     );
     let outcome = ifmon.stop()?;
     ensure!(
@@ -102,6 +121,24 @@ fn round(settings: &Settings) -> Result<u64> {
         "ended with {}, {:?}",
         outcome.status,
         outcome.lines
+    );
+
+    alone.signal(Signal::CONT)?;
+    let outcome = alone.finish()?;
+    for line in &outcome.lines {
+        if line["event"] == "stopped" {
+            ensure!(line["reason"] == "error", "not the end of it: {line}");
+        } else {
+            followed_alone.line(line)?;
+        }
+    }
+    ensure!(
+        outcome.status.code() == Some(1)
+            && followed_alone.resyncs > 0
+            && followed_alone.holder.is_none(),
+        "alone, ended with {} after {:?}",
+        outcome.status,
+        followed_alone.told.last()
     );
     followed.lost.context("an unknown loss")
 }

@@ -172,6 +172,30 @@ pub(super) fn stopped(settings: &Settings) -> Result<String> {
         "the same device is taken for another"
     );
 
+    // Renamed and told; then back, in the midst of a loss. With BPF nothing is lost: other names concern nobody.
+    links.rename_index(ours, ALIAS)?;
+    followed.until_mark(&ifmon, &links)?;
+    let before = (followed.told.len(), followed.resyncs);
+    ifmon.signal(Signal::STOP)?;
+    for _ in 0..changes / 2 {
+        links.rename_index(ours, "tmp1")?;
+        links.rename_index(ours, ALIAS)?;
+    }
+    links.rename_index(ours, WATCHED)?;
+    ifmon.signal(Signal::CONT)?;
+    followed.until_mark(&ifmon, &links)?;
+    followed.expect(&links)?;
+    let is_lost = !settings.is_bpf();
+    ensure!(
+        (followed.resyncs > before.1) == is_lost
+            && followed
+                .told
+                .last()
+                .is_some_and(|told| told.event == "returned" && told.recovered == is_lost),
+        "the device that came back is not told to be that: {:?}",
+        followed.told.get(before.0..)
+    );
+
     // Another device with the same index, in the midst of a loss.
     let before = (followed.told.len(), followed.resyncs);
     ifmon.signal(Signal::STOP)?;
