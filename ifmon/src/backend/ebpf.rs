@@ -346,6 +346,8 @@ impl Ebpf {
                 // The program may have used the seed up. That was before `watching`, and counts in the state below.
                 let _ = self.seeds.remove(&link);
             }
+            // What both answers saw of a change that had not ended yet has ended, and counts there too.
+            query.wait_for_changes();
             let state = self.state(key).map_err(Error::Filter)?;
             if state.opened != 0 {
                 // It has seen the name change since it was told: then it knows better than any answer.
