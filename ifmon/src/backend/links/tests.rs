@@ -683,6 +683,36 @@ proptest! {
     }
 }
 
+/// After a loss it can be another device's name: the device was deleted, and one with its index made. That is no rename.
+#[test]
+fn another_name_after_a_loss_is_left_to_the_look_up() -> io::Result<()> {
+    let mut world = World::new(Setting {
+        filtered: false,
+        room: usize::MAX,
+        calm: true,
+        reuses: true,
+        overwrites: false,
+    });
+    let [watched, _] = names();
+    let message = |name| LinkMessage::New { ifindex: 7, name };
+    let mut links = Links::new(model::netns(SPACE));
+    links.join_all(&[watched]);
+    let Meaning { took, .. } = links.message(&message(watched), &mut world);
+    assert!(took.is_some());
+
+    links.look(watched, &mut world)?;
+    assert!(links.is_settled(watched));
+    let other = message(model::name(2));
+    let meaning = links.message_after_loss(&other, &mut world);
+    assert_eq!(meaning, Meaning::default());
+    assert!(!links.is_settled(watched), "what was looked up is older");
+    assert_eq!(links.holder(watched).map(|device| device.ifindex), Some(7));
+
+    // Without a loss it is a rename.
+    assert!(links.message(&other, &mut world).left.is_some());
+    Ok(())
+}
+
 #[test]
 fn a_long_life_is_told_as_it_was() {
     let (steps, seed) = run_length(100_000);
