@@ -28,14 +28,18 @@ fn name(name: &str) -> InterfaceName {
 
 #[test]
 fn reads_what_the_kernel_says() {
-    let new = message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, b"wg0\0")]);
-    assert_eq!(
-        link(&new),
-        Some(LinkMessage::New {
-            ifindex: 7,
-            name: name("wg0")
-        })
-    );
+    // The kernel's own search for an attribute, which the filter uses, does not look at its flags either.
+    for flags in [0, NLA_FLAGS] {
+        let attributes: [(u16, &[u8]); 1] = [(IFLA_IFNAME | flags, b"wg0\0")];
+        let new = message(RTM_NEWLINK, AF_UNSPEC, 7, &attributes);
+        assert_eq!(
+            link(&new),
+            Some(LinkMessage::New {
+                ifindex: 7,
+                name: name("wg0")
+            })
+        );
+    }
     let deleted = |attributes: &[(u16, &[u8])]| {
         let mut all: Vec<(u16, &[u8])> = vec![(IFLA_IFNAME, b"wg0\0")];
         all.extend(attributes);
