@@ -172,6 +172,31 @@ pub(super) fn stopped(settings: &Settings) -> Result<String> {
         "the same device is taken for another"
     );
 
+    // Changes go on while the full queue is read: a gap can be in its midst.
+    if settings.is_bpf() {
+        let mut gaps = Followed::after(&followed);
+        let mut happened = Vec::new();
+        let mut churn = || -> Result<()> {
+            for _ in 0..changes / 4 {
+                links.rename_index(ours, ALIAS)?;
+                links.rename_index(ours, WATCHED)?;
+                let ours = u64::from(ours);
+                happened.extend([("renamed", ours), ("returned", ours)]);
+            }
+            Ok(())
+        };
+        for _ in 0..10 {
+            ifmon.signal(Signal::STOP)?;
+            churn()?;
+            ifmon.signal(Signal::CONT)?;
+            churn()?;
+            gaps.until_mark(&ifmon, &links)?;
+        }
+        gaps.explain(&happened, false)?;
+        gaps.expect(&links)?;
+        followed = Followed::after(&gaps);
+    }
+
     // Renamed and told; then back, in the midst of a loss. With BPF nothing is lost: other names concern nobody.
     links.rename_index(ours, ALIAS)?;
     followed.until_mark(&ifmon, &links)?;

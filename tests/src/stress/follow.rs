@@ -47,6 +47,16 @@ impl Followed {
         }
     }
 
+    /// The same watch, as if it began where another has got to.
+    pub(super) fn after(before: &Self) -> Self {
+        Self {
+            holder: before.holder,
+            told: before.told.last().cloned().into_iter().collect(),
+            began: true,
+            ..Self::new()
+        }
+    }
+
     /// Takes a line, which must make sense after those before.
     pub(super) fn line(&mut self, line: &Value) -> Result<()> {
         let event = line["event"].as_str().context("no event")?;
