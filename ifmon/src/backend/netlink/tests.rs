@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::*;
 
 fn subscribed() -> (Netlink, InterfaceName) {
-    let mut netlink = Netlink::new(false, None).expect("anybody may subscribe");
+    let mut netlink = Netlink::new(true, None).expect("anybody may subscribe");
     let name = InterfaceName::new("no-such-link").expect("a valid name");
     let own = Netns::current().expect("there is always one");
     let holders = netlink
@@ -18,12 +18,15 @@ fn subscribed() -> (Netlink, InterfaceName) {
 #[tokio::test(start_paused = true)]
 async fn a_subscription_is_opened_again_and_every_name_looked_up() {
     let (mut netlink, name) = subscribed();
+    assert!(!netlink.subscriptions[0].links.stale);
     let begin = Instant::now();
     netlink
         .reopen(0, io::ErrorKind::BrokenPipe.into())
         .await
         .expect("nothing is in the way");
     assert_eq!(begin.elapsed(), Duration::ZERO);
+    // The new socket has no filter yet.
+    assert!(netlink.subscriptions[0].links.stale);
     assert_eq!(
         netlink.subscriptions[0].unverified,
         BTreeMap::from([(name, true)])
@@ -39,6 +42,7 @@ async fn a_subscription_is_opened_again_and_every_name_looked_up() {
         ),
         "{signals:?}"
     );
+    assert!(!netlink.subscriptions[0].links.stale);
 }
 
 /// The clock stands still but for the waits, so they can be told exactly.
