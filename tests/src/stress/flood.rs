@@ -50,7 +50,8 @@ fn flood(settings: &Settings, more: &[&str], others: u32, cycles: u32) -> Result
     let is_short = !more.is_empty();
     let mut is_stopped = false;
     for cycle in 0..cycles {
-        if is_short && random.below(3) == 0 {
+        // First for so long that any queue is full.
+        if is_short && (cycle == 0 || cycle >= 20 && random.below(3) == 0) {
             is_stopped = !is_stopped;
             ifmon.signal(if is_stopped {
                 Signal::STOP
