@@ -5,6 +5,7 @@ mod machines;
 mod matrix;
 mod native;
 mod scenarios;
+mod stress;
 mod units;
 
 use std::{env, process::ExitCode};
@@ -18,9 +19,9 @@ use crate::{
     vm::{Arch, Kernel},
 };
 
-/// Run all tests: units, and the scenarios on this kernel and on emulated ones
+/// Run all tests: units, the scenarios on this kernel and on emulated ones, and a short stress run
 ///
-/// The scenarios on this kernel need root, for network namespaces. The last line is `N passed, N failed`, and
+/// What runs on this kernel needs root, for network namespaces. The last line is `N passed, N failed`, and
 /// `, N skipped` where something was left out; the lines before say what and why.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -100,6 +101,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     }
     let mut matrix = Matrix::default();
     total.add(native::run(&programs, filter, &mut matrix)?);
+    if filter.is_none() {
+        total.add(stress::native(&programs)?);
+    }
     if no_vm {
         total.add(Counts::left_out("emulated kernels, as asked by --no-vm"));
     } else {

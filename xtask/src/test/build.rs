@@ -18,6 +18,7 @@ pub(super) struct Programs {
     pub(super) ifmon: PathBuf,
     pub(super) scenarios: PathBuf,
     pub(super) obstacles: PathBuf,
+    pub(super) stress: PathBuf,
 }
 
 impl Programs {
@@ -34,6 +35,7 @@ impl Programs {
             ifmon: dir.join("release/ifmon"),
             scenarios: dir.join("debug/scenarios"),
             obstacles: dir.join("debug/obstacles"),
+            stress: dir.join("debug/stress"),
         };
         println!("building the programs under test for {arch}");
         let builds: [&[&str]; 2] = [
@@ -56,6 +58,8 @@ impl Programs {
                 "scenarios",
                 "--bin",
                 "obstacles",
+                "--bin",
+                "stress",
             ],
         ];
         for args in builds {

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Counts, build::Programs, matrix::Matrix, scenarios::Results};
+use super::{Counts, build::Programs, matrix::Matrix, scenarios::Results, stress};
 use crate::{
     host::Missing,
     vm::{Arch, Kernel, Machine},
@@ -48,12 +48,15 @@ pub(super) fn run(
                 let place = format!("{kernel} {arch}");
                 let begin = Instant::now();
                 let machine = prepare(&preparing, kernel, arch, &programs);
-                let (results, error, met) = match machine {
-                    Ok(machine) => {
+                let (results, error, met, endured) = match machine {
+                    Ok(mut machine) => {
                         let (results, error) = scenarios(&machine, kernel, arch, filter);
                         // They lock the kernel down, so they have a machine of their own.
                         let met = filter.is_none().then(|| obstacles(&machine, &place));
-                        (results, error, met.unwrap_or_default())
+                        let endured = (filter.is_none() && stress::is_for(kernel, arch))
+                            .then(|| stress::emulated(&mut machine, &place));
+                        let endured = endured.unwrap_or_default();
+                        (results, error, met.unwrap_or_default(), endured)
                     }
                     Err(error) => {
                         let counts = left_out_or_failed(&place, error);
@@ -64,8 +67,9 @@ pub(super) fn run(
                 let mut shared = lock(&shared);
                 let (total, matrix) = &mut *shared;
                 let mut counts = matrix.add(&place, results);
-                print!("{}", met.report);
+                print!("{}{}", met.report, endured.report);
                 counts.add(met.counts);
+                counts.add(endured.counts);
                 println!("  in {} s", begin.elapsed().as_secs());
                 if let Some(error) = error {
                     counts.add(Counts::failed(&format!("{place}: {error}")));
@@ -93,7 +97,11 @@ fn prepare(
     let _one = lock(preparing);
     println!("getting {kernel} for {arch} ready");
     let mut machine = Machine::new(kernel, arch)?;
-    machine.files = vec![programs.scenarios.clone(), programs.obstacles.clone()];
+    machine.files = vec![
+        programs.scenarios.clone(),
+        programs.obstacles.clone(),
+        programs.stress.clone(),
+    ];
     machine.memory = MEMORY;
     machine.timeout = Some(LIMIT);
     Ok(machine)
