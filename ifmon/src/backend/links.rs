@@ -150,14 +150,7 @@ impl Links {
 
     /// Takes a message, in the order in which they were sent.
     pub(crate) fn message(&mut self, message: &LinkMessage, host: &mut impl Host) -> Meaning {
-        let (LinkMessage::New { ifindex, .. } | LinkMessage::Deleted { ifindex, .. }) = *message;
-        for (name, looked) in &self.looked {
-            if *looked == ifindex
-                && let Some(slot) = self.names.get_mut(name)
-            {
-                slot.touched = true;
-            }
-        }
+        self.touch_looked(message.ifindex());
         match *message {
             LinkMessage::New { ifindex, name } => self.exists(ifindex, name, host),
             LinkMessage::Deleted {
@@ -168,27 +161,37 @@ impl Links {
         }
     }
 
-    /// Takes a message that may not be the next one after those before it: some were lost, it is not known where.
+    /// Whether a message can be believed that may not be the next one after those before it, since some were lost.
     ///
-    /// That a known index has another name now can mean that it is another device's. What became of either is left to the
-    /// look-up that follows a loss in any case.
-    pub(crate) fn message_after_loss(
-        &mut self,
-        message: &LinkMessage,
-        host: &mut impl Host,
-    ) -> Meaning {
-        if let LinkMessage::New { ifindex, name } = *message
-            && let Some(known) = self.devices.get(&ifindex).map(|known| known.name)
-            && known != name
-        {
-            for name in [known, name] {
-                if let Some(slot) = self.names.get_mut(&name) {
-                    slot.touched = true;
-                }
-            }
-            return Meaning::default();
+    /// That a known index has another name can mean that it is another device's. Then these are the watched names that
+    /// are in doubt, and what became of them is left to a look-up.
+    pub(crate) fn doubt(&mut self, message: &LinkMessage) -> Option<Vec<InterfaceName>> {
+        let ifindex = message.ifindex();
+        let known = self.devices.get(&ifindex)?.name;
+        if known == message.name() {
+            return None;
         }
-        self.message(message, host)
+        self.touch_looked(ifindex);
+        let mut names = vec![known, message.name()];
+        names.retain(|&name| self.touch(name));
+        Some(names)
+    }
+
+    /// A message concerns the name; false when that is not watched.
+    fn touch(&mut self, name: InterfaceName) -> bool {
+        let slot = self.names.get_mut(&name);
+        slot.map(|slot| slot.touched = true).is_some()
+    }
+
+    /// A message is about the device that was found to have a name: it concerns that name.
+    fn touch_looked(&mut self, ifindex: u32) {
+        for (name, looked) in &self.looked {
+            if *looked == ifindex
+                && let Some(slot) = self.names.get_mut(name)
+            {
+                slot.touched = true;
+            }
+        }
     }
 
     fn exists(&mut self, ifindex: u32, name: InterfaceName, host: &mut impl Host) -> Meaning {
@@ -238,9 +241,7 @@ impl Links {
         moved: Option<Moved>,
         host: &mut impl Host,
     ) -> Meaning {
-        if let Some(slot) = self.names.get_mut(&name) {
-            slot.touched = true;
-        }
+        self.touch(name);
         let Some(known) = self.devices.remove(&ifindex) else {
             return Meaning::default();
         };
@@ -249,15 +250,21 @@ impl Links {
         if moved.is_some() {
             self.elsewhere.insert(known.generation, known);
         }
+        let to = match moved {
+            Some(moved) => Some(Place {
+                netns: host.namespace(moved.nsid),
+                ifindex: moved.ifindex,
+                name: None,
+            }),
+            // It was renamed before it was deleted, when the filter did not know its index yet.
+            None if known.name != name => Some(self.place(ifindex, name)),
+            None => None,
+        };
         Meaning {
             left: held.then(|| Change::Left {
                 watch: self.watch(known.name),
                 generation: known.generation.get(),
-                to: moved.map(|moved| Place {
-                    netns: host.namespace(moved.nsid),
-                    ifindex: moved.ifindex,
-                    name: None,
-                }),
+                to,
             }),
             took: None,
         }

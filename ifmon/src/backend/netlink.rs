@@ -180,7 +180,7 @@ impl Netlink {
                 // saw: it goes first, and those names are looked up again.
                 subscription.host.query.wait_for_changes();
                 while !subscription
-                    .drain(signals, &mut tally)
+                    .drain(signals, &mut tally, subscription.is_after_loss())
                     .map_err(Error::Subscribe)?
                 {}
                 if tally.overflowed {
@@ -360,6 +360,11 @@ impl Subscription {
         }
     }
 
+    /// Were messages lost, and not every name looked up since?
+    fn is_after_loss(&self) -> bool {
+        self.unverified.values().any(|&lost| lost)
+    }
+
     /// Reads what there is, tells the filter of new indexes, and looks up what may not be as it seems.
     fn round(
         &mut self,
@@ -367,7 +372,7 @@ impl Subscription {
         tally: &mut Tally,
         filtered: bool,
     ) -> io::Result<()> {
-        let empty = self.drain(signals, tally)?;
+        let empty = self.drain(signals, tally, self.is_after_loss())?;
         // A device that took a name is to be known by its index at once: until then its next rename goes unheard. One that
         // is gone can wait.
         if self.links.has_grown || signals.is_empty() {
@@ -378,13 +383,13 @@ impl Subscription {
             return Ok(());
         }
         // First the filter, then the look: what happens in between is heard.
-        let lost = self.unverified.values().any(|&lost| lost);
+        let lost = self.is_after_loss();
         let mut looks = Vec::with_capacity(self.unverified.len());
         for (name, lost) in std::mem::take(&mut self.unverified) {
             looks.push((name, lost, self.links.look(name, &mut self.host)?));
         }
         // What is queued by now may be what the look-ups saw: it goes first, and those names are looked up again.
-        let mut empty = self.drain(signals, tally)?;
+        let mut empty = self.drain(signals, tally, lost)?;
         let ahead = |(name, lost, look): &(InterfaceName, bool, Look)| {
             !lost && self.links.is_settled(*name) && !self.links.agrees(*name, look)
         };
@@ -392,7 +397,8 @@ impl Subscription {
             // Without a loss, what was read may only be ahead of what is told: newer kernels answer before the change is
             // over, and tell at its end. Wait for that.
             self.host.query.wait_for_changes();
-            empty = self.drain(signals, tally)?;
+            let after_loss = lost || self.is_after_loss();
+            empty = self.drain(signals, tally, after_loss)?;
         }
         for (name, lost, look) in looks {
             if !empty || !self.links.is_settled(name) || self.unverified.contains_key(&name) {
@@ -430,8 +436,14 @@ impl Subscription {
             .collect()
     }
 
-    /// Reads messages until there are none, or enough to hand on; true when there are none.
-    fn drain(&mut self, signals: &mut Vec<Signal>, tally: &mut Tally) -> io::Result<bool> {
+    /// Reads messages until there are none, or enough to hand on; true when there are none. `after_loss` says that those
+    /// before them may be missing.
+    fn drain(
+        &mut self,
+        signals: &mut Vec<Signal>,
+        tally: &mut Tally,
+        after_loss: bool,
+    ) -> io::Result<bool> {
         let Self {
             netns: _,
             socket,
@@ -470,11 +482,13 @@ impl Subscription {
             let Some(message) = messages(datagram).next().and_then(|message| message.link()) else {
                 continue;
             };
-            let Meaning { left, took } = if overflow {
-                links.message_after_loss(&message, host)
-            } else {
-                links.message(&message, host)
-            };
+            if (overflow || after_loss)
+                && let Some(names) = links.doubt(&message)
+            {
+                unverified.extend(names.into_iter().map(|name| (name, true)));
+                continue;
+            }
+            let Meaning { left, took } = links.message(&message, host);
             tally.matched += u64::from(left.is_some() || took.is_some());
             let time = SystemTime::now();
             signals.extend(left.map(|change| Signal::Change {

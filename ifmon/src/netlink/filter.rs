@@ -33,9 +33,7 @@ impl Interest {
         expect(dead_code, reason = "the specification of the filter")
     )]
     pub(crate) fn concerns(&self, message: &LinkMessage) -> bool {
-        let (LinkMessage::New { ifindex, name } | LinkMessage::Deleted { ifindex, name, .. }) =
-            message;
-        self.indexes.contains(ifindex) || self.names.contains(name)
+        self.indexes.contains(&message.ifindex()) || self.names.contains(&message.name())
     }
 }
 

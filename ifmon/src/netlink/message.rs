@@ -46,6 +46,20 @@ pub(crate) enum LinkMessage {
     },
 }
 
+impl LinkMessage {
+    /// The index of the device.
+    pub(crate) fn ifindex(&self) -> u32 {
+        let (Self::New { ifindex, .. } | Self::Deleted { ifindex, .. }) = *self;
+        ifindex
+    }
+
+    /// The name of the device.
+    pub(crate) fn name(&self) -> InterfaceName {
+        let (Self::New { name, .. } | Self::Deleted { name, .. }) = *self;
+        name
+    }
+}
+
 /// The kernel says where a device went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {

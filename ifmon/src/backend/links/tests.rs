@@ -304,7 +304,7 @@ impl Watcher {
                     looks.push((name, look.expect("the model answers")));
                 }
                 world.call(true);
-                while !self.drain(world, &mut overflow) {}
+                while !self.drain(world, &mut overflow, self.is_after_loss()) {}
                 if overflow {
                     break;
                 }
@@ -342,15 +342,19 @@ impl Watcher {
         self.unverified.remove(&name);
     }
 
+    fn is_after_loss(&self) -> bool {
+        self.unverified.values().any(|&lost| lost)
+    }
+
     fn round(&mut self, world: &mut World) {
-        let empty = self.drain(world, &mut false);
+        let empty = self.drain(world, &mut false, self.is_after_loss());
         if self.links.has_grown || self.signals.is_empty() {
             self.refilter(world);
         }
         if !empty || !self.signals.is_empty() || self.unverified.is_empty() {
             return;
         }
-        let lost = self.unverified.values().any(|&lost| lost);
+        let lost = self.is_after_loss();
         let mut looks = Vec::new();
         for (name, lost) in std::mem::take(&mut self.unverified) {
             looks.push((
@@ -359,13 +363,14 @@ impl Watcher {
                 self.links.look(name, world).expect("the model answers"),
             ));
         }
-        let mut empty = self.drain(world, &mut false);
+        let mut empty = self.drain(world, &mut false, lost);
         let ahead = |(name, lost, look): &(InterfaceName, bool, Look)| {
             !lost && self.links.is_settled(*name) && !self.links.agrees(*name, look)
         };
         if empty && looks.iter().any(ahead) {
             world.call(true);
-            empty = self.drain(world, &mut false);
+            let after_loss = lost || self.is_after_loss();
+            empty = self.drain(world, &mut false, after_loss);
         }
         for (name, lost, look) in looks {
             if !empty || !self.links.is_settled(name) || self.unverified.contains_key(&name) {
@@ -388,7 +393,7 @@ impl Watcher {
         self.refilter(world);
     }
 
-    fn drain(&mut self, world: &mut World, overflowed: &mut bool) -> bool {
+    fn drain(&mut self, world: &mut World, overflowed: &mut bool, after_loss: bool) -> bool {
         let mut overflow = false;
         let mut empty = false;
         for _ in 0..BATCH {
@@ -406,11 +411,14 @@ impl Watcher {
             let Some(message) = link(&datagram) else {
                 continue;
             };
-            let Meaning { left, took } = if overflow {
-                self.links.message_after_loss(&message, world)
-            } else {
-                self.links.message(&message, world)
-            };
+            if (overflow || after_loss)
+                && let Some(names) = self.links.doubt(&message)
+            {
+                self.unverified
+                    .extend(names.into_iter().map(|name| (name, true)));
+                continue;
+            }
+            let Meaning { left, took } = self.links.message(&message, world);
             self.signals.extend(left.map(Signal::Change));
             if let Some(Taken { watch, device, gap }) = took {
                 self.unverified.entry(watch.name).or_default();
@@ -632,6 +640,10 @@ fn says(verdict: &Verdict, truth: &EventKind, setting: Setting, traveller: bool)
             EventKind::Deleted { ifindex },
             EventKind::Moved { ifindex: old, .. } | EventKind::Renamed { ifindex: old, .. },
         ) => (verdict.recovered || setting.room != usize::MAX) && ifindex == old,
+        // Its renaming was lost, and the name that it got with the move overwrote the other one: it is the old one again.
+        (EventKind::Moved { ifindex, .. }, EventKind::Renamed { ifindex: old, .. }) => {
+            setting.overwrites && setting.room != usize::MAX && ifindex == old
+        }
         // For the same reasons, or because it was too late to read the inode of a device that came back from elsewhere.
         (EventKind::Recreated { ifindex, .. }, EventKind::Returned { ifindex: back }) => {
             (!setting.is_lossless() || traveller && !setting.calm) && ifindex == back
@@ -703,8 +715,8 @@ fn another_name_after_a_loss_is_left_to_the_look_up() -> io::Result<()> {
     links.look(watched, &mut world)?;
     assert!(links.is_settled(watched));
     let other = message(model::name(2));
-    let meaning = links.message_after_loss(&other, &mut world);
-    assert_eq!(meaning, Meaning::default());
+    assert_eq!(links.doubt(&message(watched)), None);
+    assert_eq!(links.doubt(&other), Some(vec![watched]));
     assert!(!links.is_settled(watched), "what was looked up is older");
     assert_eq!(links.holder(watched).map(|device| device.ifindex), Some(7));
 
