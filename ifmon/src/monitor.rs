@@ -90,7 +90,7 @@ impl Builder {
     }
 
     /// Bytes of the queue between the kernel and this process: the socket's receive buffer, or the ring buffer of the
-    /// BPF backends (rounded up to a power of two of pages). A few hundred KiB if this is not called.
+    /// BPF backends (rounded up to a power of two of pages). 4 MiB and 256 KiB if this is not called.
     pub fn receive_buffer(mut self, bytes: u32) -> Self {
         self.receive_buffer = Some(bytes);
         self
