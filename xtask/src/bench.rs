@@ -1,7 +1,6 @@
 //! `cargo xtask bench`: what ifmon costs, beside what people use today, measured on this host and on an emulated kernel.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -9,11 +8,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     command,
     host::{self, Missing, Tool},
+    standalone::Standalone,
     vm::{Arch, Kernel, Machine},
     workspace,
 };
@@ -102,7 +102,8 @@ fn natively(bench: &Path, measure: &[String], results: &Path) -> Result<PathBuf>
 }
 
 fn emulated(kernel: &Kernel, measure: &[String], results: &Path) -> Result<PathBuf> {
-    let mut machine = Machine::new(kernel, host_arch()?)?;
+    // Of another architecture there would be nothing to compare with.
+    let mut machine = Machine::new(kernel, Arch::host()?)?;
     machine.files.push(build_static()?);
     machine.memory = MEMORY;
     machine.counts_instructions = true;
@@ -117,31 +118,16 @@ fn emulated(kernel: &Kernel, measure: &[String], results: &Path) -> Result<PathB
     Ok(path)
 }
 
-/// Of another architecture there would be nothing to compare with.
-fn host_arch() -> Result<Arch> {
-    match std::env::consts::ARCH {
-        "x86_64" => Ok(Arch::X86_64),
-        "aarch64" => Ok(Arch::Aarch64),
-        other => bail!("no kernel can be emulated for {other}"),
-    }
-}
-
 /// Builds what measures for a machine that has no libraries.
 fn build_static() -> Result<PathBuf> {
-    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let target_dir = workspace::target_dir();
-    command::run(
-        Command::new("cargo")
-            .current_dir(workspace::root())
-            .args(["build", "--quiet", "--release"])
-            .args(["--package", "tests", "--bin", "bench"])
-            .args(["--target", &target, "--target-dir"])
-            .arg(&target_dir)
-            .env(
-                "CARGO_ENCODED_RUSTFLAGS",
-                OsString::from("-Ctarget-feature=+crt-static"),
-            ),
-    )
+    let standalone = Standalone::host()?;
+    command::run(standalone.cargo("build").args([
+        "--release",
+        "--package",
+        "tests",
+        "--bin",
+        "bench",
+    ]))
     .context("cannot build what measures, without libraries")?;
-    Ok(target_dir.join(target).join("release/bench"))
+    Ok(standalone.program("release", "bench"))
 }

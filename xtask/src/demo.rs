@@ -19,6 +19,7 @@ use crate::{
     command,
     host::{self, Tool},
     run::build,
+    standalone::Standalone,
     vm::{Arch, Kernel, Machine},
     workspace,
 };
@@ -120,17 +121,9 @@ fn record_picture() -> Result<()> {
 
 /// This program without shared libraries, of which the machine has none.
 fn static_xtask() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let target_dir = workspace::target_dir();
-    command::run(
-        Command::new("cargo")
-            .current_dir(workspace::root())
-            .args(["build", "--quiet", "--package", "xtask"])
-            .args(["--target", TARGET, "--target-dir"])
-            .arg(&target_dir)
-            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
-    )?;
-    Ok(target_dir.join(TARGET).join("debug/xtask"))
+    let standalone = Standalone::new(Arch::X86_64)?;
+    command::run(standalone.cargo("build").args(["--package", "xtask"]))?;
+    Ok(standalone.program("debug", "xtask"))
 }
 
 fn perform(program: &Path, color: bool) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::{
     command,
     host::{self, Tool},
     scratch::ScratchDir,
+    standalone::Standalone,
     workspace,
 };
 
@@ -123,25 +124,20 @@ fn items() -> Result<Vec<Item>> {
 /// Builds the program, static: for release, or the one that writes the man page and the completions. That one has the
 /// options of the released one, and beside them one that would only make the released one larger.
 fn build(release: bool) -> Result<PathBuf> {
-    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    let target_dir = workspace::target_dir();
+    let standalone = Standalone::host()?;
     let (features, profile) = if release {
         ("metrics", "release")
     } else {
         ("metrics,generate", "debug")
     };
-    let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(workspace::root())
-        .args(["build", "--quiet", "--package", "ifmon", "--bin", "ifmon"])
-        .args(["--features", features, "--target", &target, "--target-dir"])
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    let mut cargo = standalone.cargo("build");
+    cargo.args(["--package", "ifmon", "--bin", "ifmon"]);
+    cargo.args(["--features", features]);
     if release {
         cargo.arg("--release");
     }
     command::run(&mut cargo).context("cannot build ifmon")?;
-    Ok(target_dir.join(target).join(profile).join("ifmon"))
+    Ok(standalone.program(profile, "ifmon"))
 }
 
 /// The tarball: what the package has, flat, with the licences.

@@ -9,6 +9,7 @@ mod fuzz;
 mod host;
 mod run;
 mod scratch;
+mod standalone;
 mod stress;
 mod test;
 mod vm;

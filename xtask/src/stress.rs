@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode},
     time::Duration,
 };
@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     command,
+    standalone::Standalone,
     vm::{Arch, Kernel, Machine},
-    workspace,
 };
 
 /// Many times what a machine needs for a backend.
@@ -98,16 +98,14 @@ fn native(args: &[OsString]) -> Result<bool> {
 
 /// Builds a program that needs no library of the system that it runs on.
 fn build(program: &str, package: &str) -> Result<PathBuf> {
-    let target = "x86_64-unknown-linux-gnu";
-    let dir = workspace::target_dir();
-    command::run(
-        Command::new("cargo")
-            .current_dir(workspace::root())
-            .args(["build", "--quiet", "--release", "--target", target])
-            .args(["--package", package, "--bin", program, "--target-dir"])
-            .arg(&dir)
-            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"),
-    )
+    let standalone = Standalone::host()?;
+    command::run(standalone.cargo("build").args([
+        "--release",
+        "--package",
+        package,
+        "--bin",
+        program,
+    ]))
     .with_context(|| format!("cannot build {program}"))?;
-    Ok(dir.join(target).join(Path::new("release")).join(program))
+    Ok(standalone.program("release", program))
 }

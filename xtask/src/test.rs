@@ -8,10 +8,9 @@ mod scenarios;
 mod stress;
 mod units;
 
-use std::{env, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
-use clap::ValueEnum as _;
+use anyhow::Result;
 
 use self::{build::Programs, matrix::Matrix};
 use crate::{
@@ -89,7 +88,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         no_vm,
     } = options;
     let filter = filter.as_deref();
-    let programs = Programs::build(host_arch()?)?;
+    let programs = Programs::build(Arch::host()?)?;
 
     let mut total = Counts::default();
     if filter.is_none() {
@@ -138,15 +137,6 @@ fn parsers() -> Result<Counts> {
         fuzz::Outcome::Found(inputs) => Counts::failed(&inputs.join("; ")),
         fuzz::Outcome::LeftOut(why) => Counts::left_out(&format!("fuzzing: {why}")),
     })
-}
-
-/// The architecture of this machine.
-fn host_arch() -> Result<Arch> {
-    Arch::value_variants()
-        .iter()
-        .copied()
-        .find(|arch| arch.name() == env::consts::ARCH)
-        .with_context(|| format!("ifmon does not run on {}", env::consts::ARCH))
 }
 
 /// Is the BPF object in the tree what its sources give?

@@ -6,7 +6,6 @@ mod cpio;
 mod image;
 mod kernel;
 mod modules;
-mod program;
 mod qemu;
 mod userland;
 
@@ -25,8 +24,10 @@ use anyhow::{Context as _, Result, ensure};
 pub(crate) use self::{arch::Arch, kernel::Kernel};
 use self::{cpio::Archive, image::Image, qemu::Boot};
 use crate::{
+    command,
     host::{self, Tool},
     scratch::ScratchDir,
+    standalone::Standalone,
     workspace,
 };
 
@@ -127,6 +128,20 @@ pub(crate) struct Output {
     pub(crate) stderr: Vec<u8>,
 }
 
+/// Builds the program that the machine has, in the release profile.
+fn build_ifmon(arch: Arch) -> Result<PathBuf> {
+    let standalone = Standalone::new(arch)?;
+    command::run(standalone.cargo("build").args([
+        "--release",
+        "--package",
+        "ifmon",
+        "--bin",
+        "ifmon",
+    ]))
+    .with_context(|| format!("cannot build ifmon for {arch}"))?;
+    Ok(standalone.program("release", "ifmon"))
+}
+
 impl Machine {
     /// Gets everything that is needed, ifmon built from the tree included. An error that is a [`host::Missing`] says
     /// that this host cannot have it.
@@ -139,7 +154,7 @@ impl Machine {
         Ok(Self {
             arch,
             image: Image::prepare(kernel, arch)?,
-            program: program::build(arch)?,
+            program: build_ifmon(arch)?,
             files: Vec::new(),
             cmdline: String::new(),
             memory: 512,

@@ -1,20 +1,17 @@
 //! The programs that the tests need: ifmon as it is shipped, and the scenarios.
 
 use std::{
-    env,
-    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{command, vm::Arch, workspace};
+use crate::{command, standalone::Standalone, vm::Arch};
 
 /// Static programs for one architecture.
 pub(super) struct Programs {
-    target: String,
-    is_host: bool,
+    standalone: Standalone,
     pub(super) ifmon: PathBuf,
     pub(super) scenarios: PathBuf,
     pub(super) obstacles: PathBuf,
@@ -25,67 +22,32 @@ impl Programs {
     /// Builds ifmon in the release profile. The scenarios are built like the unit tests, so that what both need is
     /// compiled once, and so that a panic ends a scenario and not the program.
     pub(super) fn build(arch: Arch) -> Result<Self> {
-        let is_host = arch.name() == env::consts::ARCH;
-        let library = if is_host { "gnu" } else { "musl" };
-        let target = format!("{arch}-unknown-linux-{library}");
-        let dir = workspace::target_dir().join(&target);
+        let standalone = Standalone::new(arch)?;
         let programs = Self {
-            target,
-            is_host,
-            ifmon: dir.join("release/ifmon"),
-            scenarios: dir.join("debug/scenarios"),
-            obstacles: dir.join("debug/obstacles"),
-            stress: dir.join("debug/stress"),
+            ifmon: standalone.program("release", "ifmon"),
+            scenarios: standalone.program("debug", "scenarios"),
+            obstacles: standalone.program("debug", "obstacles"),
+            stress: standalone.program("debug", "stress"),
+            standalone,
         };
         println!("building the programs under test for {arch}");
-        let builds: [&[&str]; 2] = [
-            // With all that the packages have, so that there is nothing that no test has seen.
-            &[
-                "build",
-                "--release",
-                "--package",
-                "ifmon",
-                "--bin",
-                "ifmon",
-                "--features",
-                "metrics",
-            ],
-            &[
-                "build",
-                "--package",
-                "tests",
-                "--bin",
-                "scenarios",
-                "--bin",
-                "obstacles",
-                "--bin",
-                "stress",
-            ],
-        ];
-        for args in builds {
-            command::run(&mut programs.cargo(args)).context("cannot build the tests")?;
+        // With all that the packages have, so that there is nothing that no test has seen.
+        let ifmon = ["--release", "--package", "ifmon", "--bin", "ifmon"];
+        let tests = ["scenarios", "obstacles", "stress"];
+        let mut builds = [programs.cargo("build"), programs.cargo("build")];
+        builds[0].args(ifmon).args(["--features", "metrics"]);
+        builds[1].args(["--package", "tests"]);
+        builds[1].args(tests.iter().flat_map(|name| ["--bin", *name]));
+        for build in &mut builds {
+            command::run(build).context("cannot build the tests")?;
         }
         Ok(programs)
     }
 
     /// A cargo command that builds for the same target in the same way.
-    pub(super) fn cargo(&self, args: &[&str]) -> Command {
-        let mut flags = vec![OsString::from("-Ctarget-feature=+crt-static")];
-        if !self.is_host {
-            // With rustc's own linker and the target's own start files, no cross compiler is needed.
-            flags.push("-Clinker=rust-lld".into());
-            flags.push("-Clink-self-contained=yes".into());
-        }
-        let mut command = Command::new("cargo");
+    pub(super) fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = self.standalone.cargo(subcommand);
         command
-            .current_dir(workspace::root())
-            .args(args)
-            .args(["--quiet", "--target", &self.target, "--target-dir"])
-            .arg(workspace::target_dir())
-            .env(
-                "CARGO_ENCODED_RUSTFLAGS",
-                flags.join(&OsString::from("\x1f")),
-            )
             // They are copied into machines with little memory.
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .env("IFMON", &self.ifmon);

@@ -9,8 +9,9 @@ use super::{Counts, build::Programs};
 /// Runs them all; a failure does not end the run.
 pub(super) fn run(programs: &Programs, filter: Option<&str>) -> Result<Counts> {
     println!("unit tests, doc tests, command line");
-    let mut command = programs.cargo(&["test", "--no-fail-fast"]);
+    let mut command = programs.cargo("test");
     let output = command
+        .arg("--no-fail-fast")
         .args(filter)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

@@ -2,6 +2,7 @@
 
 use std::{env, fmt};
 
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use crate::host::Tool;
@@ -58,13 +59,23 @@ impl Arch {
         }
     }
 
+    /// The architecture of this machine.
+    pub(crate) fn host() -> Result<Self> {
+        let is_host = |arch: &&Self| arch.is_host();
+        Self::value_variants()
+            .iter()
+            .find(is_host)
+            .copied()
+            .with_context(|| format!("ifmon does not run on {}", env::consts::ARCH))
+    }
+
     /// A target whose programs can be linked here without any shared library. A foreign one brings its own C library.
-    pub(super) fn rust_target(self) -> String {
+    pub(crate) fn rust_target(self) -> String {
         let library = if self.is_host() { "gnu" } else { "musl" };
         format!("{self}-unknown-linux-{library}")
     }
 
-    pub(super) fn is_host(self) -> bool {
+    pub(crate) fn is_host(self) -> bool {
         env::consts::ARCH == self.name()
     }
 }
