@@ -44,7 +44,8 @@ pub(crate) enum Precision {
     Exact,
     /// Compares names whole, and indexes by ranges: those of links that were made one after the other lie close.
     Ranges,
-    /// Looks the hash of a name up in a bitmap, as large as the program has room for, and compares indexes by ranges.
+    /// Compares ranges of the first four bytes of names, looks the hash of what passes up in a bitmap, as large as the
+    /// program has room for, and compares indexes by ranges.
     Hashed,
     /// The same with a smaller bitmap.
     HashedSmall,
@@ -67,6 +68,8 @@ impl Precision {
 const FEW_INSTRUCTIONS: usize = 2000;
 /// Ranges of a coarse filter: enough to keep most gaps, few enough to be quick.
 const MAX_RANGES: usize = 256;
+/// The same of the first four bytes of names beside a bitmap, whose room they take.
+const MAX_BEGINNINGS: usize = 32;
 
 /// `SKF_AD_OFF + SKF_AD_NLATTR`: the offset of the first attribute of type X at or after offset A, or 0.
 const NLATTR: u32 = (-0x1000_i32 + 12) as u32;
@@ -111,7 +114,7 @@ fn assemble(interest: &Interest, precision: Precision, leaves: usize) -> Vec<Ins
             .iter()
             .map(|&index| (index, index))
             .collect(),
-        _ => ranges(interest.indexes.iter().copied()),
+        _ => ranges(interest.indexes.iter().copied(), MAX_RANGES),
     };
     // Loads are big-endian, the message is in the host's order; ranges are of the values as they are loaded.
     let mut ranges: Vec<(u32, u32)> = ranges;
@@ -149,12 +152,12 @@ const fn big(value: u32) -> u32 {
     u32::from_be_bytes(value.to_ne_bytes())
 }
 
-/// Covers sorted values with at most `MAX_RANGES` ranges, by closing the smallest gaps.
-fn ranges(values: impl Iterator<Item = u32>) -> Vec<(u32, u32)> {
+/// Covers sorted values with at most so many ranges, by closing the smallest gaps.
+fn ranges(values: impl Iterator<Item = u32>, most: usize) -> Vec<(u32, u32)> {
     let values: Vec<u32> = values.collect();
     let mut gaps: Vec<u32> = values.windows(2).map(|pair| pair[1] - pair[0]).collect();
     gaps.sort_unstable_by(|a, b| b.cmp(a));
-    let closed = gaps.get(MAX_RANGES - 1).copied().unwrap_or(1);
+    let closed = gaps.get(most - 1).copied().unwrap_or(1);
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for value in values {
         match ranges.last_mut() {
@@ -196,11 +199,12 @@ fn names(
             })
         })
         .collect();
+    let beginnings = |most| ranges(names.iter().map(|words| words[0]), most);
     if matches!(precision, Precision::Hashed | Precision::HashedSmall) {
-        return hashed::names(program, &names, leaves);
+        return hashed::names(program, &names, &beginnings(MAX_BEGINNINGS), leaves);
     }
     if precision == Precision::Coarsest {
-        let ranges = ranges(names.iter().map(|words| words[0]));
+        let ranges = beginnings(MAX_RANGES);
         let drop = program.verdict(false);
         let search = program.search(&ranges, drop, Program::pass);
         return program.emit(LD_W_IND, 4, search);

@@ -90,7 +90,7 @@ impl Program {
         }
     }
 
-    /// A binary search for A among sorted ranges; `hit` is made where it is needed, so that it is always near.
+    /// A binary search for A among sorted ranges; `hit` is asked for where it is needed, so that it is always near.
     pub(super) fn search(
         &mut self,
         ranges: &[(u32, u32)],

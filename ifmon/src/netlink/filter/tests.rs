@@ -307,16 +307,18 @@ fn most_names_that_begin_alike_are_dropped() {
         };
         let program = build(&interest, precision).expect("it fits");
         let kernel = Kernel::new(&program).expect("the kernel takes the program");
-        let message = |number| message(i32::MAX as u32 - 1, &name(number));
-        assert!((0..watched).all(|number| kernel.passes(&message(number))));
+        let passes = |name: &InterfaceName| kernel.passes(&message(i32::MAX as u32 - 1, name));
+        assert!((0..watched).all(|number| passes(&name(number))));
         let passed = (1_000_000..1_001_000)
-            .filter(|&number| kernel.passes(&message(number)))
+            .filter(|&number| passes(&name(number)))
             .count();
         println!(
             "{watched} names, {precision:?}: {} instructions, {passed} of 1,000 others pass",
             program.len()
         );
         assert!(passed <= most, "{watched} {precision:?}: {passed}");
+        let otherwise = InterfaceName::new("eth0").expect("a name");
+        assert!(!passes(&otherwise), "one that begins otherwise passes");
     }
 }
 
