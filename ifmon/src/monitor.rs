@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    BackendKind, Counters, Error, Event, EventKind, InterfaceName, InvalidName, Netns, NetnsId,
+    BackendKind, Counters, Error, Event, InterfaceName, InvalidName, Netns, NetnsId,
     backend::{self, Backend, Signal},
     tracker::{Device, Tracker, Verdict, Watch},
 };
@@ -484,14 +484,11 @@ impl Pending {
                 holders,
             } => {
                 let &(name, ifindex) = holders.as_slice().first()?;
-                let verdict = Verdict {
-                    watch: Watch {
-                        netns: *netns,
-                        name,
-                    },
-                    kind: EventKind::Watching { ifindex },
-                    recovered: false,
+                let watch = Watch {
+                    netns: *netns,
+                    name,
                 };
+                let verdict = Verdict::watching(watch, ifindex);
                 Some(event(verdict, *time, None, backend))
             }
         }

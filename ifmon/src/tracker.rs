@@ -78,6 +78,17 @@ pub struct Verdict {
     pub recovered: bool,
 }
 
+impl Verdict {
+    /// The first verdict of a watch, with the index of the interface, while there is one.
+    pub fn watching(watch: Watch, ifindex: Option<u32>) -> Self {
+        Self {
+            watch,
+            kind: EventKind::Watching { ifindex },
+            recovered: false,
+        }
+    }
+}
+
 /// What the tracker knows of one watch. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -98,17 +109,11 @@ pub struct Tracker {
 impl Tracker {
     /// Begins a watch with the state read once the backend was live.
     pub fn begin(&mut self, watch: Watch, holder: Option<Device>) -> Verdict {
-        self.watches.insert(watch, Known::new(holder));
-        Verdict {
-            watch,
-            kind: EventKind::Watching {
-                ifindex: holder.map(|device| device.ifindex),
-            },
-            recovered: false,
-        }
+        self.begin_all(std::iter::once((watch, holder)));
+        Verdict::watching(watch, holder.map(|device| device.ifindex))
     }
 
-    /// Begins many watches, without the verdicts.
+    /// Begins many watches; [`Verdict::watching`] is the first verdict of each.
     pub fn begin_all(&mut self, begun: impl Iterator<Item = (Watch, Option<Device>)>) {
         let begun = begun.map(|(watch, holder)| (watch, Known::new(holder)));
         packed::extend(&mut self.watches, begun.collect());
