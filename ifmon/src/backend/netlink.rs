@@ -292,17 +292,11 @@ impl Netlink {
         let mut wait = FIRST_WAIT;
         for _ in 0..ATTEMPTS {
             let subscription = &mut self.subscriptions[at];
-            match Subscription::open(&subscription.netns, self.receive_buffer) {
-                Ok(fresh) => {
-                    let Subscription {
-                        netns: _,
-                        socket,
-                        host,
-                        ..
-                    } = fresh;
+            match open_sockets(&subscription.netns, self.receive_buffer) {
+                Ok((socket, query)) => {
                     subscription.socket = socket;
                     // Its sysfs is kept: the right to mount another one may have been given up since.
-                    subscription.host.query = host.query;
+                    subscription.host.query = query;
                     subscription.links.stale = true;
                     subscription.suspect_all(true);
                     return Ok(());
@@ -324,16 +318,22 @@ struct Tally {
     overflowed: bool,
 }
 
+/// Opens a subscription's two sockets: the one that hears, and the one that asks.
+fn open_sockets(netns: &Netns, receive_buffer: usize) -> Result<(AsyncFd<Socket>, Query), Error> {
+    let socket = Socket::for_links(netns).map_err(Error::Subscribe)?;
+    socket
+        .set_receive_buffer(receive_buffer)
+        .map_err(Error::Subscribe)?;
+    let query = Query::new(netns).map_err(Error::Recheck)?;
+    Ok((readable(socket).map_err(Error::Subscribe)?, query))
+}
+
 impl Subscription {
     fn open(netns: &Netns, receive_buffer: usize) -> Result<Self, Error> {
-        let socket = Socket::for_links(netns).map_err(Error::Subscribe)?;
-        socket
-            .set_receive_buffer(receive_buffer)
-            .map_err(Error::Subscribe)?;
-        let mut query = Query::new(netns).map_err(Error::Recheck)?;
+        let (socket, mut query) = open_sockets(netns, receive_buffer)?;
         Ok(Self {
             netns: netns.try_clone().map_err(Error::Subscribe)?,
-            socket: readable(socket).map_err(Error::Subscribe)?,
+            socket,
             host: Kernel {
                 generations: Generations::new(netns, &mut query),
                 query,
