@@ -118,6 +118,12 @@ impl Links {
         self.names.is_empty()
     }
 
+    /// How many devices are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.devices.len() + self.elsewhere.len()
+    }
+
     /// What the filter in the kernel must let through.
     pub(crate) fn interest(&mut self) -> Interest {
         self.stale = false;

@@ -3,6 +3,7 @@
 mod ebpf;
 mod links;
 mod netlink;
+mod subscription;
 
 use std::{io, os::fd::AsRawFd, time::SystemTime};
 

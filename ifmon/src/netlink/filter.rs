@@ -20,7 +20,7 @@ use super::message::{
 use crate::InterfaceName;
 
 /// What a filter lets through.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Interest {
     pub(crate) names: BTreeSet<InterfaceName>,
     pub(crate) indexes: BTreeSet<u32>,
