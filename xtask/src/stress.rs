@@ -13,13 +13,11 @@ use anyhow::{Context as _, Result};
 use crate::{
     command,
     standalone::Standalone,
-    vm::{Arch, Kernel, Machine},
+    vm::{Arch, Kernel, Machine, SHORT_GRACE_PERIODS},
 };
 
 /// Many times what a machine needs for a backend.
 const LIMIT: Duration = Duration::from_secs(7200);
-/// Most of the time of a change of a link is that of the kernel's grace periods, which this makes short.
-const EXPEDITED: &str = "rcupdate.rcu_expedited=1";
 
 /// Show that ifmon is never wrong: under storms, losses, blocked readers, races and sudden death
 ///
@@ -83,7 +81,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 /// What the stress program needs of a machine: a second processor for whoever races.
 pub(crate) fn furnish(machine: &mut Machine) {
     machine.cpus = 2;
-    machine.cmdline = EXPEDITED.to_owned();
+    machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
 }
 
 fn native(args: &[OsString]) -> Result<bool> {

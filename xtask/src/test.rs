@@ -106,9 +106,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     if no_vm {
         total.add(Counts::left_out("emulated kernels, as asked by --no-vm"));
     } else {
-        for arch in archs {
-            total.add(machines::run(&kernels, arch, filter, &mut matrix));
-        }
+        total.add(machines::run(&kernels, &archs, filter, &mut matrix));
     }
     println!("\n{matrix}");
     let Counts {

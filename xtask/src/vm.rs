@@ -33,6 +33,8 @@ use crate::{
 
 /// As `timeout(1)` and `docker run` do when it was not the command that failed.
 const FAILED: u8 = 125;
+/// For a kernel's command line. Most of the time of a change of a link is that of grace periods of RCU.
+pub(crate) const SHORT_GRACE_PERIODS: &str = "rcupdate.rcu_expedited=1";
 
 /// Run a command as root on another kernel, in an emulated machine
 ///
@@ -106,7 +108,8 @@ fn command(options: Options) -> Result<u8> {
 pub(crate) struct Machine {
     arch: Arch,
     image: Image,
-    program: PathBuf,
+    /// The ifmon on its PATH.
+    pub(crate) program: Option<PathBuf>,
     /// Copied to `/` with their modes.
     pub(crate) files: Vec<PathBuf>,
     /// Added to the kernel's command line.
@@ -146,6 +149,13 @@ impl Machine {
     /// Gets everything that is needed, ifmon built from the tree included. An error that is a [`host::Missing`] says
     /// that this host cannot have it.
     pub(crate) fn new(kernel: &Kernel, arch: Arch) -> Result<Self> {
+        let mut machine = Self::without_ifmon(kernel, arch)?;
+        machine.program = Some(build_ifmon(arch)?);
+        Ok(machine)
+    }
+
+    /// The same without ifmon, for whoever has built it already.
+    pub(crate) fn without_ifmon(kernel: &Kernel, arch: Arch) -> Result<Self> {
         let setpriv = Tool {
             program: "setpriv",
             package: "util-linux",
@@ -154,7 +164,7 @@ impl Machine {
         Ok(Self {
             arch,
             image: Image::prepare(kernel, arch)?,
-            program: build_ifmon(arch)?,
+            program: None,
             files: Vec::new(),
             cmdline: String::new(),
             memory: 512,
@@ -203,7 +213,9 @@ impl Machine {
     /// What differs from run to run; unpacked after the base, and over it.
     fn archive(&self, command: &[impl AsRef<OsStr>]) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
-        add_file(&mut archive, &self.program, "usr/local/bin/ifmon")?;
+        if let Some(program) = &self.program {
+            add_file(&mut archive, program, "usr/local/bin/ifmon")?;
+        }
         for file in &self.files {
             let name = file
                 .file_name()

@@ -1,6 +1,7 @@
 //! The scenarios on emulated kernels.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use anyhow::Result;
 use super::{Counts, build::Programs, matrix::Matrix, scenarios::Results, stress};
 use crate::{
     host::Missing,
-    vm::{Arch, Kernel, Machine},
+    vm::{Arch, Kernel, Machine, SHORT_GRACE_PERIODS},
 };
 
 /// Each takes a processor of its own.
@@ -27,32 +28,36 @@ const WITHOUT_FENTRY: &str = "kprobe,netlink,netlink-unfiltered";
 /// Runs them in machines beside each other; what they say is shown one machine after the other.
 pub(super) fn run(
     kernels: &[Kernel],
-    arch: Arch,
+    archs: &[Arch],
     filter: Option<&str>,
     matrix: &mut Matrix,
 ) -> Counts {
-    let programs = match Programs::build(arch) {
-        Ok(programs) => programs,
-        Err(error) => return left_out_or_failed(&arch.to_string(), error),
-    };
-    let waiting = Mutex::new(kernels.iter());
+    let mut jobs: Vec<(Arch, &Kernel)> = archs
+        .iter()
+        .flat_map(|&arch| kernels.iter().map(move |kernel| (arch, kernel)))
+        .collect();
+    // The longest first, so that in the end no processor waits for the other.
+    jobs.sort_by_key(|&(arch, kernel)| !stress::is_for(kernel, arch));
+    let waiting = Mutex::new(jobs.into_iter());
     // Getting a kernel and building are done by one at a time.
-    let preparing = Mutex::new(());
+    let preparing = Mutex::new(BTreeMap::new());
     let shared = Mutex::new((Counts::default(), matrix));
     thread::scope(|scope| {
         let work = || {
             loop {
-                let Some(kernel) = lock(&waiting).next() else {
+                let Some((arch, kernel)) = lock(&waiting).next() else {
                     return;
                 };
                 let place = format!("{kernel} {arch}");
                 let begin = Instant::now();
-                let machine = prepare(&preparing, kernel, arch, &programs);
+                let machine = prepare(&mut lock(&preparing), kernel, arch);
                 let (results, error, met, endured) = match machine {
                     Ok(mut machine) => {
-                        let (results, error) = scenarios(&machine, kernel, arch, filter);
-                        // They lock the kernel down, so they have a machine of their own.
+                        // They lock the kernel down, so they have a machine of their own. It is as users have it; the
+                        // others have no waits that nobody looks at.
                         let met = filter.is_none().then(|| obstacles(&machine, &place));
+                        machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
+                        let (results, error) = scenarios(&machine, kernel, arch, filter);
                         let endured = (filter.is_none() && stress::is_for(kernel, arch))
                             .then(|| stress::emulated(&mut machine, &place));
                         let endured = endured.unwrap_or_default();
@@ -88,20 +93,22 @@ pub(super) fn run(
     counts
 }
 
-fn prepare(
-    preparing: &Mutex<()>,
-    kernel: &Kernel,
-    arch: Arch,
-    programs: &Programs,
-) -> Result<Machine> {
-    let _one = lock(preparing);
+/// Gets a machine ready, with programs that are built once for each architecture.
+fn prepare(built: &mut BTreeMap<Arch, Programs>, kernel: &Kernel, arch: Arch) -> Result<Machine> {
     println!("getting {kernel} for {arch} ready");
-    let mut machine = Machine::new(kernel, arch)?;
-    machine.files = vec![
-        programs.scenarios.clone(),
-        programs.obstacles.clone(),
-        programs.stress.clone(),
-    ];
+    let mut machine = Machine::without_ifmon(kernel, arch)?;
+    let Programs {
+        ifmon,
+        scenarios,
+        obstacles,
+        stress,
+        ..
+    } = match built.entry(arch) {
+        Entry::Occupied(built) => built.into_mut(),
+        Entry::Vacant(missing) => missing.insert(Programs::build(arch)?),
+    };
+    machine.program = Some(ifmon.clone());
+    machine.files = vec![scenarios.clone(), obstacles.clone(), stress.clone()];
     machine.memory = MEMORY;
     machine.timeout = Some(LIMIT);
     Ok(machine)

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::host::Tool;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 #[value(rename_all = "lower")]
 pub(crate) enum Arch {
     #[value(name = "x86_64")]
