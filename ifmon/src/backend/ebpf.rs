@@ -4,11 +4,13 @@
 //! so a loss is noticed exactly, for the watch that it hit; and what is true now is one look-up away. The process needs
 //! neither netlink nor the namespace for that, so it keeps no namespace alive.
 
+mod begin;
+mod proof;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    thread,
     time::{Duration, SystemTime},
 };
 
@@ -19,27 +21,17 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use ifmon_ebpf::{
-    Control, Counters as KernelCounters, DeviceState, FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM,
-    LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, Name, NameKey, NameState, Place as WirePlace,
-    Record, Seed, flag,
+    Control, Counters as KernelCounters, DeviceState, FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM, Link,
+    Name, NameKey, NameState, Place as WirePlace, Record, Seed, flag,
 };
-use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use tokio::{io::unix::AsyncFd, task::AbortHandle};
 
 use super::{Counters, Signal, readable};
 use crate::{
-    Actor, BackendKind, Error, InterfaceName, Netns, NetnsId,
+    Actor, BackendKind, Error, InterfaceName, NetnsId,
     kernel::{Layout, Unavailable, load},
-    netlink::query::Query,
-    packed,
     tracker::{Change, Device, Observed, Place, Watch},
 };
-
-/// Generations from userspace have this bit, those from the kernel side do not.
-const SEEDED: u64 = 1 << 63;
-/// Names that are looked up at a stretch. Where nothing changes meanwhile, each is looked up once: on a host where much
-/// happens that is the likelier the fewer they are.
-const STRETCH: usize = 128;
 
 /// The BPF backend, through either hook.
 pub(crate) struct Ebpf {
@@ -60,24 +52,6 @@ pub(crate) struct Ebpf {
     log: Option<AbortHandle>,
     /// Drops the programs and their links with it; nothing is pinned, so a killed process leaves nothing behind.
     _object: Object,
-}
-
-/// Who was found to hold a name.
-#[derive(Clone, Copy)]
-struct Look {
-    link: Option<Link>,
-    /// What the program was told to call the device.
-    generation: u64,
-}
-
-impl Look {
-    /// The holder, if this is still true. A device that was met before keeps the generation that it has.
-    fn holder(&self, met: &HashMap<Link, u64>) -> Option<Device> {
-        self.link.map(|link| Device {
-            ifindex: link.ifindex,
-            generation: met.get(&link).copied().unwrap_or(self.generation),
-        })
-    }
 }
 
 /// `AsyncFd` wants something with a descriptor that it owns.
@@ -148,77 +122,6 @@ impl Ebpf {
         self.kind
     }
 
-    /// Proves on a live device that the program reads the right name, index and namespace: a fresh network namespace
-    /// registers a `lo` of its own, and disturbs nobody. A wrong offset would otherwise be wrong for ever, and silent.
-    fn prove(&mut self) -> Result<(), Unavailable> {
-        let control = &mut self.control;
-        let made = thread::scope(|scope| {
-            scope
-                .spawn(|| -> io::Result<NetnsId> {
-                    let traced = Control {
-                        traced_thread: gettid().as_raw_nonzero().get().unsigned_abs(),
-                        open: 0,
-                    };
-                    control.set(0, traced, 0).map_err(io::Error::other)?;
-                    // SAFETY: this thread ends with the closure and shares its namespace with nobody.
-                    let made = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
-                    let id = made
-                        .map_err(Into::into)
-                        .and_then(|()| crate::netns::current_id());
-                    control
-                        .set(0, Control::default(), 0)
-                        .map_err(io::Error::other)?;
-                    id
-                })
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        let netns = match made {
-            Ok(netns) => netns,
-            Err(error) => {
-                log::warn!(
-                    "could not prove that the BPF program reads this kernel right, for want of a network namespace of \
-                     its own ({error}); going by the kernel's BTF alone"
-                );
-                return Ok(());
-            }
-        };
-        let loopback = Name::new(b"lo").unwrap_or_default();
-        let mut seen = None;
-        let ring = &mut self.events.get_mut().0;
-        while let Some(item) = ring.next() {
-            let Some(record) = Record::read(&item) else {
-                continue;
-            };
-            let right = record.to
-                == (WirePlace {
-                    name: loopback,
-                    netns: netns.0,
-                    ifindex: LOOPBACK_IFINDEX,
-                })
-                && record.reg_state == NETREG_REGISTERED
-                && record.pid == std::process::id()
-                && record.flags & flag::KTHREAD == 0;
-            if right {
-                return Ok(());
-            }
-            seen = Some(record);
-        }
-        Err(Unavailable::Misread {
-            netns,
-            seen: seen.map(|record| {
-                let WirePlace {
-                    name,
-                    netns,
-                    ifindex,
-                } = record.to;
-                let name = InterfaceName::from_kernel(&name.to_bytes())
-                    .map_or_else(|| "?".to_owned(), |name| name.to_string());
-                format!("{name}, index {ifindex}, in namespace {netns}")
-            }),
-        })
-    }
-
     /// Has the program send every change; what concerns no watch is left out here, as it is there.
     pub(crate) fn open_filter(&mut self, open: bool) -> Result<(), Error> {
         let control = Control {
@@ -226,163 +129,6 @@ impl Ebpf {
             open: u32::from(open),
         };
         self.control.set(0, control, 0).map_err(filter_error)
-    }
-
-    pub(crate) fn watch(
-        &mut self,
-        netns: &Netns,
-        names: &[InterfaceName],
-    ) -> Result<Vec<Option<Device>>, Error> {
-        let mut query = Query::new(netns).map_err(Error::Recheck)?;
-        let id = netns.id().0;
-        self.namespaces.insert(id, id, 0).map_err(filter_error)?;
-        let met = self.met_before();
-        let mut holders = Vec::with_capacity(names.len());
-        let mut counts = Vec::with_capacity(names.len());
-        for names in names.chunks(STRETCH) {
-            for (watch, count, holder) in self.watch_stretch(id, names, &mut query, &met)? {
-                counts.push((watch, count));
-                holders.push(holder);
-            }
-        }
-        packed::extend(&mut self.counts, counts);
-        Ok(holders)
-    }
-
-    /// Tells the program of some names, then finds out who holds each, without a moment in which a change could be missed.
-    /// Says how many changes of each are known of.
-    ///
-    /// An answer can be out of date by the time that the program is told of it. The program counts every change of a name
-    /// or a namespace that it sees, so where the count stands still nothing became out of date:
-    ///
-    /// 1. The count is read, and the program told of the names.
-    /// 2. Changes that have begun are waited for. Those in the first count are over now, and show in every answer.
-    /// 3. Each name is looked up, and the program told who holds it.
-    /// 4. Changes that have begun are waited for again, then the count is read again. A change since 2 either ended before
-    ///    this wait, and is counted; or it began after it, and the program knew by then all that it was told.
-    ///
-    /// All this holds because changes are made under RTNL one after the other, and so are the waits. If the count has
-    /// moved, or waiting was refused, each name is looked up again.
-    fn watch_stretch(
-        &mut self,
-        netns: u32,
-        names: &[InterfaceName],
-        query: &mut Query,
-        met: &HashMap<Link, u64>,
-    ) -> Result<Vec<(Watch, u64, Option<Device>)>, Error> {
-        let before = self.kernel_counters().seen;
-        let keys = names.iter().map(|name| NameKey {
-            name: Name::from_bytes(name.padded()),
-            netns,
-            zero: 0,
-        });
-        for key in keys.clone() {
-            self.names
-                .insert(key, NameState::default(), 0)
-                .map_err(filter_error)?;
-        }
-        let has_waited = query.wait_for_changes();
-        let mut looks = Vec::with_capacity(names.len());
-        for (name, key) in names.iter().zip(keys) {
-            looks.push((name, key, self.look(&key, name, query)?));
-        }
-        let has_waited = query.wait_for_changes() && has_waited;
-        let is_quiet = has_waited && self.kernel_counters().seen == before;
-        looks
-            .into_iter()
-            .map(|(&name, key, look)| {
-                let (count, holder) = if is_quiet {
-                    (0, look.holder(met))
-                } else {
-                    self.settle(&key, &name, look, query, met)?
-                };
-                let netns = NetnsId(netns);
-                Ok((Watch { netns, name }, count, holder))
-            })
-            .collect()
-    }
-
-    /// Finds out who holds a name, and tells the program.
-    fn look(
-        &mut self,
-        key: &NameKey,
-        name: &InterfaceName,
-        query: &mut Query,
-    ) -> Result<Look, Error> {
-        let found = query.by_name(name).map_err(Error::Recheck)?;
-        self.generations += 1;
-        let look = Look {
-            link: found.map(|ifindex| Link {
-                netns: key.netns,
-                ifindex,
-            }),
-            generation: self.generations | SEEDED,
-        };
-        if let Some(link) = look.link {
-            // From here on the program knows the device by its index, so a rename cannot escape it …
-            let seed = Seed {
-                generation: look.generation,
-                home: *key,
-            };
-            self.seeds.insert(link, seed, 0).map_err(filter_error)?;
-        }
-        Ok(look)
-    }
-
-    /// Looks a name up again until nothing has changed in between; says how many changes of it are known of.
-    fn settle(
-        &mut self,
-        key: &NameKey,
-        name: &InterfaceName,
-        mut look: Look,
-        query: &mut Query,
-        met: &HashMap<Link, u64>,
-    ) -> Result<(u64, Option<Device>), Error> {
-        loop {
-            // … if it still had the name then.
-            let still = query.by_name(name).map_err(Error::Recheck)?;
-            let is_same = still == look.link.map(|link| link.ifindex);
-            if !is_same && let Some(link) = look.link {
-                // The program may have used the seed up. That was before `watching`, and counts in the state below.
-                let _ = self.seeds.remove(&link);
-            }
-            // What both answers saw of a change that had not ended yet has ended, and counts there too.
-            query.wait_for_changes();
-            let state = self.state(key).map_err(Error::Filter)?;
-            if state.opened != 0 {
-                // It has seen the name change since it was told: then it knows better than any answer.
-                if let Some(link) = look.link {
-                    let _ = self.seeds.remove(&link);
-                }
-                return Ok((state.opened, holder(&state)));
-            }
-            if is_same {
-                return Ok((0, look.holder(met)));
-            }
-            look = self.look(key, name, query)?;
-        }
-    }
-
-    /// The generations of devices that the program has notes about, because they held other watched names before.
-    fn met_before(&self) -> HashMap<Link, u64> {
-        if self.counts.is_empty() {
-            return HashMap::new();
-        }
-        self.devices
-            .iter()
-            .filter_map(Result::ok)
-            .map(
-                |(
-                    _,
-                    DeviceState {
-                        generation, place, ..
-                    },
-                )| {
-                    let WirePlace { netns, ifindex, .. } = place;
-                    (Link { netns, ifindex }, generation)
-                },
-            )
-            .collect()
     }
 
     pub(crate) fn unwatch(&mut self, watch: Watch) {
