@@ -1,18 +1,32 @@
 //! Does this change concern a watch? Keeps the truth about every watched name, and lets through only what changes it.
+//!
+//! Nothing here is about BPF: the tests of the userspace side compile this file too, between a model of a kernel and maps
+//! of their own.
 
 use ifmon_ebpf::{
     DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, NETREG_UNREGISTERING, NameKey,
     NameState, Place, flag,
 };
 
-use crate::{
-    maps::{self, DEVICES, NAMESPACES, SEEDS},
+use super::{
+    maps::{self, NAMESPACES, SEEDS},
     netdev::{Device, Event},
-    send::{Change, is_traced, send},
+    send::{is_traced, send},
 };
 
+/// A change, as the filter works it out.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Change {
+    pub(crate) from: Place,
+    pub(crate) to: Place,
+    pub(crate) generation: u64,
+    pub(crate) from_count: u64,
+    pub(crate) to_count: u64,
+    pub(crate) flags: u32,
+    pub(crate) reg_state: u32,
+}
+
 /// What `observe` saw, for the log.
-#[cfg_attr(not(feature = "log"), expect(dead_code, reason = "there is no log"))]
 pub(crate) struct Seen {
     pub(crate) netns: u32,
     pub(crate) ifindex: u32,
@@ -39,6 +53,9 @@ pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
 
     let here = device.place(netns)?;
     let reg_state = device.reg_state()?;
+    // The notification that a device goes is repeated, about every second, while somebody keeps a reference to it. Another
+    // device can have its index by then.
+    let is_alive = reg_state == NETREG_REGISTERED || reg_state == NETREG_UNREGISTERING;
     let mut change = Change {
         reg_state,
         ..Change::default()
@@ -46,7 +63,8 @@ pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
     let known = match (event, noted) {
         (Event::Register, noted) => arrived(device, noted),
         (_, Some(noted)) => Some(noted),
-        (_, None) => seeded(device, &here),
+        (_, None) if is_alive => seeded(device, &here),
+        (_, None) => None,
     };
     match event {
         // The device is new in its namespace, or has another name. Where it was is only to be had from our own notes:
@@ -65,7 +83,7 @@ pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
             if let Some(known) = known {
                 change.from = known.place;
                 change.generation = known.generation;
-                let _ = DEVICES.remove(device.0);
+                maps::forget(device.0);
             }
             if here.ifindex == LOOPBACK_IFINDEX && NAMESPACES.remove(here.netns).is_ok() {
                 change.flags |= flag::NETNS_GONE;
@@ -76,12 +94,8 @@ pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
         Event::Unregister if reg_state == NETREG_REGISTERED => {
             if let Some(known) = known {
                 known.moving = 1;
-            } else if maps::name(&NameKey::of(&here)).is_some() {
-                // Watched so recently that userspace has not said yet who holds the name.
-                remember(device, &here, 1);
             }
         }
-        // Told again, about every second, while somebody keeps a reference to a device that is gone.
         Event::Unregister => {}
     }
     if change.from.netns != 0 {
@@ -122,7 +136,7 @@ fn arrived(
         return Some(known);
     }
     // An address seen before whose unregistration was not: whatever that was, it is another device.
-    let _ = DEVICES.remove(device.0);
+    maps::forget(device.0);
     None
 }
 
@@ -136,42 +150,42 @@ fn seeded(device: Device, here: &Place) -> Option<&'static mut DeviceState> {
     // SAFETY: copied at once; userspace may remove a seed but never rewrites one.
     let seed = *unsafe { SEEDS.get(&link) }?;
     let _ = SEEDS.remove(link);
-    // A name that has changed since it was watched has no use for what userspace saw before that.
-    if maps::name(&seed.home)?.opened != 0 {
+    let name = maps::name(&seed.home)?;
+    // A name that has changed since it was watched has no use for what userspace saw before that, and none for what it saw
+    // for an earlier watch.
+    if name.opened != 0 || name.epoch != seed.epoch {
         return None;
     }
     let state = DeviceState {
         generation: seed.generation,
-        home: seed.home,
+        homes: 0,
         place: Place {
             name: seed.home.name,
             ..*here
         },
         moving: 0,
     };
-    DEVICES.insert(device.0, state, 0).ok()?;
+    maps::note(device.0, &state);
     maps::device(device.0)
 }
 
 /// Begins to take notes about a device, and gives it a generation.
 #[inline(always)]
-fn remember(device: Device, here: &Place, moving: u64) -> u64 {
+fn remember(device: Device, here: &Place) -> u64 {
     let Some(counters) = maps::counters() else {
         return 0;
     };
     counters.generations = counters.generations.wrapping_add(1);
-    // SAFETY: takes no argument.
-    let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() };
+    let cpu = maps::cpu();
     // Unique without an atomic operation: each CPU counts for itself.
     let generation = counters.generations << 16 | u64::from(cpu & 0xffff);
     let state = DeviceState {
         generation,
-        home: NameKey::of(here),
+        homes: 0,
         place: *here,
-        moving,
+        moving: 0,
     };
-    // Cannot be full (see `DEVICES`); if it were, the next change of this name would still be found by name.
-    let _ = DEVICES.insert(device.0, state, 0);
+    maps::note(device.0, &state);
     generation
 }
 
@@ -182,34 +196,52 @@ fn give_up(device: Device, change: &mut Change) {
         return;
     };
     // Before the first change it is userspace that knows who holds the name, and a seed has said that it is this device.
-    if name.opened != 0 && name.generation != change.generation {
+    if name.opened != 0 && (name.ifindex == 0 || name.generation != change.generation) {
         return;
     }
-    change.from_count = write(name, device, 0, 0);
+    if name.opened == 0
+        && let Some(known) = maps::device(device.0)
+    {
+        known.homes = known.homes.wrapping_add(1);
+    }
+    change.from_count = write(name, device, change.generation, 0);
     change.flags |= flag::LEFT_NAME;
 }
 
 /// Does the device get a watched name by this change?
 #[inline(always)]
 fn take(device: Device, change: &mut Change) {
-    let home = NameKey::of(&change.to);
-    let Some(name) = maps::name(&home) else {
+    let Some(name) = maps::name(&NameKey::of(&change.to)) else {
         return;
     };
-    let before = name.last_device;
-    if before != device.0
-        && before != 0
-        && maps::device(before).is_some_and(|before| before.home == home)
-    {
-        let _ = DEVICES.remove(before);
+    if maps::device(device.0).is_none() {
+        change.generation = remember(device, &change.to);
     }
-    if let Some(known) = maps::device(device.0) {
-        known.home = home;
-    } else {
-        change.generation = remember(device, &change.to, 0);
-    }
+    settle(name, device, change.generation);
     change.to_count = write(name, device, change.generation, change.to.ifindex);
     change.flags |= flag::TOOK_NAME;
+}
+
+/// The device is the last one that held the name: it counts as one of its homes, and as none of the one before any more.
+#[inline(always)]
+fn settle(name: &NameState, device: Device, generation: u64) {
+    // By both: another device can be at the same address by now.
+    let before = name.last_device;
+    if before == device.0 && name.generation == generation {
+        return;
+    }
+    if let Some(known) = maps::device(before)
+        && known.generation == name.generation
+    {
+        known.homes = known.homes.wrapping_sub(1);
+        // Otherwise it stays for as long as it is registered: userspace may not have heard that another one had the name.
+        if known.homes == 0 && maps::is_crowded() {
+            maps::forget(before);
+        }
+    }
+    if let Some(known) = maps::device(device.0) {
+        known.homes = known.homes.wrapping_add(1);
+    }
 }
 
 /// Writes the truth about a name so that a reader can tell a whole value from a half-written one.

@@ -51,7 +51,7 @@ fn handle<C: EbpfContext>(ctx: &C, event: u64, info: u64) {
         seen.flags
     );
     #[cfg(not(feature = "log"))]
-    let (_, _) = (ctx, seen);
+    let (_, _, _, _) = (ctx, seen.netns, seen.ifindex, seen.flags);
 }
 
 #[cfg(not(test))]

@@ -16,10 +16,10 @@ const WATCHES: u32 = 1024;
 #[map]
 pub(crate) static NAMES: HashMap<NameKey, NameState> = HashMap::with_max_entries(WATCHES, 0);
 
-/// Devices that hold a watched name or held it last, by address. Never more than there are names: a device has one
-/// home, and whoever takes a name turns the one before out.
+/// Devices that hold a watched name or held one, by address. Userspace and [`is_crowded`] see to it that there is always
+/// room for one more.
 #[map]
-pub(crate) static DEVICES: HashMap<u64, DeviceState> = HashMap::with_max_entries(WATCHES, 0);
+static DEVICES: HashMap<u64, DeviceState> = HashMap::with_max_entries(WATCHES, 0);
 
 /// Devices that held a watched name when the watch began.
 #[map]
@@ -46,9 +46,19 @@ pub(crate) fn counters() -> Option<&'static mut Counters> {
     unsafe { counters.as_mut() }
 }
 
+/// Whose counters they are.
 #[inline(always)]
-pub(crate) fn control() -> Control {
-    CONTROL.get(0).copied().unwrap_or_default()
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: takes no argument.
+    unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() }
+}
+
+#[inline(always)]
+pub(crate) fn control() -> Option<&'static mut Control> {
+    let control = CONTROL.get_ptr_mut(0)?;
+    // SAFETY: element 0 of a one-element array; RTNL makes us its only writer once there are watches, and whoever reads it
+    // before gets whole words.
+    unsafe { control.as_mut() }
 }
 
 /// The state of a watched name, to be changed in place.
@@ -65,6 +75,32 @@ pub(crate) fn device(address: u64) -> Option<&'static mut DeviceState> {
     let state = DEVICES.get_ptr_mut(address)?;
     // SAFETY: as in `name`.
     unsafe { state.as_mut() }
+}
+
+/// Begins to take notes about a device about which there are none.
+#[inline(always)]
+pub(crate) fn note(address: u64, state: &DeviceState) -> bool {
+    let is_noted = DEVICES.insert(address, state, 0).is_ok();
+    if is_noted && let Some(control) = control() {
+        control.devices = control.devices.wrapping_add(1);
+    }
+    is_noted
+}
+
+/// Forgets a device.
+#[inline(always)]
+pub(crate) fn forget(address: u64) {
+    if DEVICES.remove(address).is_ok()
+        && let Some(control) = control()
+    {
+        control.devices = control.devices.wrapping_sub(1);
+    }
+}
+
+/// Are there so many that those that can be missed should go?
+#[inline(always)]
+pub(crate) fn is_crowded() -> bool {
+    control().is_some_and(|control| control.devices > control.crowd)
 }
 
 /// Space for a record, or `None` when the ring buffer is full.

@@ -4,28 +4,18 @@ use aya_ebpf::helpers::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid,
     bpf_get_current_uid_gid, generated::bpf_ktime_get_boot_ns,
 };
-use ifmon_ebpf::{Place, Record, flag};
+use ifmon_ebpf::{Record, flag};
 
-use crate::{maps, netdev};
-
-/// A change, as the filter works it out.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Change {
-    pub(crate) from: Place,
-    pub(crate) to: Place,
-    pub(crate) generation: u64,
-    pub(crate) from_count: u64,
-    pub(crate) to_count: u64,
-    pub(crate) flags: u32,
-    pub(crate) reg_state: u32,
-}
+use crate::{filter::Change, maps, netdev};
 
 /// Is the current thread's every change wanted, or everybody's?
 #[inline(always)]
 pub(crate) fn is_traced() -> bool {
-    let control = maps::control();
-    control.open != 0
-        || control.traced_thread != 0 && control.traced_thread == bpf_get_current_pid_tgid() as u32
+    maps::control().is_some_and(|control| {
+        control.open != 0
+            || control.traced_thread != 0
+                && control.traced_thread == bpf_get_current_pid_tgid() as u32
+    })
 }
 
 /// Sends the change with who made it; `false` when the ring buffer is full.

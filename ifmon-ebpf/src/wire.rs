@@ -81,31 +81,34 @@ pub struct Link {
 
 /// Value of the map `NAMES`: who holds a watched name, kept by the kernel side alone.
 ///
-/// Userspace inserts it zeroed and only reads it from then on, so that after a loss the truth is one look-up away.
+/// Userspace inserts it with nothing but an epoch and only reads it from then on, so that after a loss the truth is one
+/// look-up away.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NameState {
     /// Counts the changes of this name. Raised *before* the other fields are written; see [`NameState::closed`].
     pub opened: u64,
-    /// Generation of the device that holds the name, 0 while nobody does (meaningless while the count is 0).
+    /// Generation of the device that held the name last.
     pub generation: u64,
-    /// Address of the device that held the name last: a key of `DEVICES`, never shown to anybody.
+    /// Its address: a key of `DEVICES`, never shown to anybody.
     pub last_device: u64,
+    /// Its index; 0 when it does not hold the name any more (and before the first change, when nothing is known).
     pub ifindex: u32,
-    pub zero: u32,
+    /// Tells this watch of the name from those before it, which may have left seeds. Given by userspace.
+    pub epoch: u32,
     /// The same count, raised *after* the other fields are written: a reader that sees both alike has a whole value.
     pub closed: u64,
 }
 
-/// Key: the address of a `net_device`. Value of the map `DEVICES`: a device that holds a watched name or was the last
-/// to do so. Kept by the kernel side alone; an entry never outlives the registration of its device.
+/// Key: the address of a `net_device`. Value of the map `DEVICES`: a device that holds a watched name or held one. Kept by
+/// the kernel side alone; an entry never outlives the registration of its device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceState {
     /// Tells this registration from every other, earlier or later.
     pub generation: u64,
-    /// The watched name that it took last.
-    pub home: NameKey,
+    /// How many watched names it was the last to hold.
+    pub homes: u64,
     /// Where it was after the last event: the kernel no longer knows the old name when it reports a rename.
     pub place: Place,
     /// Not 0 between the two halves of a move to another namespace.
@@ -121,6 +124,9 @@ pub struct DeviceState {
 pub struct Seed {
     pub generation: u64,
     pub home: NameKey,
+    /// [`NameState::epoch`] of the watch.
+    pub epoch: u32,
+    pub zero: u32,
 }
 
 /// Bits of [`Record::flags`].
@@ -190,14 +196,20 @@ pub struct Counters {
     pub generations: u64,
 }
 
-/// Value of the one-element map `CONTROL`: what is sent although it concerns no watch.
+/// Value of the one-element map `CONTROL`. Userspace writes it before the first watch; from then on the kernel side alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Every change that this thread makes (0: nobody): how the loader proves that the fields are read right.
+    /// Send every change that this thread makes (0: nobody), although it concerns no watch: how the loader proves that the
+    /// fields are read right.
     pub traced_thread: u32,
-    /// Not 0: every change of every device, so that a test can compare the filter with no filter.
+    /// Not 0: send every change of every device, so that a test can compare the filter with no filter.
     pub open: u32,
+    /// With more entries than this in `DEVICES`, a device that is no longer the last one of any watched name is forgotten
+    /// at once, and not only when it is unregistered.
+    pub crowd: u32,
+    /// Entries in `DEVICES`.
+    pub devices: u32,
 }
 
 #[cfg(feature = "user")]

@@ -1,57 +1,61 @@
 //! Hears of changes from a BPF program in the kernel, which wakes this process for nothing else.
 //!
-//! The kernel side keeps the truth about every watched name in a map and counts its changes. A record carries the count,
-//! so a loss is noticed exactly, for the watch that it hit; and what is true now is one look-up away. The process needs
-//! neither netlink nor the namespace for that, so it keeps no namespace alive.
+//! The kernel side keeps the truth about every watched name in a map, and [`Ledger`] keeps account of what it tells; here
+//! are the program and its maps. The process needs neither netlink nor the namespace for that, so it keeps no namespace
+//! alive.
 
-mod begin;
 mod proof;
 
 use std::{
-    collections::BTreeMap,
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    time::{Duration, SystemTime},
 };
 
 use aya::{
-    Ebpf as Object,
-    maps::{Array, HashMap as Hash, MapData, PerCpuArray, RingBuf},
+    Ebpf as Object, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{FEntry, KProbe},
 };
 use aya_log::EbpfLogger;
 use ifmon_ebpf::{
     Control, Counters as KernelCounters, DeviceState, FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM, Link,
-    Name, NameKey, NameState, Place as WirePlace, Record, Seed, flag,
+    NameKey, NameState, Record, Seed,
 };
 use tokio::{io::unix::AsyncFd, task::AbortHandle};
 
-use super::{Counters, Signal, readable};
+use super::{
+    Counters, Signal,
+    ledger::{Ledger, Lookup, Program},
+    readable,
+};
 use crate::{
-    Actor, BackendKind, Error, InterfaceName, NetnsId,
+    BackendKind, Error, InterfaceName, Netns,
     kernel::{Layout, Unavailable, load},
-    tracker::{Change, Device, Observed, Place, Watch},
+    netlink::query::Query,
+    tracker::{Device, Watch},
 };
 
 /// The BPF backend, through either hook.
+#[derive(Debug)]
 pub(crate) struct Ebpf {
     kind: BackendKind,
-    names: Hash<MapData, NameKey, NameState>,
-    devices: Hash<MapData, u64, DeviceState>,
-    seeds: Hash<MapData, Link, Seed>,
-    namespaces: Hash<MapData, u32, u32>,
-    counters: PerCpuArray<MapData, KernelCounters>,
-    control: Array<MapData, Control>,
-    events: AsyncFd<Ring>,
-    /// Changes of each watched name that were delivered or accounted for.
-    counts: BTreeMap<Watch, u64>,
-    generations: u64,
-    /// Sum of `dropped` at the last look.
-    dropped: u64,
+    ledger: Ledger<Maps>,
     /// Hands the kernel side's log on, where one is wanted.
     log: Option<AbortHandle>,
     /// Drops the programs and their links with it; nothing is pinned, so a killed process leaves nothing behind.
     _object: Object,
+}
+
+/// The program's maps.
+struct Maps {
+    names: HashMap<MapData, NameKey, NameState>,
+    devices: HashMap<MapData, u64, DeviceState>,
+    most_devices: u32,
+    seeds: HashMap<MapData, Link, Seed>,
+    namespaces: HashMap<MapData, u32, u32>,
+    counters: PerCpuArray<MapData, KernelCounters>,
+    control: Array<MapData, Control>,
+    events: AsyncFd<Ring>,
 }
 
 /// `AsyncFd` wants something with a descriptor that it owns.
@@ -69,12 +73,9 @@ impl AsRawFd for Ring {
     }
 }
 
-impl fmt::Debug for Ebpf {
+impl fmt::Debug for Maps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ebpf")
-            .field("kind", &self.kind)
-            .field("counts", &self.counts)
-            .finish_non_exhaustive()
+        f.debug_struct("Maps").finish_non_exhaustive()
     }
 }
 
@@ -95,221 +96,98 @@ impl Ebpf {
         watches: usize,
         ring_bytes: Option<u32>,
     ) -> Result<Self, Unavailable> {
-        let mut object = load::object(layout, watches, ring_bytes)?;
+        let (mut object, most_devices) = load::object(layout, watches, ring_bytes)?;
         let log = load::wants_log().then(|| follow_log(&mut object)).flatten();
         attach(&mut object, kind, layout)?;
         let ring = take::<RingBuf<_>>(&mut object, "EVENTS")?;
-        let mut ebpf = Self {
-            kind,
+        let mut maps = Maps {
             names: take(&mut object, "NAMES")?,
             devices: take(&mut object, "DEVICES")?,
+            most_devices,
             seeds: take(&mut object, "SEEDS")?,
             namespaces: take(&mut object, "NAMESPACES")?,
             counters: take(&mut object, "COUNTERS")?,
             control: take(&mut object, "CONTROL")?,
             events: readable(Ring(ring)).map_err(Unavailable::other)?,
-            counts: BTreeMap::new(),
-            generations: 0,
-            dropped: 0,
+        };
+        maps.prove()?;
+        Ok(Self {
+            kind,
+            ledger: Ledger::new(maps),
             log,
             _object: object,
-        };
-        ebpf.prove()?;
-        Ok(ebpf)
+        })
     }
 
     pub(crate) fn kind(&self) -> BackendKind {
         self.kind
     }
 
-    /// Has the program send every change; what concerns no watch is left out here, as it is there.
+    /// Has the program send every change, from before the first watch on; what concerns no watch is left out here, as it is there.
     pub(crate) fn open_filter(&mut self, open: bool) -> Result<(), Error> {
-        let control = Control {
-            traced_thread: 0,
+        let settings = self.ledger.program.settings();
+        let Maps { control, .. } = &mut self.ledger.program;
+        let settings = Control {
             open: u32::from(open),
+            ..settings
         };
-        self.control.set(0, control, 0).map_err(filter_error)
+        control
+            .set(0, settings, 0)
+            .map_err(|error| Error::Filter(io::Error::other(error)))
+    }
+
+    pub(crate) fn watch(
+        &mut self,
+        netns: &Netns,
+        names: &[InterfaceName],
+    ) -> Result<Vec<Option<Device>>, Error> {
+        let mut query = Query::new(netns).map_err(Error::Recheck)?;
+        self.ledger.watch(netns.id(), names, &mut query)
     }
 
     pub(crate) fn unwatch(&mut self, watch: Watch) {
-        let key = key_of(&watch);
-        let state = self.names.get(&key, 0);
-        let _ = self.names.remove(&key);
-        self.counts.remove(&watch);
-        // The device's notes go with the watch that was its home. It cannot get another home by this name any more.
-        if let Ok(NameState { last_device, .. }) = state
-            && self
-                .devices
-                .get(&last_device, 0)
-                .is_ok_and(|device| device.home == key)
-        {
-            let _ = self.devices.remove(&last_device);
-        }
-        if !self.counts.keys().any(|other| other.netns == watch.netns) {
-            let _ = self.namespaces.remove(&key.netns);
-        }
+        self.ledger.unwatch(watch);
     }
 
     pub(crate) async fn signals(&mut self, signals: &mut Vec<Signal>) -> Result<(), Error> {
         loop {
-            let clock = Clock::now();
-            self.drain(&clock, signals);
-            // What is known is told before more is asked.
-            if signals.is_empty() {
-                self.find_losses(&clock, signals);
-            }
+            self.ledger.read(signals);
             if !signals.is_empty() {
                 return Ok(());
             }
-            let mut ready = self.events.readable_mut().await.map_err(Error::Ended)?;
-            ready.clear_ready();
+            let ready = self.ledger.program.events.readable_mut().await;
+            ready.map_err(Error::Ended)?.clear_ready();
         }
     }
 
-    /// Reads records until there are none.
-    fn drain(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
-        loop {
-            let record = match self.events.get_mut().0.next() {
-                Some(item) => Record::read(&item),
-                None => break,
-            };
-            if let Some(record) = record {
-                self.record(&record, clock, signals);
-            }
+    pub(crate) fn counters(&self) -> Counters {
+        let KernelCounters {
+            seen,
+            matched,
+            ignored,
+            dropped,
+            generations: _,
+        } = self.ledger.program.sum();
+        Counters {
+            seen: Some(seen),
+            matched: Some(matched),
+            ignored: Some(ignored),
+            lost: Some(dropped),
+        }
+    }
+}
+
+impl Maps {
+    /// What the program is told at the start.
+    fn settings(&self) -> Control {
+        Control {
+            // The other half is for devices that are the first to have a name, or have one that is not watched any more.
+            crowd: (self.most_devices / 2).saturating_sub(1),
+            ..Control::default()
         }
     }
 
-    /// Sees whether records were lost, before each wait: the ring was full then, so there was something to read, and no
-    /// loss goes unnoticed.
-    fn find_losses(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
-        let dropped = self.kernel_counters().dropped;
-        if dropped != self.dropped {
-            self.dropped = dropped;
-            let watches: Vec<Watch> = self.counts.keys().copied().collect();
-            for watch in watches {
-                self.resync(watch, signals);
-            }
-            self.find_dead_namespaces(clock, signals);
-        }
-    }
-
-    fn record(&mut self, record: &Record, clock: &Clock, signals: &mut Vec<Signal>) {
-        let time = clock.time(record.time);
-        let by = actor(record);
-        let push = |change, signals: &mut Vec<Signal>| {
-            signals.push(Signal::Change {
-                change,
-                time,
-                by: Some(by.clone()),
-            });
-        };
-        if record.flags & flag::LEFT_NAME != 0
-            && let Some(watch) = self.is_next(&record.from, record.from_count, signals)
-        {
-            let change = Change::Left {
-                watch,
-                generation: record.generation,
-                to: place(&record.to),
-            };
-            push(change, signals);
-        }
-        if record.flags & flag::TOOK_NAME != 0
-            && let Some(watch) = self.is_next(&record.to, record.to_count, signals)
-        {
-            let change = Change::Took {
-                watch,
-                device: Device {
-                    ifindex: record.to.ifindex,
-                    generation: record.generation,
-                },
-            };
-            push(change, signals);
-        }
-        if record.flags & flag::NETNS_GONE != 0 {
-            let netns = NetnsId(record.from.netns);
-            self.counts.retain(|watch, _| watch.netns != netns);
-            signals.push(Signal::NetnsGone {
-                netns,
-                time,
-                by: Some(by),
-            });
-        }
-    }
-
-    /// Is this the next change of the name? An earlier one was accounted for; a later one shows a gap.
-    fn is_next(
-        &mut self,
-        place: &WirePlace,
-        count: u64,
-        signals: &mut Vec<Signal>,
-    ) -> Option<Watch> {
-        let watch = watch_at(place)?;
-        let known = self.counts.get_mut(&watch)?;
-        if count <= *known {
-            return None;
-        }
-        if count == *known + 1 {
-            *known = count;
-            return Some(watch);
-        }
-        self.resync(watch, signals);
-        None
-    }
-
-    /// Reads the truth about a name, if anything about it was lost.
-    fn resync(&mut self, watch: Watch, signals: &mut Vec<Signal>) {
-        let Ok(state) = self.state(&key_of(&watch)) else {
-            return;
-        };
-        let Some(known) = self.counts.get_mut(&watch) else {
-            return;
-        };
-        if state.opened <= *known {
-            return;
-        }
-        let lost = state.opened - *known;
-        *known = state.opened;
-        let away = self.devices.get(&state.last_device, 0).ok();
-        signals.push(Signal::Resync {
-            watch,
-            observed: Observed {
-                holder: holder(&state),
-                away: away.and_then(|device| Some((device.generation, place(&device.place)?))),
-            },
-            lost: Some(lost),
-        });
-    }
-
-    /// The program strikes a namespace off when it ends; if the record of that was lost, this is how it is noticed.
-    fn find_dead_namespaces(&mut self, clock: &Clock, signals: &mut Vec<Signal>) {
-        // The watches are in the order of their namespaces.
-        let mut watched: Vec<NetnsId> = self.counts.keys().map(|watch| watch.netns).collect();
-        watched.dedup();
-        for netns in watched {
-            if self.namespaces.get(&netns.0, 0).is_err() {
-                self.counts.retain(|watch, _| watch.netns != netns);
-                signals.push(Signal::NetnsGone {
-                    netns,
-                    time: clock.now,
-                    by: None,
-                });
-            }
-        }
-    }
-
-    /// A whole state of a name: the program may be writing it while it is read.
-    fn state(&self, key: &NameKey) -> io::Result<NameState> {
-        loop {
-            let state = self.names.get(key, 0).map_err(io::Error::other)?;
-            if state.opened == state.closed
-                && self.names.get(key, 0).map_err(io::Error::other)? == state
-            {
-                return Ok(state);
-            }
-        }
-    }
-
-    fn kernel_counters(&self) -> KernelCounters {
+    fn sum(&self) -> KernelCounters {
         let mut sum = KernelCounters::default();
         if let Ok(each) = self.counters.get(&0, 0) {
             for cpu in each.iter() {
@@ -321,21 +199,92 @@ impl Ebpf {
         }
         sum
     }
+}
 
-    pub(crate) fn counters(&self) -> Counters {
-        let KernelCounters {
-            seen,
-            matched,
-            ignored,
-            dropped,
-            generations: _,
-        } = self.kernel_counters();
-        Counters {
-            seen: Some(seen),
-            matched: Some(matched),
-            ignored: Some(ignored),
-            lost: Some(dropped),
+impl Program for Maps {
+    fn record(&mut self) -> Option<Record> {
+        let ring = &mut self.events.get_mut().0;
+        while let Some(item) = ring.next() {
+            if let Some(record) = Record::read(&item) {
+                return Some(record);
+            }
         }
+        None
+    }
+
+    fn counters(&mut self) -> KernelCounters {
+        self.sum()
+    }
+
+    fn name(&mut self, key: &NameKey) -> io::Result<NameState> {
+        self.names.get(key, 0).map_err(io::Error::other)
+    }
+
+    fn insert_name(&mut self, key: NameKey, epoch: u32) -> io::Result<()> {
+        let state = NameState {
+            epoch,
+            ..NameState::default()
+        };
+        insert(&mut self.names, key, state)
+    }
+
+    fn remove_name(&mut self, key: &NameKey) {
+        remove(&mut self.names, key);
+    }
+
+    fn device(&mut self, address: u64) -> Option<DeviceState> {
+        self.devices.get(&address, 0).ok()
+    }
+
+    fn devices(&mut self) -> Vec<(u64, DeviceState)> {
+        self.devices.iter().filter_map(Result::ok).collect()
+    }
+
+    fn most_devices(&self) -> usize {
+        self.most_devices as usize
+    }
+
+    fn insert_seed(&mut self, link: Link, seed: Seed) -> io::Result<()> {
+        insert(&mut self.seeds, link, seed)
+    }
+
+    fn seeds(&mut self) -> Vec<(Link, Seed)> {
+        self.seeds.iter().filter_map(Result::ok).collect()
+    }
+
+    fn remove_seed(&mut self, link: &Link) {
+        remove(&mut self.seeds, link);
+    }
+
+    fn insert_namespace(&mut self, netns: u32) -> io::Result<()> {
+        insert(&mut self.namespaces, netns, netns)
+    }
+
+    fn remove_namespace(&mut self, netns: u32) {
+        remove(&mut self.namespaces, &netns);
+    }
+
+    fn is_alive(&mut self, netns: u32) -> bool {
+        self.namespaces.get(&netns, 0).is_ok()
+    }
+}
+
+fn insert<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: K, value: V) -> io::Result<()> {
+    map.insert(key, value, 0).map_err(io::Error::other)
+}
+
+/// The kernel side may have removed it before.
+fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) {
+    let _ = map.remove(key);
+}
+
+impl Lookup for Query {
+    fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>> {
+        Self::by_name(self, name)
+    }
+
+    fn wait_for_changes(&mut self) -> bool {
+        Self::wait_for_changes(self)
     }
 }
 
@@ -401,76 +350,4 @@ where
         .ok_or_else(|| Unavailable::other("a map is not in the object"))?
         .try_into()
         .map_err(Unavailable::other)
-}
-
-fn filter_error(error: aya::maps::MapError) -> Error {
-    Error::Filter(io::Error::other(error))
-}
-
-fn watch_at(place: &WirePlace) -> Option<Watch> {
-    Some(Watch {
-        netns: NetnsId(place.netns),
-        name: InterfaceName::from_kernel(&place.name.to_bytes())?,
-    })
-}
-
-fn key_of(watch: &Watch) -> NameKey {
-    NameKey {
-        name: Name::from_bytes(watch.name.padded()),
-        netns: watch.netns.0,
-        zero: 0,
-    }
-}
-
-fn holder(state: &NameState) -> Option<Device> {
-    (state.generation != 0).then_some(Device {
-        ifindex: state.ifindex,
-        generation: state.generation,
-    })
-}
-
-fn place(place: &WirePlace) -> Option<Place> {
-    (place.netns != 0).then(|| Place {
-        netns: Some(NetnsId(place.netns)),
-        ifindex: Some(place.ifindex),
-        name: InterfaceName::from_kernel(&place.name.to_bytes()),
-    })
-}
-
-fn actor(record: &Record) -> Actor {
-    let comm = record
-        .comm
-        .split(|&byte| byte == 0)
-        .next()
-        .unwrap_or_default();
-    Actor {
-        pid: record.pid,
-        comm: String::from_utf8_lossy(comm).into_owned(),
-        uid: record.uid,
-        cgroup: record.cgroup,
-        kthread: record.flags & flag::KTHREAD != 0,
-    }
-}
-
-/// Tells the time of day of a moment on the kernel's boot clock.
-struct Clock {
-    now: SystemTime,
-    boot: Duration,
-}
-
-impl Clock {
-    fn now() -> Self {
-        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Self {
-            now: SystemTime::now(),
-            boot: Duration::new(boot.tv_sec.unsigned_abs(), boot.tv_nsec as u32),
-        }
-    }
-
-    fn time(&self, boot_nanoseconds: u64) -> SystemTime {
-        let age = self
-            .boot
-            .saturating_sub(Duration::from_nanos(boot_nanoseconds));
-        self.now - age
-    }
 }

@@ -1,6 +1,7 @@
 //! Ways to hear of a change. Each has the same small face: watch and unwatch names, hand out signals, count.
 
 mod ebpf;
+mod ledger;
 mod links;
 mod netlink;
 mod subscription;

@@ -44,12 +44,12 @@ pub(crate) fn check() -> Result<(), Unavailable> {
     Ok(())
 }
 
-/// Parses the object, creates its maps and sets its constants.
+/// Parses the object, creates its maps and sets its constants. Says how many devices it has room for in `DEVICES`.
 pub(crate) fn object(
     layout: &Layout,
     watches: usize,
     ring_bytes: Option<u32>,
-) -> Result<Ebpf, Unavailable> {
+) -> Result<(Ebpf, u32), Unavailable> {
     let code = if wants_log() { OBJECT_WITH_LOG } else { OBJECT };
     let code = code.ok_or(Unavailable::NoObject)?;
     let roomy = (watches.max(WATCHES), ring_bytes.unwrap_or(RING));
@@ -63,6 +63,7 @@ pub(crate) fn object(
     };
     for &(watches, ring) in sizes {
         let entries = u32::try_from(watches.next_power_of_two()).unwrap_or(u32::MAX);
+        let devices = entries.saturating_mul(2);
         let mut loader = loader();
         for (name, value) in &layout.constants {
             loader.override_global(name, value, true);
@@ -71,13 +72,13 @@ pub(crate) fn object(
             .btf(None)
             .verifier_log_level(VerifierLogLevel::DISABLE)
             .map_max_entries("NAMES", entries)
-            .map_max_entries("DEVICES", entries.saturating_mul(2))
+            .map_max_entries("DEVICES", devices)
             .map_max_entries("SEEDS", entries)
             .map_max_entries("NAMESPACES", entries)
             .map_max_entries("EVENTS", ring)
             .load(code);
         match result {
-            Ok(object) => return Ok(object),
+            Ok(object) => return Ok((object, devices)),
             Err(error) => last = Some(error),
         }
     }

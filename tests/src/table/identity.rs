@@ -29,6 +29,10 @@ pub(super) const TABLE: &[Scenario] = &[
         new_one_leaves_at_once,
     ),
     veth("many names in one process", many_names),
+    veth(
+        "back to the first of two names, the second being another's",
+        first_of_two,
+    ),
 ];
 
 fn same_index(stage: &mut Stage) -> Result<()> {
@@ -85,6 +89,22 @@ fn both_names(stage: &mut Stage) -> Result<()> {
     stage.see("old0", returned(100))?;
     stage.home.delete(100)?;
     stage.see("old0", deleted(100))?;
+    stage.nothing_more(&[])
+}
+
+/// Two names were its: that another device has one of them now does not make it a stranger to the other.
+fn first_of_two(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100)), ("wg1", None)])?;
+    stage.home.rename(100, "wg1")?;
+    stage.see("wg0", renamed(100, "wg1"))?;
+    stage.see("wg1", appeared(100))?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg1", renamed(100, "old0"))?;
+    stage.home.add("wg1", 101)?;
+    stage.see("wg1", recreated(101, 100))?;
+    stage.home.rename(100, "wg0")?;
+    stage.see("wg0", returned(100))?;
     stage.nothing_more(&[])
 }
 

@@ -19,6 +19,10 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("moved to where the index is taken", moved_to_other_index),
     veth("moved to where the name is taken", moved_to_other_name),
     veth("moved into a watched name by a pattern", moved_by_pattern),
+    veth(
+        "another device is called like ours where it goes",
+        called_like_ours_elsewhere,
+    ),
     veth("watched from outside, by --netns twice", netns_twice),
     veth("watched by the name of the namespace", netns_by_name),
     veth("watched by a process in the namespace", netns_by_process),
@@ -106,6 +110,23 @@ fn moved_to_other_name(stage: &mut Stage) -> Result<()> {
     away.rename(100, "wg0")?;
     away.move_to(100, &stage.home)?;
     stage.see("wg0", returned(100))?;
+    stage.nothing_more(&[])
+}
+
+/// Kernels that overwrite the name before they tell of the move show two devices with our name for a moment.
+fn called_like_ours_elsewhere(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.home.add("other0", 101)?;
+    away.add("other0", 102)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.move_to_as(101, &away, "wg0")?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.home.rename(100, "wg0")?;
+    stage.see("wg0", returned(100))?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
     stage.nothing_more(&[])
 }
 

@@ -7,20 +7,21 @@ use ifmon_ebpf::{
 };
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 
-use super::Ebpf;
+use super::Maps;
 use crate::{InterfaceName, NetnsId, kernel::Unavailable};
 
-impl Ebpf {
+impl Maps {
     /// Proves on a live device that the program reads the right name, index and namespace: a fresh network namespace
     /// registers a `lo` of its own, and disturbs nobody. A wrong offset would otherwise be wrong for ever, and silent.
     pub(super) fn prove(&mut self) -> Result<(), Unavailable> {
+        let settings = self.settings();
         let control = &mut self.control;
         let made = thread::scope(|scope| {
             scope
                 .spawn(|| -> io::Result<NetnsId> {
                     let traced = Control {
                         traced_thread: gettid().as_raw_nonzero().get().unsigned_abs(),
-                        open: 0,
+                        ..settings
                     };
                     control.set(0, traced, 0).map_err(io::Error::other)?;
                     // SAFETY: this thread ends with the closure and shares its namespace with nobody.
@@ -28,9 +29,7 @@ impl Ebpf {
                     let id = made
                         .map_err(Into::into)
                         .and_then(|()| crate::netns::current_id());
-                    control
-                        .set(0, Control::default(), 0)
-                        .map_err(io::Error::other)?;
+                    control.set(0, settings, 0).map_err(io::Error::other)?;
                     id
                 })
                 .join()

@@ -8,7 +8,9 @@ use crate::{EventKind, InterfaceName, NetnsId, tracker::Watch};
 /// Few of each, so that everything meets everything.
 pub(crate) const SPACES: u8 = 2;
 const NAMES: [&str; 5] = ["a", "b", "c", "aa", "fifteen-bytes-x"];
-const INDEXES: u32 = 4;
+/// The first index that a device can have: 1 is the loopback device's.
+const FIRST_INDEX: u32 = 2;
+const LAST_INDEX: u32 = 5;
 const DEVICES: usize = 4;
 
 /// The namespaces of the model.
@@ -99,9 +101,9 @@ impl Host {
         if creates {
             let space = which % SPACES;
             let ifindex = if self.fresh_indexes {
-                self.ids as u32 + 1
+                self.ids as u32 + FIRST_INDEX
             } else {
-                1 + u32::from(y) % INDEXES
+                FIRST_INDEX + u32::from(y) % (LAST_INDEX - FIRST_INDEX + 1)
             };
             let device = Device {
                 id: self.ids + 1,
@@ -139,7 +141,9 @@ impl Host {
                 let free = |&ifindex: &u32| self.by_index(space, ifindex).is_none();
                 let new = Device {
                     space,
-                    ifindex: std::iter::once(old.ifindex).chain(1..=INDEXES).find(free)?,
+                    ifindex: std::iter::once(old.ifindex)
+                        .chain(FIRST_INDEX..=LAST_INDEX)
+                        .find(free)?,
                     name: if y % 4 == 0 { name(x) } else { old.name },
                     ..old
                 };
