@@ -69,6 +69,10 @@ fn run() -> Result<bool> {
             {
                 continue;
             }
+            if !quick {
+                // Some take half an hour on an emulated kernel.
+                println!("begun   {backend} {name}");
+            }
             let begin = Instant::now();
             let result = (part.play)(&settings);
             let seconds = begin.elapsed().as_secs_f64();

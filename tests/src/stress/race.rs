@@ -63,7 +63,14 @@ pub(super) fn race(settings: &Settings) -> Result<String> {
             present += u32::from(followed.holder.is_some());
             Ok(())
         };
-        let result = (0..starts).try_for_each(|_| start());
+        let result = (1..=starts).try_for_each(|number| {
+            start()?;
+            if number % 100 == 0 {
+                // Half an hour on an emulated kernel.
+                eprintln!("        {number} of {starts} starts");
+            }
+            Ok(())
+        });
         done.store(true, Ordering::Relaxed);
         let changes = churn
             .join()

@@ -127,7 +127,10 @@ impl Emulator {
                 "-display",
                 "none",
             ])
-            .args(["-accel", "tcg"])
+            // With a thread for each processor, one may go on to run code that another has just patched (seen with 10.0: a
+            // kernel that hangs or jumps to 0 after a few hundred hooks; for int3 in general,
+            // <https://bugzilla.redhat.com/show_bug.cgi?id=2216496>).
+            .args(["-accel", "tcg,thread=single"])
             .args(arch.machine())
             .args(["-m", &memory.to_string(), "-smp", &cpus.to_string()])
             .arg("-kernel")
