@@ -4,6 +4,7 @@
 
 mod hooks;
 mod identity;
+mod library;
 mod load;
 mod names;
 mod namespaces;
@@ -92,6 +93,7 @@ pub fn scenarios() -> impl Iterator<Item = Scenario> {
         others::TABLE,
         users::TABLE,
         hooks::TABLE,
+        library::TABLE,
         load::TABLE,
     ]
     .into_iter()

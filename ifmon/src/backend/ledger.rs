@@ -219,12 +219,13 @@ impl<P: Program> Ledger<P> {
                 return Ok((state, None));
             }
             let told = |device: &DeviceState| device.generation == known.generation;
-            let device = self.program.device(state.last_device).filter(told);
-            let device = device.or_else(|| {
+            let device = if state.generation == known.generation {
+                self.program.device(state.last_device).filter(told)
+            } else {
                 // Another one has had the name since.
                 let devices = self.program.devices();
                 devices.into_iter().map(|(_, device)| device).find(told)
-            });
+            };
             // It could have got the name again before it was read.
             if self.program.name(key)? == state {
                 let away =

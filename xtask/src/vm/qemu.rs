@@ -127,9 +127,9 @@ impl Emulator {
                 "-display",
                 "none",
             ])
-            // With a thread for each processor, one may go on to run code that another has just patched (seen with 10.0: a
-            // kernel that hangs or jumps to 0 after a few hundred hooks; for int3 in general,
-            // <https://bugzilla.redhat.com/show_bug.cgi?id=2216496>).
+            // With a thread for each processor, one may go on to run code that another has just patched: two processors hang
+            // or jump to 0 within a few hundred hooks (seen with 10.0 and nothing but a kprobe of tracefs that is switched
+            // on and off; <https://bugzilla.redhat.com/show_bug.cgi?id=2216496> is about the same in general).
             .args(["-accel", "tcg,thread=single"])
             .args(arch.machine())
             .args(["-m", &memory.to_string(), "-smp", &cpus.to_string()])
