@@ -34,6 +34,10 @@ pub(crate) struct Options {
     /// Run on this emulated kernel instead (see `cargo xtask vm --help`)
     #[arg(long)]
     kernel: Option<Kernel>,
+    /// Processors of the emulated machine. Whoever hooks the kernel waits for each of them, which takes long where they take
+    /// turns
+    #[arg(long, default_value_t = 1, requires = "kernel")]
+    cpus: u32,
     /// A twentieth of everything
     #[arg(long)]
     quick: bool,
@@ -47,6 +51,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         seed,
         mut backends,
         kernel,
+        cpus,
         quick,
         parts,
     } = options;
@@ -72,16 +77,11 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let mut machine = Machine::new(&kernel, Arch::X86_64)?;
     machine.files.push(build("stress", "tests")?);
     machine.timeout = Some(LIMIT);
-    furnish(&mut machine);
+    machine.cpus = cpus;
+    machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
     args.insert(0, "/stress".into());
     let code = machine.run(&args, &mut io::stdout(), &mut io::stderr())?;
     Ok(ExitCode::from(code))
-}
-
-/// What the stress program needs of a machine: a second processor for whoever races.
-pub(crate) fn furnish(machine: &mut Machine) {
-    machine.cpus = 2;
-    machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
 }
 
 fn native(args: &[OsString]) -> Result<bool> {

@@ -59,7 +59,7 @@ pub(super) fn run(
                         machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
                         let (results, error) = scenarios(&machine, kernel, arch, filter);
                         let endured = (filter.is_none() && stress::is_for(kernel, arch))
-                            .then(|| stress::emulated(&mut machine, &place));
+                            .then(|| stress::emulated(&machine, &place));
                         let endured = endured.unwrap_or_default();
                         (results, error, met.unwrap_or_default(), endured)
                     }

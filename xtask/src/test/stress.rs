@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Counts, build::Programs};
 use crate::{
-    host, stress,
+    host,
     vm::{Arch, Kernel, Machine},
 };
 
@@ -52,8 +52,7 @@ pub(super) fn is_for(kernel: &Kernel, arch: Arch) -> bool {
 }
 
 /// With the backends in the kernel, on an emulated one.
-pub(super) fn emulated(machine: &mut Machine, place: &str) -> Endured {
-    stress::furnish(machine);
+pub(super) fn emulated(machine: &Machine, place: &str) -> Endured {
     let command = [
         "/stress",
         "--quick",
