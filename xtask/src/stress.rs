@@ -16,13 +16,13 @@ use crate::{
     vm::{Arch, Kernel, Machine, SHORT_GRACE_PERIODS},
 };
 
-/// Many times what a machine needs for a backend.
-const LIMIT: Duration = Duration::from_secs(7200);
+/// Several times what a machine needs for a backend.
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 /// Show that ifmon is never wrong: under storms, losses, blocked readers, races and sudden death
 ///
 /// Needs root, for network namespaces. What looks random depends on the seed alone, which is printed. With all parts a
-/// backend takes about a quarter of an hour on this kernel and an hour on an emulated one.
+/// backend takes about a quarter of an hour on this kernel and more than an hour on an emulated one.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// For the same run again
@@ -60,6 +60,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             .map(str::to_owned)
             .to_vec();
     }
+    let limit = LIMIT * u32::try_from(backends.len()).unwrap_or(1).max(1);
     let mut args: Vec<OsString> = Vec::new();
     for backend in backends {
         args.extend(["--backend".into(), backend.into()]);
@@ -76,7 +77,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     };
     let mut machine = Machine::new(&kernel, Arch::X86_64)?;
     machine.files.push(build("stress", "tests")?);
-    machine.timeout = Some(LIMIT);
+    machine.timeout = Some(limit);
     machine.cpus = cpus;
     machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
     args.insert(0, "/stress".into());

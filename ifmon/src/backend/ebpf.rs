@@ -35,6 +35,9 @@ use crate::{
     tracker::{Device, Watch},
 };
 
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
+const BPF_NOEXIST: u64 = 1;
+
 /// The BPF backend, through either hook.
 #[derive(Debug)]
 pub(crate) struct Ebpf {
@@ -245,7 +248,12 @@ impl Program for Maps {
     }
 
     fn insert_seed(&mut self, link: Link, seed: Seed) -> io::Result<()> {
-        insert(&mut self.seeds, link, seed)
+        let inserted = self.seeds.insert(link, seed, BPF_NOEXIST);
+        inserted.map_err(io::Error::other)
+    }
+
+    fn seed(&mut self, link: &Link) -> Option<Seed> {
+        self.seeds.get(link, 0).ok()
     }
 
     fn seeds(&mut self) -> Vec<(Link, Seed)> {

@@ -40,8 +40,9 @@ pub(crate) trait Program {
     fn devices(&mut self) -> Vec<(u64, DeviceState)>;
     /// How many devices there is room for.
     fn most_devices(&self) -> usize;
-    /// Fails when the map is full.
+    /// Fails when there is one already, or the map is full.
     fn insert_seed(&mut self, link: Link, seed: Seed) -> io::Result<()>;
+    fn seed(&mut self, link: &Link) -> Option<Seed>;
     fn seeds(&mut self) -> Vec<(Link, Seed)>;
     fn remove_seed(&mut self, link: &Link);
     fn insert_namespace(&mut self, netns: u32) -> io::Result<()>;

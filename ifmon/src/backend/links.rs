@@ -401,18 +401,21 @@ impl Links {
         };
         slot.touched = false;
         let holder = slot.holder();
-        let found = host.by_name(&name)?;
+        let mut found = host.by_name(&name)?;
+        let mut away = None;
+        if let (Some(ifindex), None) = (holder, found) {
+            match host.by_index(ifindex)? {
+                // It came back in between.
+                Some(now) if now == name => found = Some(ifindex),
+                Some(now) => away = Some((now, inode_of(&now, host))),
+                None => {}
+            }
+        }
         match found {
             Some(ifindex) => self.looked.insert(name, ifindex),
             None => self.looked.remove(&name),
         };
         let inode = found.and_then(|_| inode_of(&name, host));
-        let away = match holder {
-            Some(ifindex) if found.is_none() => host
-                .by_index(ifindex)?
-                .map(|name| (name, inode_of(&name, host))),
-            _ => None,
-        };
         Ok(Look { found, inode, away })
     }
 

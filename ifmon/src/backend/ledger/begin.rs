@@ -5,7 +5,7 @@ use std::{
     io,
 };
 
-use ifmon_ebpf::{DeviceState, Link, Name, NameKey, NameState, Place as WirePlace, Seed};
+use ifmon_ebpf::{DeviceState, Link, Name, NameKey, Place as WirePlace, Seed};
 
 use super::{Known, Ledger, Program, holder, key_of};
 use crate::{
@@ -143,40 +143,63 @@ impl<P: Program> Ledger<P> {
         lookup: &mut impl Lookup,
         met: &HashMap<Link, u64>,
     ) -> Result<Option<Device>, Error> {
-        let Some(ifindex) = lookup.by_name(name).map_err(Error::Recheck)? else {
-            return Ok(None);
-        };
-        let link = link(key, ifindex);
-        let generation = met.get(&link).copied().unwrap_or_else(|| {
-            self.generations += 1;
-            self.generations | SEEDED
-        });
-        // From here on the program knows the device by its index, so a rename cannot escape it …
-        let seed = Seed {
-            generation,
-            home: *key,
-            epoch: self.epoch,
-            zero: 0,
-        };
-        self.sow(link, seed).map_err(Error::Filter)?;
-        Ok(Some(Device {
-            ifindex,
-            generation,
-        }))
+        let mut has_waited = false;
+        loop {
+            let Some(ifindex) = lookup.by_name(name).map_err(Error::Recheck)? else {
+                return Ok(None);
+            };
+            let link = link(key, ifindex);
+            let generation = met.get(&link).copied().unwrap_or_else(|| {
+                self.generations += 1;
+                self.generations | SEEDED
+            });
+            // From here on the program knows the device by its index, so a rename cannot escape it …
+            let seed = Seed {
+                generation,
+                home: *key,
+                epoch: self.epoch,
+                zero: 0,
+            };
+            if self.sow(link, seed, has_waited).map_err(Error::Filter)? {
+                return Ok(Some(Device {
+                    ifindex,
+                    generation,
+                }));
+            }
+            lookup.wait_for_changes();
+            has_waited = true;
+        }
     }
 
-    /// Inserts a seed. Those that nothing will come of any more are left until there is no room.
-    fn sow(&mut self, link: Link, seed: Seed) -> io::Result<()> {
+    /// Inserts a seed. False when the device is known by another name still, unless that is to be forgotten: then it is being
+    /// renamed right now, and the program must learn of that first.
+    fn sow(&mut self, link: Link, seed: Seed, at_any_price: bool) -> io::Result<bool> {
         if self.program.insert_seed(link, seed).is_ok() {
-            return Ok(());
+            return Ok(true);
         }
-        for (link, Seed { home, epoch, .. }) in self.program.seeds() {
-            let is_of_use = |state: NameState| state.opened == 0 && state.epoch == epoch;
-            if !self.program.name(&home).is_ok_and(is_of_use) {
+        match self.program.seed(&link) {
+            Some(other) => {
+                if other.home != seed.home && !at_any_price && self.is_of_use(&other) {
+                    return Ok(false);
+                }
                 self.program.remove_seed(&link);
             }
+            // There is no room. Those that nothing will come of any more were left until now.
+            None => {
+                for (link, seed) in self.program.seeds() {
+                    if !self.is_of_use(&seed) {
+                        self.program.remove_seed(&link);
+                    }
+                }
+            }
         }
-        self.program.insert_seed(link, seed)
+        self.program.insert_seed(link, seed).map(|()| true)
+    }
+
+    /// Is it about a watch that goes on, of a name that has not changed since?
+    fn is_of_use(&mut self, seed: &Seed) -> bool {
+        let state = self.program.name(&seed.home);
+        state.is_ok_and(|state| state.opened == 0 && state.epoch == seed.epoch)
     }
 
     /// Looks a name up again until nothing has changed in between; says how many changes of it are known of.

@@ -358,12 +358,19 @@ impl Program for Shared {
 
     fn insert_seed(&mut self, link: Link, seed: Seed) -> io::Result<()> {
         self.call(|memory| {
-            if memory.seeds.len() >= WATCHES && memory.seeds.get(&link).is_none() {
+            if memory.seeds.get(&link).is_some() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            if memory.seeds.len() >= WATCHES {
                 return Err(io::Error::other("the map is full"));
             }
             memory.seeds.insert(link, seed);
             Ok(())
         })
+    }
+
+    fn seed(&mut self, link: &Link) -> Option<Seed> {
+        self.call(|memory| memory.seeds.get(link).copied())
     }
 
     fn seeds(&mut self) -> Vec<(Link, Seed)> {
