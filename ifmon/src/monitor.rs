@@ -443,27 +443,14 @@ impl Driver {
         let mut verdicts = Vec::new();
         let mut ended = None;
         for signal in signals.drain(..) {
-            let (time, by) = match signal {
-                Signal::Change { change, time, by } => {
-                    self.tracker.change(&change, &mut verdicts);
-                    (time, by)
-                }
-                Signal::Resync {
-                    watch,
-                    observed,
-                    lost,
-                } => {
-                    self.tracker.resync(watch, &observed, lost, &mut verdicts);
-                    (SystemTime::now(), None)
-                }
-                Signal::NetnsGone { netns, time, by } => {
-                    self.tracker.netns_gone(netns, &mut verdicts);
-                    if self.tracker.watches().next().is_none() {
-                        ended = Some(netns);
-                    }
-                    (time, by)
-                }
+            let gone = match signal {
+                Signal::NetnsGone { netns, .. } => Some(netns),
+                _ => None,
             };
+            let (time, by) = signal.decide(&mut self.tracker, &mut verdicts);
+            if gone.is_some() && self.tracker.watches().next().is_none() {
+                ended = gone;
+            }
             for verdict in verdicts.drain(..) {
                 let event = event(verdict, time, by.clone(), self.backend.kind());
                 self.pending.push_back(Pending::Event(event));

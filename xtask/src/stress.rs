@@ -60,7 +60,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             .map(str::to_owned)
             .to_vec();
     }
-    let limit = LIMIT * u32::try_from(backends.len()).unwrap_or(1).max(1);
+    let limit = LIMIT * u32::try_from(backends.len())?;
     let mut args: Vec<OsString> = Vec::new();
     for backend in backends {
         args.extend(["--backend".into(), backend.into()]);

@@ -170,7 +170,7 @@ impl Ebpf {
             ignored,
             dropped,
             generations: _,
-        } = self.ledger.program.sum();
+        } = self.ledger.program.counters();
         Counters {
             seen: Some(seen),
             matched: Some(matched),
@@ -189,19 +189,6 @@ impl Maps {
             ..Control::default()
         }
     }
-
-    fn sum(&self) -> KernelCounters {
-        let mut sum = KernelCounters::default();
-        if let Ok(each) = self.counters.get(&0, 0) {
-            for cpu in each.iter() {
-                sum.seen += cpu.seen;
-                sum.matched += cpu.matched;
-                sum.ignored += cpu.ignored;
-                sum.dropped += cpu.dropped;
-            }
-        }
-        sum
-    }
 }
 
 impl Program for Maps {
@@ -215,8 +202,17 @@ impl Program for Maps {
         None
     }
 
-    fn counters(&mut self) -> KernelCounters {
-        self.sum()
+    fn counters(&self) -> KernelCounters {
+        let mut sum = KernelCounters::default();
+        if let Ok(each) = self.counters.get(&0, 0) {
+            for cpu in each.iter() {
+                sum.seen += cpu.seen;
+                sum.matched += cpu.matched;
+                sum.ignored += cpu.ignored;
+                sum.dropped += cpu.dropped;
+            }
+        }
+        sum
     }
 
     fn name(&mut self, key: &NameKey) -> io::Result<NameState> {

@@ -28,7 +28,7 @@ pub(crate) trait Program {
     /// The next record, without waiting.
     fn record(&mut self) -> Option<Record>;
     /// What all CPUs have counted.
-    fn counters(&mut self) -> Counters;
+    fn counters(&self) -> Counters;
     /// Who holds a watched name; perhaps half-written.
     fn name(&mut self, key: &NameKey) -> io::Result<NameState>;
     /// Begins a watch: nothing is known of the name.

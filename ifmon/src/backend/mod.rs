@@ -14,7 +14,7 @@ pub(crate) use self::{ebpf::Ebpf, netlink::Netlink};
 use crate::{
     Actor, BackendChoice, BackendKind, Error, InterfaceName, Netns, NetnsId, Unavailable,
     kernel::{Layout, load},
-    tracker::{Change, Device, Observed, Watch},
+    tracker::{Change, Device, Observed, Tracker, Verdict, Watch},
 };
 
 /// What a backend has to say, in the order in which the kernel made the changes.
@@ -38,6 +38,34 @@ pub(crate) enum Signal {
         time: SystemTime,
         by: Option<Actor>,
     },
+}
+
+impl Signal {
+    /// Lets the tracker decide; says when it happened, and by whom.
+    pub(crate) fn decide(
+        self,
+        tracker: &mut Tracker,
+        verdicts: &mut Vec<Verdict>,
+    ) -> (SystemTime, Option<Actor>) {
+        match self {
+            Self::Change { change, time, by } => {
+                tracker.change(&change, verdicts);
+                (time, by)
+            }
+            Self::Resync {
+                watch,
+                observed,
+                lost,
+            } => {
+                tracker.resync(watch, &observed, lost, verdicts);
+                (SystemTime::now(), None)
+            }
+            Self::NetnsGone { netns, time, by } => {
+                tracker.netns_gone(netns, verdicts);
+                (time, by)
+            }
+        }
+    }
 }
 
 /// What a backend has counted since it began. `None` stands for what it cannot know.

@@ -5,7 +5,7 @@ use std::{
     io,
 };
 
-use ifmon_ebpf::{DeviceState, Link, Name, NameKey, Place as WirePlace, Seed};
+use ifmon_ebpf::{DeviceState, Link, Place as WirePlace, Seed};
 
 use super::{Known, Ledger, Program, holder, key_of};
 use crate::{
@@ -35,14 +35,13 @@ impl<P: Program> Ledger<P> {
         names: &[InterfaceName],
         lookup: &mut impl Lookup,
     ) -> Result<Vec<Option<Device>>, Error> {
-        let NetnsId(id) = netns;
         self.make_sure_of_room(names.len()).map_err(Error::Filter)?;
-        let inserted = self.program.insert_namespace(id);
+        let inserted = self.program.insert_namespace(netns.0);
         inserted.map_err(Error::Filter)?;
         let mut holders = Vec::with_capacity(names.len());
         let mut begun = Vec::with_capacity(names.len());
         for names in names.chunks(STRETCH) {
-            for (watch, count, holder) in self.watch_stretch(id, names, lookup)? {
+            for (watch, count, holder) in self.watch_stretch(netns, names, lookup)? {
                 let generation = holder.map_or(0, |device| device.generation);
                 begun.push((watch, Known { count, generation }));
                 holders.push(holder);
@@ -98,39 +97,34 @@ impl<P: Program> Ledger<P> {
     /// moved, or waiting was refused, each name is looked up again.
     fn watch_stretch(
         &mut self,
-        netns: u32,
+        netns: NetnsId,
         names: &[InterfaceName],
         lookup: &mut impl Lookup,
     ) -> Result<Vec<(Watch, u64, Option<Device>)>, Error> {
         let before = self.program.counters().seen;
-        let keys = names.iter().map(|name| NameKey {
-            name: Name::from_bytes(name.padded()),
-            netns,
-            zero: 0,
-        });
+        let watches = names.iter().map(|&name| Watch { netns, name });
         self.epoch = self.epoch.wrapping_add(1);
-        for key in keys.clone() {
-            let inserted = self.program.insert_name(key, self.epoch);
+        for watch in watches.clone() {
+            let inserted = self.program.insert_name(key_of(&watch), self.epoch);
             inserted.map_err(Error::Filter)?;
         }
         let has_waited = lookup.wait_for_changes();
         let met = self.met();
         let mut looks = Vec::with_capacity(names.len());
-        for (name, key) in names.iter().zip(keys) {
-            looks.push((name, key, self.look(&key, name, lookup, &met)?));
+        for watch in watches {
+            looks.push((watch, self.look(&watch, lookup, &met)?));
         }
         let has_waited = lookup.wait_for_changes() && has_waited;
         let is_quiet = has_waited && self.program.counters().seen == before;
         looks
             .into_iter()
-            .map(|(&name, key, look)| {
+            .map(|(watch, look)| {
                 let (count, holder) = if is_quiet {
                     (0, look)
                 } else {
-                    self.settle(&key, &name, look, lookup, &met)?
+                    self.settle(&watch, look, lookup, &met)?
                 };
-                let netns = NetnsId(netns);
-                Ok((Watch { netns, name }, count, holder))
+                Ok((watch, count, holder))
             })
             .collect()
     }
@@ -138,17 +132,16 @@ impl<P: Program> Ledger<P> {
     /// Finds out who holds a name, and tells the program.
     fn look(
         &mut self,
-        key: &NameKey,
-        name: &InterfaceName,
+        watch: &Watch,
         lookup: &mut impl Lookup,
         met: &HashMap<Link, u64>,
     ) -> Result<Option<Device>, Error> {
         let mut has_waited = false;
         loop {
-            let Some(ifindex) = lookup.by_name(name).map_err(Error::Recheck)? else {
+            let Some(ifindex) = lookup.by_name(&watch.name).map_err(Error::Recheck)? else {
                 return Ok(None);
             };
-            let link = link(key, ifindex);
+            let link = link(watch, ifindex);
             let generation = met.get(&link).copied().unwrap_or_else(|| {
                 self.generations += 1;
                 self.generations | SEEDED
@@ -156,7 +149,7 @@ impl<P: Program> Ledger<P> {
             // From here on the program knows the device by its index, so a rename cannot escape it …
             let seed = Seed {
                 generation,
-                home: *key,
+                home: key_of(watch),
                 epoch: self.epoch,
                 zero: 0,
             };
@@ -205,34 +198,33 @@ impl<P: Program> Ledger<P> {
     /// Looks a name up again until nothing has changed in between; says how many changes of it are known of.
     fn settle(
         &mut self,
-        key: &NameKey,
-        name: &InterfaceName,
+        watch: &Watch,
         mut look: Option<Device>,
         lookup: &mut impl Lookup,
         met: &HashMap<Link, u64>,
     ) -> Result<(u64, Option<Device>), Error> {
         loop {
             // … if it still had the name then.
-            let still = lookup.by_name(name).map_err(Error::Recheck)?;
+            let still = lookup.by_name(&watch.name).map_err(Error::Recheck)?;
             let is_same = still == look.map(|device| device.ifindex);
             if !is_same && let Some(device) = look {
                 // The program may have used the seed up. That was before `watching`, and counts in the state below.
-                self.program.remove_seed(&link(key, device.ifindex));
+                self.program.remove_seed(&link(watch, device.ifindex));
             }
             // What both answers saw of a change that had not ended yet has ended, and counts there too.
             lookup.wait_for_changes();
-            let state = self.state(key).map_err(Error::Filter)?;
+            let state = self.state(&key_of(watch)).map_err(Error::Filter)?;
             if state.opened != 0 {
                 // It has seen the name change since it was told: then it knows better than any answer.
                 if let Some(device) = look {
-                    self.program.remove_seed(&link(key, device.ifindex));
+                    self.program.remove_seed(&link(watch, device.ifindex));
                 }
                 return Ok((state.opened, holder(&state)));
             }
             if is_same {
                 return Ok((0, look));
             }
-            look = self.look(key, name, lookup, met)?;
+            look = self.look(watch, lookup, met)?;
         }
     }
 
@@ -247,9 +239,9 @@ impl<P: Program> Ledger<P> {
     }
 }
 
-fn link(key: &NameKey, ifindex: u32) -> Link {
+fn link(watch: &Watch, ifindex: u32) -> Link {
     Link {
-        netns: key.netns,
+        netns: watch.netns.0,
         ifindex,
     }
 }

@@ -316,7 +316,7 @@ impl Program for Shared {
         self.call(|memory| memory.ring.pop_front())
     }
 
-    fn counters(&mut self) -> Counters {
+    fn counters(&self) -> Counters {
         self.call(|memory| memory.counters())
     }
 
@@ -512,15 +512,7 @@ impl Run {
         let any = !signals.is_empty();
         let mut verdicts = Vec::new();
         for signal in signals {
-            match signal {
-                Signal::Change { change, .. } => self.tracker.change(&change, &mut verdicts),
-                Signal::Resync {
-                    watch,
-                    observed,
-                    lost,
-                } => self.tracker.resync(watch, &observed, lost, &mut verdicts),
-                Signal::NetnsGone { netns, .. } => self.tracker.netns_gone(netns, &mut verdicts),
-            }
+            signal.decide(&mut self.tracker, &mut verdicts);
         }
         self.check(&verdicts);
         any

@@ -341,17 +341,9 @@ impl Run {
     /// Lets the tracker decide on what was heard.
     fn apply(&mut self) {
         for signal in self.signals.drain(..) {
-            match signal {
-                Signal::Change { change, .. } => self.tracker.change(&change, &mut self.heard),
-                Signal::Resync {
-                    watch,
-                    observed,
-                    lost,
-                } => {
-                    self.tracker.resync(watch, &observed, lost, &mut self.heard);
-                }
-                Signal::NetnsGone { .. } => unreachable!("netlink cannot tell"),
-            }
+            let is_end = matches!(signal, Signal::NetnsGone { .. });
+            assert!(!is_end, "netlink cannot tell");
+            signal.decide(&mut self.tracker, &mut self.heard);
         }
     }
 
