@@ -19,7 +19,10 @@ use crate::{
     EventKind,
     tracker::{
         Tracker, Verdict,
-        tests::host::{self as model, Attempt, Done, Random, Told, run_length, watches},
+        tests::host::{
+            self as model, Attempt, CALM, Conduct, Done, Random, Told, cases, conduct, run_length,
+            script, watches,
+        },
     },
 };
 
@@ -31,16 +34,7 @@ const WATCHES: usize = 4;
 /// How a run goes.
 #[derive(Clone, Copy, Debug)]
 struct Setting {
-    /// How many records the ring buffer takes.
-    room: usize,
-    /// Nothing happens but when everything before was read.
-    calm: bool,
-    /// Indexes are used again at once.
-    reuses: bool,
-    /// Linux 5.10 overwrites the name before it tells that a device went elsewhere and is called otherwise there.
-    overwrites: bool,
-    /// Linux 7.2 answers a question about one link without waiting for RTNL: the answer can be ahead of what is told.
-    lockless: bool,
+    conduct: Conduct,
     /// There is room for the notes about few devices.
     crowded: bool,
 }
@@ -91,11 +85,8 @@ fn netdevice(device: &model::Device, address: u64, reg_state: u32) -> NetDevice 
 
 impl World {
     fn new(setting: Setting) -> Self {
-        memory(|memory| *memory = Memory::new(setting.room, setting.most_devices()));
-        let host = model::Host {
-            fresh_indexes: !setting.reuses,
-            ..model::Host::default()
-        };
+        memory(|memory| *memory = Memory::new(setting.conduct.room, setting.most_devices()));
+        let host = setting.conduct.host();
         Self {
             setting,
             script: VecDeque::new(),
@@ -113,7 +104,7 @@ impl World {
         if takes_rtnl {
             self.release();
         }
-        if self.setting.calm {
+        if self.setting.conduct.calm {
             return;
         }
         while let Some((wait, _)) = self.script.front_mut() {
@@ -227,14 +218,7 @@ impl World {
             }
             Done::Moved { old, new } => {
                 let address = self.address(&new);
-                let called = if self.setting.overwrites {
-                    model::Device {
-                        name: new.name,
-                        ..old
-                    }
-                } else {
-                    old
-                };
+                let called = self.setting.conduct.going(old, new);
                 let called = netdevice(&called, address, NETREG_REGISTERED);
                 self.notice(Event::Unregister, called, None);
                 let new = netdevice(&new, address, NETREG_REGISTERED);
@@ -402,7 +386,7 @@ impl Lookup for Asking {
     fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>> {
         let Self(Shared(world), netns) = self;
         let mut world = world.borrow_mut();
-        let takes_rtnl = !world.setting.lockless;
+        let takes_rtnl = !world.setting.conduct.lockless;
         world.call(takes_rtnl);
         let found = world.host.by_name(Watch {
             netns: *netns,
@@ -530,7 +514,7 @@ impl Run {
                 break;
             }
             world.act();
-            if world.setting.calm {
+            if world.setting.conduct.calm {
                 world.release();
             }
         }
@@ -583,7 +567,7 @@ impl Run {
                 } = verdict;
                 if let EventKind::Resynced { changed, lost, .. } = kind {
                     let lost = lost.expect("BPF knows");
-                    assert!(lost > 0 && world.setting.room != usize::MAX);
+                    assert!(lost > 0 && world.setting.conduct.room != usize::MAX);
                     let first = world.changes[&(key, followed.change())];
                     followed.lost += lost;
                     let last = world.changes[&(key, followed.change())];
@@ -663,42 +647,19 @@ fn says(kind: &EventKind, truth: &EventKind, is_obscured: bool) -> bool {
 }
 
 fn setting() -> impl Strategy<Value = Setting> {
-    let room = prop_oneof![Just(usize::MAX), 1_usize..6];
-    (
-        room,
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-    )
-        .prop_map(
-            |(room, calm, reuses, overwrites, lockless, crowded)| Setting {
-                room,
-                calm,
-                reuses,
-                overwrites,
-                lockless,
-                crowded,
-            },
-        )
+    (conduct(), any::<bool>()).prop_map(|(conduct, crowded)| Setting { conduct, crowded })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        // PROPTEST_CASES asks for more.
-        cases: ProptestConfig::default().cases.max(2000),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(cases(2000))]
 
     #[test]
     fn every_sequence_is_told_as_it_was(
         setting in setting(),
-        before in prop::collection::vec((0_u8..12, any::<Attempt>()), 0..20),
-        between in prop::collection::vec((0_u8..12, any::<Attempt>()), 0..20),
+        before in script(20),
+        between in script(20),
         again in 0_usize..3,
-        after in prop::collection::vec((0_u8..12, any::<Attempt>()), 0..60),
+        after in script(60),
     ) {
         let mut run = Run::new(setting, before);
         let watch = watches()[again];
@@ -713,11 +674,7 @@ proptest! {
 }
 
 const CROWDED: Setting = Setting {
-    room: usize::MAX,
-    calm: true,
-    reuses: false,
-    overwrites: false,
-    lockless: false,
+    conduct: CALM,
     crowded: true,
 };
 
@@ -778,16 +735,18 @@ fn a_long_life_is_told_as_it_was() {
     const RUNS: u64 = 16;
     for number in 0..RUNS {
         let setting = Setting {
-            room: if number & 1 != 0 {
-                1 + number as usize / 6
-            } else {
-                usize::MAX
+            conduct: Conduct {
+                room: if number & 1 != 0 {
+                    1 + number as usize / 6
+                } else {
+                    usize::MAX
+                },
+                reuses: number & 2 != 0,
+                lockless: number & 4 != 0,
+                calm: false,
+                overwrites: seed % 2 == 0,
             },
-            reuses: number & 2 != 0,
-            lockless: number & 4 != 0,
             crowded: number & 8 != 0,
-            calm: false,
-            overwrites: seed % 2 == 0,
         };
         let mut run = Run::new(setting, []);
         let mut done = 0;
@@ -795,12 +754,7 @@ fn a_long_life_is_told_as_it_was() {
             let burst = 1 + random.next() % 40;
             // From a storm between any two system calls to now and then.
             let pace = 1 + random.next() % 24;
-            let script = |random: &mut Random| -> Vec<(u8, Attempt)> {
-                (0..burst)
-                    .map(|_| ((random.next() % pace) as u8, random.bytes()))
-                    .collect()
-            };
-            run.script(script(&mut random));
+            run.script(random.script(burst, pace));
             done += burst;
             match random.next() % 16 {
                 // A watch ends, and begins anew in the midst of it.
@@ -808,7 +762,7 @@ fn a_long_life_is_told_as_it_was() {
                     let watch = watches()[(random.next() % 3) as usize];
                     run.rest();
                     run.unwatch(watch);
-                    run.script(script(&mut random));
+                    run.script(random.script(burst, pace));
                     run.watch(&[watch]);
                 }
                 // Or after a while.
@@ -816,9 +770,9 @@ fn a_long_life_is_told_as_it_was() {
                     let watch = watches()[(random.next() % 3) as usize];
                     run.rest();
                     run.unwatch(watch);
-                    run.script(script(&mut random));
+                    run.script(random.script(burst, pace));
                     run.rest();
-                    run.script(script(&mut random));
+                    run.script(random.script(burst, pace));
                     run.watch(&[watch]);
                 }
                 3 => run.end((random.next() % u64::from(model::SPACES)) as u8),

@@ -12,7 +12,10 @@ use crate::{
     netlink::message::{HEADER, attribute, messages, uapi::*},
     tracker::{
         Tracker, Verdict,
-        tests::host::{self as model, Attempt, Done, Random, Told, run_length},
+        tests::host::{
+            self as model, Attempt, CALM, Conduct, Done, Random, Told, cases, conduct, run_length,
+            script,
+        },
     },
 };
 
@@ -23,29 +26,20 @@ const AF_BRIDGE: u8 = 7;
 /// How a run goes.
 #[derive(Clone, Copy, Debug)]
 struct Setting {
+    conduct: Conduct,
     filtered: bool,
-    /// How many messages the socket's buffer takes.
-    room: usize,
-    /// Nothing happens but when everything before was read and looked up.
-    calm: bool,
-    /// Indexes are used again at once.
-    reuses: bool,
-    /// Linux 5.10 overwrites the name before it tells that a device went elsewhere and is called otherwise there.
-    overwrites: bool,
-    /// Linux 7.2 answers a question about one link without waiting for RTNL: the answer can be ahead of what is told.
-    lockless: bool,
 }
 
 impl Setting {
     /// Is every change heard, so that each has to be told as what it was?
     fn is_lossless(self) -> bool {
-        self.room == usize::MAX && (self.calm || !self.filtered)
+        self.conduct.room == usize::MAX && (self.conduct.calm || !self.filtered)
     }
 
     /// Can a device be known by its index? Where messages are not heard and indexes used again, what follows may be about
     /// another device, and only the look at the end says so.
     fn is_certain(self) -> bool {
-        self.is_lossless() || !self.reuses
+        self.is_lossless() || !self.conduct.reuses
     }
 }
 
@@ -73,10 +67,7 @@ struct World {
 
 impl World {
     fn new(setting: Setting) -> Self {
-        let host = model::Host {
-            fresh_indexes: !setting.reuses,
-            ..model::Host::default()
-        };
+        let host = setting.conduct.host();
         Self {
             setting,
             script: VecDeque::new(),
@@ -97,7 +88,7 @@ impl World {
         if takes_rtnl {
             self.release();
         }
-        if self.setting.calm {
+        if self.setting.conduct.calm {
             return;
         }
         while let Some((wait, _)) = self.script.front_mut() {
@@ -134,14 +125,7 @@ impl World {
             Done::Released(same) => self.tell(same.space, RTM_DELLINK, AF_BRIDGE, &same, None),
             Done::Moved { old, new } => {
                 self.travellers.push(new.id);
-                let called = if self.setting.overwrites {
-                    model::Device {
-                        name: new.name,
-                        ..old
-                    }
-                } else {
-                    old
-                };
+                let called = self.setting.conduct.going(old, new);
                 self.tell(
                     old.space,
                     RTM_DELLINK,
@@ -171,7 +155,7 @@ impl World {
         {
             return;
         }
-        if self.congested || self.queue.len() >= self.setting.room {
+        if self.congested || self.queue.len() >= self.setting.conduct.room {
             self.error |= !self.congested;
             self.congested = true;
             return;
@@ -204,13 +188,13 @@ fn link(message: &[u8]) -> Option<LinkMessage> {
 
 impl Host for World {
     fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>> {
-        self.call(!self.setting.lockless);
+        self.call(!self.setting.conduct.lockless);
         let found = self.host.by_name(watch(*name));
         Ok(found.map(|device| device.ifindex))
     }
 
     fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>> {
-        self.call(!self.setting.lockless);
+        self.call(!self.setting.conduct.lockless);
         let found = self.host.by_index(SPACE, ifindex);
         Ok(found.map(|device| device.name))
     }
@@ -363,7 +347,7 @@ impl Run {
                 break;
             }
             world.act();
-            if world.setting.calm {
+            if world.setting.conduct.calm {
                 world.release();
             }
         }
@@ -484,19 +468,19 @@ fn says(verdict: &Verdict, truth: &EventKind, setting: Setting, traveller: bool)
         (
             EventKind::Deleted { ifindex },
             EventKind::Moved { ifindex: old, .. } | EventKind::Renamed { ifindex: old, .. },
-        ) => (verdict.recovered || setting.room != usize::MAX) && ifindex == old,
+        ) => (verdict.recovered || setting.conduct.room != usize::MAX) && ifindex == old,
         // Its renaming was lost, and the name that it got with the move overwrote the other one: it is the old one again.
         (EventKind::Moved { ifindex, .. }, EventKind::Renamed { ifindex: old, .. }) => {
-            setting.overwrites && setting.room != usize::MAX && ifindex == old
+            setting.conduct.overwrites && setting.conduct.room != usize::MAX && ifindex == old
         }
         // For the same reasons, or because it was too late to read the inode of a device that came back from elsewhere.
         (EventKind::Recreated { ifindex, .. }, EventKind::Returned { ifindex: back }) => {
-            (!setting.is_lossless() || traveller && !setting.calm) && ifindex == back
+            (!setting.is_lossless() || traveller && !setting.conduct.calm) && ifindex == back
         }
         // Another device with the name *and* the index of the one that is expected back, gone before its inode could be
         // read, while that one does come back: the answer is right a moment too early, and its `deleted` follows.
         (EventKind::Returned { ifindex: back }, EventKind::Recreated { ifindex, .. }) => {
-            setting.reuses && !setting.calm && traveller && ifindex == back
+            setting.conduct.reuses && !setting.conduct.calm && traveller && ifindex == back
         }
         (kind, truth) => kind == truth,
     }
@@ -505,40 +489,20 @@ fn says(verdict: &Verdict, truth: &EventKind, setting: Setting, traveller: bool)
 fn setting() -> impl Strategy<Value = Setting> {
     // For long runs on a host that does wait for RTNL before it answers.
     let may_be_lockless = std::env::var_os("IFMON_MODEL_RTNL").is_none();
-    let room = prop_oneof![Just(usize::MAX), 1_usize..6];
-    (
-        any::<bool>(),
-        room,
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-        any::<bool>(),
-    )
-        .prop_map(
-            move |(filtered, room, calm, reuses, overwrites, lockless)| Setting {
-                filtered,
-                room,
-                calm,
-                reuses,
-                overwrites,
-                lockless: lockless && may_be_lockless,
-            },
-        )
+    (conduct(), any::<bool>()).prop_map(move |(mut conduct, filtered)| {
+        conduct.lockless &= may_be_lockless;
+        Setting { conduct, filtered }
+    })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        // PROPTEST_CASES asks for more.
-        cases: ProptestConfig::default().cases.max(2000),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(cases(2000))]
 
     #[test]
     fn every_sequence_is_told_as_it_was(
         setting in setting(),
-        before in prop::collection::vec((0_u8..12, any::<Attempt>()), 0..20),
-        after in prop::collection::vec((0_u8..12, any::<Attempt>()), 0..60),
+        before in script(20),
+        after in script(60),
     ) {
         let mut run = Run::new(setting, before);
         run.world().script.extend(after);
@@ -546,19 +510,15 @@ proptest! {
     }
 }
 
-const CALM: Setting = Setting {
+const FILTERED: Setting = Setting {
+    conduct: CALM,
     filtered: true,
-    room: usize::MAX,
-    calm: true,
-    reuses: false,
-    overwrites: false,
-    lockless: false,
 };
 
 /// Whoever hears of a device can rename it in that very moment.
 #[test]
 fn the_filter_knows_a_new_device_before_anybody_is_told() {
-    let mut run = Run::new(CALM, [(0, [0, SPACE, 0, 0])]);
+    let mut run = Run::new(FILTERED, [(0, [0, SPACE, 0, 0])]);
     run.world().script.extend([(0, [0, SPACE, 1, 0])]);
     run.world().act();
     run.world().release();
@@ -580,7 +540,7 @@ fn the_filter_knows_a_new_device_before_anybody_is_told() {
 /// What happened while it was broken is found out, and told as found out; and the kernel has the filter again.
 #[test]
 fn a_subscription_that_was_opened_again_has_its_filter_and_the_truth() {
-    let mut run = Run::new(CALM, []);
+    let mut run = Run::new(FILTERED, []);
     let [watched, other] = names();
     let kernel = &mut run.subscription.kernel;
     let filter = kernel.filter.take();
@@ -635,12 +595,14 @@ fn a_long_life_is_told_as_it_was() {
     let mut random = Random(seed);
     for number in 0..8 {
         let setting = Setting {
+            conduct: Conduct {
+                room: if number & 2 != 0 { 3 } else { usize::MAX },
+                reuses: number & 4 != 0,
+                calm: false,
+                overwrites: seed % 2 == 0,
+                lockless: seed % 4 < 2,
+            },
             filtered: number & 1 != 0,
-            room: if number & 2 != 0 { 3 } else { usize::MAX },
-            reuses: number & 4 != 0,
-            calm: false,
-            overwrites: seed % 2 == 0,
-            lockless: seed % 4 < 2,
         };
         let mut run = Run::new(setting, []);
         let mut done = 0;
@@ -648,18 +610,14 @@ fn a_long_life_is_told_as_it_was() {
             let burst = 1 + random.next() % 40;
             // From a storm between any two system calls to now and then.
             let pace = 1 + random.next() % 24;
-            run.world()
-                .script
-                .extend((0..burst).map(|_| ((random.next() % pace) as u8, random.bytes())));
+            run.world().script.extend(random.script(burst, pace));
             done += burst;
             if random.next().is_multiple_of(8) {
                 // A watch ends and begins anew in the midst of it.
                 let name = names()[(random.next() % 2) as usize];
                 run.rest();
                 run.unwatch(name);
-                run.world()
-                    .script
-                    .extend((0..burst).map(|_| ((random.next() % pace) as u8, random.bytes())));
+                run.world().script.extend(random.script(burst, pace));
                 run.watch(&[name]);
             }
             run.rest();

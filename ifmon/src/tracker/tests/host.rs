@@ -3,6 +3,8 @@
 //! What must be said is worked out from the states before and after a change alone. It shares neither code nor notion
 //! with the tracker, which is told of changes and never sees a state.
 
+use proptest::prelude::*;
+
 use crate::{EventKind, InterfaceName, NetnsId, tracker::Watch};
 
 /// Few of each, so that everything meets everything.
@@ -171,6 +173,72 @@ impl Host {
     }
 }
 
+/// How a kernel with this host goes about it, and how much it lets whoever listens fall behind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Conduct {
+    /// How many messages or records the queue takes.
+    pub(crate) room: usize,
+    /// Nothing happens but when everything before was read and looked up.
+    pub(crate) calm: bool,
+    /// Indexes are used again at once.
+    pub(crate) reuses: bool,
+    /// Linux 5.10 overwrites the name before it tells that a device went elsewhere and is called otherwise there.
+    pub(crate) overwrites: bool,
+    /// Linux 7.2 answers a question about one link without waiting for RTNL: the answer can be ahead of what is told.
+    pub(crate) lockless: bool,
+}
+
+/// The least that can go wrong.
+pub(crate) const CALM: Conduct = Conduct {
+    room: usize::MAX,
+    calm: true,
+    reuses: false,
+    overwrites: false,
+    lockless: false,
+};
+
+impl Conduct {
+    pub(crate) fn host(self) -> Host {
+        Host {
+            fresh_indexes: !self.reuses,
+            ..Host::default()
+        }
+    }
+
+    /// A device that moves, as the kernel shows it when it tells of its going.
+    pub(crate) fn going(self, old: Device, new: Device) -> Device {
+        let name = if self.overwrites { new.name } else { old.name };
+        Device { name, ..old }
+    }
+}
+
+pub(crate) fn conduct() -> impl Strategy<Value = Conduct> {
+    let room = prop_oneof![Just(usize::MAX), 1_usize..6];
+    let flags = any::<[bool; 4]>();
+    (room, flags).prop_map(|(room, [calm, reuses, overwrites, lockless])| Conduct {
+        room,
+        calm,
+        reuses,
+        overwrites,
+        lockless,
+    })
+}
+
+/// What will happen, each after so many system calls.
+pub(crate) fn script(most: usize) -> impl Strategy<Value = Vec<(u8, Attempt)>> {
+    prop::collection::vec((0_u8..12, any::<Attempt>()), 0..most)
+}
+
+/// At least so many sequences; `PROPTEST_CASES` asks for more.
+pub(crate) fn cases(least: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: default.cases.max(least),
+        failure_persistence: None,
+        ..default
+    }
+}
+
 /// What a watch was last told, as states of the host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {
@@ -233,6 +301,13 @@ impl Random {
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
+    }
+
+    /// So many attempts, each after fewer system calls than `pace`.
+    pub(crate) fn script(&mut self, burst: u64, pace: u64) -> Vec<(u8, Attempt)> {
+        (0..burst)
+            .map(|_| ((self.next() % pace) as u8, self.bytes()))
+            .collect()
     }
 
     pub(crate) fn bytes<const N: usize>(&mut self) -> [u8; N] {
