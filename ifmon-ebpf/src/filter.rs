@@ -225,11 +225,11 @@ fn take(device: Device, change: &mut Change) {
 /// The device is the last one that held the name: it counts as one of its homes, and as none of the one before any more.
 #[inline(always)]
 fn settle(name: &NameState, device: Device, generation: u64) {
-    // By both: another device can be at the same address by now.
-    let before = name.last_device;
-    if before == device.0 && name.generation == generation {
+    if name.generation == generation {
         return;
     }
+    // Another device can be at its address by now.
+    let before = name.last_device;
     if let Some(known) = maps::device(before)
         && known.generation == name.generation
     {

@@ -79,12 +79,12 @@ pub(crate) fn device(address: u64) -> Option<&'static mut DeviceState> {
 
 /// Begins to take notes about a device about which there are none.
 #[inline(always)]
-pub(crate) fn note(address: u64, state: &DeviceState) -> bool {
-    let is_noted = DEVICES.insert(address, state, 0).is_ok();
-    if is_noted && let Some(control) = control() {
+pub(crate) fn note(address: u64, state: &DeviceState) {
+    if DEVICES.insert(address, state, 0).is_ok()
+        && let Some(control) = control()
+    {
         control.devices = control.devices.wrapping_add(1);
     }
-    is_noted
 }
 
 /// Forgets a device.

@@ -71,7 +71,7 @@ impl Variant {
     }
 }
 
-/// The object, built below `target_dir`.
+/// The object, built in `target_dir`, where others may have been built: cargo sees what they can share.
 pub(super) fn object(
     toolchain: &Toolchain,
     variant: Variant,
@@ -79,8 +79,6 @@ pub(super) fn object(
 ) -> Result<Vec<u8>> {
     let Variant { arch, log } = variant;
     let features = if log { "program,log" } else { "program" };
-    // Cargo leaves path remapping out of its fingerprints' names: in one directory two would overwrite each other.
-    let target_dir = target_dir.join(variant.name());
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(workspace::root())
@@ -90,10 +88,13 @@ pub(super) fn object(
         .args(["-Z", "build-std=core"])
         .args(PROFILE.iter().flat_map(|setting| ["--config", setting]))
         .arg("--target-dir")
-        .arg(&target_dir)
+        .arg(target_dir)
         // Makes `-Z` available in a stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain, arch)?);
+        // Asked by the build scripts of aya's crates. As a flag of the compiler it would have the core library built
+        // anew for each.
+        .env("AYA_BPF_TARGET_ARCH", arch)
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain)?);
     // Cargo hands these down to a program that it runs.
     for key in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
         cargo.env_remove(key);
@@ -114,16 +115,13 @@ pub(super) fn object(
 }
 
 /// The compiler's flags, in cargo's encoding.
-fn rustflags(toolchain: &Toolchain, arch: &str) -> Result<OsString> {
+fn rustflags(toolchain: &Toolchain) -> Result<OsString> {
     let Toolchain {
         sysroot,
         bpf_linker,
         objcopy: _,
     } = toolchain;
-    let mut flags = vec![
-        OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\"")),
-        concat("-Clinker=", bpf_linker),
-    ];
+    let mut flags = vec![concat("-Clinker=", bpf_linker)];
     flags.extend(LINK_ARGS.map(|arg| format!("-Clink-arg={arg}").into()));
 
     // Paths get into the object through BTF's line information and through `file!()`.

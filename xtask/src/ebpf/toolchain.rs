@@ -97,7 +97,12 @@ fn bpf_linker() -> Result<PathBuf> {
         Command::new("cargo")
             .args(["install", "bpf-linker", "--locked", "--force", "--quiet"])
             .args(["--version", BPF_LINKER, "--root"])
-            .arg(&tools),
+            .arg(&tools)
+            // A linker for four small objects is not worth the minutes that its own optimisation takes.
+            .envs([
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+            ]),
     )?;
     Ok(bpf_linker)
 }

@@ -203,12 +203,11 @@ mod maps {
         memory(|memory| memory.counters.get_mut(&()))
     }
 
-    pub(crate) fn note(address: u64, state: &DeviceState) -> bool {
+    pub(crate) fn note(address: u64, state: &DeviceState) {
         memory(|memory| {
             assert!(memory.devices.len() < memory.most_devices, "no room");
             memory.devices.insert(address, *state);
         });
-        true
     }
 
     pub(crate) fn forget(address: u64) {
