@@ -53,7 +53,8 @@ struct Slot {
     holder: Option<NonZeroU32>,
     /// Generation of the device that had it last.
     last: Option<NonZeroU64>,
-    /// A message concerned the name since it was looked up last: the look-up may be older or newer than it.
+    /// A message concerned the name since it was looked up last: the look-up may be older or newer than it. Or it was
+    /// never looked up.
     touched: bool,
 }
 
@@ -360,7 +361,11 @@ impl Links {
     pub(crate) fn join_all(&mut self, names: &[InterfaceName]) {
         let is_new = |name: &&InterfaceName| !self.names.contains_key(name);
         let new = names.iter().filter(is_new);
-        let slots = new.map(|&name| (name, Slot::default())).collect();
+        let unread = Slot {
+            touched: true,
+            ..Slot::default()
+        };
+        let slots = new.map(|&name| (name, unread)).collect();
         packed::extend(&mut self.names, slots);
         self.stale = true;
         if names.len() > FEW {
@@ -424,6 +429,18 @@ impl Links {
         self.names.get(&name).is_none_or(|slot| !slot.touched)
     }
 
+    /// The other watched name that the found device still has as far as is known, where no inode says whether it is the
+    /// same device. What became of that name has to be entered first: else a device that was only renamed counts as new.
+    pub(crate) fn hangs_on(&self, name: InterfaceName, look: &Look) -> Option<InterfaceName> {
+        let ifindex = look.found?;
+        let known = self.devices.get(&ifindex)?;
+        let slot = self.names.get(&known.name)?;
+        let is_open = known.name != name
+            && slot.holder() == Some(ifindex)
+            && (known.inode.is_none() || look.inode.is_none());
+        is_open.then_some(known.name)
+    }
+
     /// Enters what was read; the flag says whether it is not what was known. Also learns the inode of the holder, by
     /// which it will be known again.
     pub(crate) fn enter(&mut self, name: InterfaceName, look: &Look) -> (Observed, bool) {
@@ -433,6 +450,7 @@ impl Links {
         };
         if self.agrees(name, look) {
             if let Some(known) = holder.and_then(|ifindex| self.devices.get_mut(&ifindex)) {
+                known.name = name;
                 known.inode = known.inode.or(look.inode);
                 if let (Some(inodes), Some(inode)) = (&mut self.inodes, known.inode) {
                     inodes.extend(holder.map(|ifindex| (inode, ifindex)));
@@ -602,6 +620,13 @@ pub(crate) struct Look {
     inode: Option<NonZeroU64>,
     /// While nobody has it: the name and the inode of what has the index of the device that did.
     away: Option<(InterfaceName, Option<NonZeroU64>)>,
+}
+
+impl Look {
+    /// Somebody has the name.
+    pub(crate) fn is_present(&self) -> bool {
+        self.found.is_some()
+    }
 }
 
 #[cfg(test)]

@@ -70,6 +70,13 @@ pub(crate) struct Subscription<K> {
     unverified: BTreeMap<InterfaceName, bool>,
 }
 
+/// What was read of a name that may not be as it seems; `lost` where messages are known to be lost.
+struct Looked {
+    name: InterfaceName,
+    lost: bool,
+    look: Look,
+}
+
 /// How far the queue was read.
 struct Drained {
     empty: bool,
@@ -110,42 +117,56 @@ impl<K: Kernel> Subscription<K> {
         signals: &mut Vec<Signal>,
     ) -> Result<Vec<Option<Device>>, Error> {
         self.links.join_all(names);
-        let mut unsettled = names.to_vec();
+        let mut unread = names.to_vec();
         for _ in 0..ROUNDS {
             // The kernel drops nothing while the state is read, so nothing can happen unheard before the new filter
             // knows the indexes.
             if self.filtered {
                 self.kernel.filter(None).map_err(Error::Filter)?;
             }
-            if self.read_state(&unsettled, tally, signals)? {
-                unsettled = names.to_vec();
-                continue;
+            if self.is_after_loss() {
+                // What is known of other names may be wrong, and who is found would be taken for another device.
+                if let Err(error) = self.verify(tally, signals) {
+                    self.suspect_all();
+                    return Err(Error::Recheck(error));
+                }
+            } else {
+                self.read_state(&unread, tally, signals)?;
             }
             // A name that was entered in an earlier round may have changed since.
-            let changed = |name: &InterfaceName| !self.links.is_settled(*name);
-            unsettled = names.iter().copied().filter(changed).collect();
-            if unsettled.is_empty() {
+            unread = names
+                .iter()
+                .copied()
+                .filter(|&name| !self.is_read(name))
+                .collect();
+            if unread.is_empty() {
                 break;
             }
         }
         self.links.joined();
         self.refilter().map_err(Error::Filter)?;
-        for name in names {
-            self.unverified.remove(name);
-        }
-        for name in unsettled {
-            self.unverified.insert(name, false);
+        for &name in names {
+            if self.is_read(name) {
+                self.unverified.remove(&name);
+            } else {
+                self.unverified.entry(name).or_default();
+            }
         }
         Ok(names.iter().map(|&name| self.links.holder(name)).collect())
     }
 
-    /// Reads the state of names that were not watched before; true when messages were lost meanwhile.
+    /// Is what was read of the name the last that is known of it?
+    fn is_read(&self, name: InterfaceName) -> bool {
+        self.links.is_settled(name) && self.unverified.get(&name) != Some(&true)
+    }
+
+    /// Reads the state of names that were not watched before, as far as no messages are lost meanwhile.
     fn read_state(
         &mut self,
         names: &[InterfaceName],
         tally: &mut Tally,
         signals: &mut Vec<Signal>,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         for stretch in names.chunks(STRETCH) {
             let mut looks = Vec::with_capacity(stretch.len());
             for &name in stretch {
@@ -155,18 +176,15 @@ impl<K: Kernel> Subscription<K> {
             // A change that had begun by then has ended and was told. What is heard of by now may be what the look-ups
             // saw: it goes first, and those names are looked up again.
             self.kernel.wait_for_changes();
-            let mut overflowed = false;
             loop {
                 let after_loss = self.is_after_loss();
                 let drained = self.drain(after_loss, tally, signals);
-                let drained = drained.map_err(Error::Subscribe)?;
-                overflowed |= drained.overflowed;
-                if drained.empty {
+                if drained.map_err(Error::Subscribe)?.empty {
                     break;
                 }
             }
-            if overflowed {
-                return Ok(true);
+            if self.is_after_loss() {
+                break;
             }
             for (name, look) in looks {
                 if self.links.is_settled(name) {
@@ -174,7 +192,7 @@ impl<K: Kernel> Subscription<K> {
                 }
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Ends a watch.
@@ -217,28 +235,24 @@ impl<K: Kernel> Subscription<K> {
     /// Looks up the names that may not be as they seem.
     fn verify(&mut self, tally: &mut Tally, signals: &mut Vec<Signal>) -> io::Result<()> {
         // First the filter, then the look: what happens in between is heard.
-        let lost = self.is_after_loss();
+        let after_loss = self.is_after_loss();
         let mut looks = Vec::with_capacity(self.unverified.len());
         for (name, lost) in std::mem::take(&mut self.unverified) {
-            looks.push((name, lost, self.links.look(name, &mut self.kernel)?));
+            let look = self.links.look(name, &mut self.kernel)?;
+            looks.push(Looked { name, lost, look });
+        }
+        let is_news = |looked: &Looked| !self.links.agrees(looked.name, &looked.look);
+        if after_loss || looks.iter().any(is_news) {
+            // What was read may be ahead of what was told: newer kernels answer before a change is over, and tell of it at
+            // its end.
+            self.kernel.wait_for_changes();
         }
         // What is queued by now may be what the look-ups saw: it goes first, and those names are looked up again.
-        let Drained { mut empty, .. } = self.drain(lost, tally, signals)?;
-        let ahead = |(name, lost, look): &(InterfaceName, bool, Look)| {
-            !lost && self.links.is_settled(*name) && !self.links.agrees(*name, look)
-        };
-        if empty && looks.iter().any(ahead) {
-            // Without a loss, what was read may only be ahead of what is told: newer kernels answer before the change is
-            // over, and tell at its end. Wait for that.
-            self.kernel.wait_for_changes();
-            let after_loss = lost || self.is_after_loss();
-            Drained { empty, .. } = self.drain(after_loss, tally, signals)?;
-        }
-        for (name, lost, look) in looks {
-            if !empty || !self.links.is_settled(name) || self.unverified.contains_key(&name) {
-                *self.unverified.entry(name).or_default() |= lost;
-                continue;
-            }
+        let drained = self.drain(after_loss, tally, signals)?;
+        let mut certain = self.take_certain(looks, drained.empty);
+        // Who left a name goes first, so that it is known under its new one to whatever watches that.
+        certain.sort_by_key(|looked| looked.look.is_present());
+        for Looked { name, lost, look } in certain {
             let (observed, changed) = self.links.enter(name, &look);
             if changed {
                 // The filter does not know who was found yet: what that device did since then may have been dropped.
@@ -253,10 +267,29 @@ impl<K: Kernel> Subscription<K> {
                 });
             }
         }
-        if lost {
+        if after_loss {
             self.links.forget_strangers(&mut self.kernel)?;
         }
         self.refilter()
+    }
+
+    /// The looks that still hold now that the queue was read, `empty` or not; the other names are left to be looked up again.
+    fn take_certain(&mut self, looks: Vec<Looked>, empty: bool) -> Vec<Looked> {
+        let (mut certain, mut again): (Vec<Looked>, Vec<Looked>) =
+            looks.into_iter().partition(|Looked { name, .. }| {
+                empty && self.links.is_settled(*name) && !self.unverified.contains_key(name)
+            });
+        // And those that hang on one of these, and so on.
+        while !again.is_empty() {
+            for Looked { name, lost, .. } in again {
+                *self.unverified.entry(name).or_default() |= lost;
+            }
+            (again, certain) = certain.into_iter().partition(|Looked { name, look, .. }| {
+                let other = self.links.hangs_on(*name, look);
+                other.is_some_and(|other| self.unverified.contains_key(&other))
+            });
+        }
+        certain
     }
 
     /// Reads messages until there are none, or enough to hand on. `after_loss` says that those before them may be missing.

@@ -73,3 +73,37 @@ fn a_name_that_its_holder_never_left_shows_a_gap() {
     assert_eq!(gap(&mut links, 8), Some(true));
     assert_eq!(gap(&mut links, 8), None);
 }
+
+/// It is looked up under two watched names while it is renamed from one to the other and back, by way of a third.
+#[test]
+fn a_device_is_called_what_it_was_found_under_last() {
+    let (first, second, third) = (name("wg0"), name("wg1"), name("wg2"));
+    let mut links = watching(first);
+    links.join_all(&[second]);
+    let inode = NonZeroU64::new(1);
+    let here = Look {
+        found: Some(7),
+        inode,
+        away: None,
+    };
+    let gone = Look {
+        away: Some((third, inode)),
+        ..Look::default()
+    };
+    links.message(&new(7, first), &mut Empty);
+    links.enter(first, &here);
+    links.enter(second, &here);
+    links.enter(first, &gone);
+    links.enter(second, &here);
+    let deleted = LinkMessage::Deleted {
+        ifindex: 7,
+        name: second,
+        moved: None,
+    };
+    let Meaning { left, took } = links.message(&deleted, &mut Empty);
+    assert!(
+        matches!(left, Some(Change::Left { watch, to: None, .. }) if watch.name == second),
+        "{left:?}"
+    );
+    assert_eq!(took, None);
+}

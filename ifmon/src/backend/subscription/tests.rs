@@ -487,12 +487,7 @@ fn says(verdict: &Verdict, truth: &EventKind, setting: Setting, traveller: bool)
 }
 
 fn setting() -> impl Strategy<Value = Setting> {
-    // For long runs on a host that does wait for RTNL before it answers.
-    let may_be_lockless = std::env::var_os("IFMON_MODEL_RTNL").is_none();
-    (conduct(), any::<bool>()).prop_map(move |(mut conduct, filtered)| {
-        conduct.lockless &= may_be_lockless;
-        Setting { conduct, filtered }
-    })
+    (conduct(), any::<bool>()).prop_map(|(conduct, filtered)| Setting { conduct, filtered })
 }
 
 proptest! {
@@ -506,6 +501,86 @@ proptest! {
     ) {
         let mut run = Run::new(setting, before);
         run.world().script.extend(after);
+        run.rest();
+    }
+}
+
+/// Too rare to be found in each run: devices that are renamed and moved while they are looked up after a loss.
+#[test]
+fn sequences_that_were_told_wrong_once() {
+    type Script = &'static [(u8, Attempt)];
+    // A queue for so many messages, whether the host answers before it tells, and what happens before and after the start.
+    let sequences: [(usize, bool, Script, Script); 4] = [
+        (
+            1,
+            true,
+            &[],
+            &[
+                (0, [176, 14, 131, 0]),
+                (0, [119, 0, 155, 0]),
+                (0, [27, 0, 0, 0]),
+                (6, [187, 0, 0, 0]),
+                (7, [111, 0, 0, 0]),
+                (7, [71, 0, 1, 0]),
+                (5, [0, 0, 0, 0]),
+            ],
+        ),
+        (
+            2,
+            true,
+            &[],
+            &[
+                (0, [48, 116, 32, 0]),
+                (0, [215, 0, 6, 0]),
+                (0, [43, 0, 0, 1]),
+                (0, [203, 0, 0, 9]),
+                (3, [87, 0, 22, 0]),
+                (5, [32, 32, 15, 0]),
+                (1, [208, 19, 0, 0]),
+                (6, [151, 115, 66, 0]),
+                (4, [0, 0, 1, 0]),
+            ],
+        ),
+        (
+            1,
+            false,
+            &[
+                (0, [16, 72, 52, 0]),
+                (0, [224, 0, 48, 0]),
+                (0, [27, 103, 0, 17]),
+                (0, [0, 31, 68, 0]),
+                (2, [23, 137, 9, 0]),
+                (8, [192, 30, 145, 0]),
+                (1, [151, 2, 1, 0]),
+                (0, [87, 3, 35, 0]),
+                (0, [48, 83, 35, 0]),
+                (3, [116, 28, 0, 0]),
+                (7, [167, 34, 105, 0]),
+            ],
+            &[],
+        ),
+        (
+            1,
+            false,
+            &[
+                (0, [176, 224, 16, 0]),
+                (0, [199, 0, 70, 0]),
+                (9, [183, 0, 12, 0]),
+                (5, [199, 0, 0, 0]),
+            ],
+            &[(0, [20, 0, 0, 0])],
+        ),
+    ];
+    for (room, lockless, before, after) in sequences {
+        let conduct = Conduct {
+            room,
+            lockless,
+            calm: false,
+            ..CALM
+        };
+        let filtered = false;
+        let mut run = Run::new(Setting { conduct, filtered }, before.iter().copied());
+        run.world().script.extend(after.iter().copied());
         run.rest();
     }
 }
@@ -571,9 +646,9 @@ fn a_subscription_that_was_opened_again_has_its_filter_and_the_truth() {
     assert_eq!(
         std::mem::take(&mut run.heard),
         [
+            told(other, resynced(false, None), false),
             told(watched, resynced(true, Some(ifindex)), false),
             told(watched, EventKind::Appeared { ifindex }, true),
-            told(other, resynced(false, None), false),
         ]
     );
     // Who was found is looked at once more, now that the filter knows the index.
@@ -587,6 +662,28 @@ fn a_subscription_that_was_opened_again_has_its_filter_and_the_truth() {
     round(&mut run);
     assert_eq!(run.heard, []);
     assert!(!run.subscription.is_unverified());
+}
+
+/// It begins in the midst of a loss that concerns another name.
+#[test]
+fn a_watch_that_begins_after_a_loss_knows_who_has_the_name() {
+    let conduct = Conduct { room: 3, ..CALM };
+    let mut run = Run::new(
+        Setting {
+            conduct,
+            filtered: true,
+        },
+        [],
+    );
+    let [_, second] = names();
+    run.unwatch(second);
+    run.subscription.reopened();
+    let made = run.world().host.attempt([0, SPACE, 1, 0]);
+    assert!(matches!(made, Some(Done::Created(device)) if device.name == second));
+    let world = run.world();
+    world.states.push(world.host.clone());
+    run.watch(&[second]);
+    run.rest();
 }
 
 #[test]
@@ -615,7 +712,9 @@ fn a_long_life_is_told_as_it_was() {
             if random.next().is_multiple_of(8) {
                 // A watch ends and begins anew in the midst of it.
                 let name = names()[(random.next() % 2) as usize];
-                run.rest();
+                if random.next().is_multiple_of(2) {
+                    run.rest();
+                }
                 run.unwatch(name);
                 run.world().script.extend(random.script(burst, pace));
                 run.watch(&[name]);
