@@ -11,6 +11,7 @@ use anyhow::Result;
 use crate::{command, host::Missing, vm::Arch, workspace};
 
 /// What cargo is told to build static programs for an architecture.
+#[derive(Clone)]
 pub(crate) struct Standalone {
     target: String,
     flags: OsString,

@@ -8,11 +8,16 @@ mod scenarios;
 mod stress;
 mod units;
 
-use std::{panic::resume_unwind, process::ExitCode, thread};
+use std::{
+    panic::resume_unwind,
+    process::ExitCode,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
 
 use anyhow::Result;
 
-use self::{build::Programs, matrix::Matrix};
+use self::{build::Programs, machines::Machines, matrix::Matrix};
 use crate::{
     ebpf, fuzz,
     vm::{Arch, Kernel},
@@ -80,6 +85,62 @@ impl Counts {
     }
 }
 
+/// What keeps one processor busy at a time.
+#[derive(Clone, Copy)]
+enum Job<'a> {
+    /// Everything on this kernel.
+    Here,
+    /// An emulated kernel.
+    There(Arch, &'a Kernel),
+    /// The comparison of the BPF object.
+    Object,
+}
+
+/// So many jobs beside each other.
+const AT_ONCE: usize = 2;
+
+/// Does all of them, beginning in this order.
+fn work_off<'a>(
+    jobs: Vec<Job<'a>>,
+    work: impl Fn(Job<'a>) -> Result<Counts> + Sync,
+) -> Result<Counts> {
+    let waiting = Mutex::new(jobs.into_iter());
+    let worker = || {
+        let mut total = Counts::default();
+        loop {
+            let Some(job) = lock(&waiting).next() else {
+                return anyhow::Ok(total);
+            };
+            total.add(work(job)?);
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        let mut total = Counts::default();
+        for worker in workers {
+            total.add(worker.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        Ok(total)
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everything on this kernel.
+fn here(programs: &Programs, filter: Option<&str>, matrix: &Mutex<Matrix>) -> Result<Counts> {
+    let mut total = units::run(programs, filter)?;
+    if filter.is_none() {
+        total.add(parsers()?);
+    }
+    total.add(native::run(programs, filter, matrix)?);
+    if filter.is_none() {
+        total.add(stress::native(programs)?);
+    }
+    Ok(total)
+}
+
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let Options {
         filter,
@@ -88,29 +149,37 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         no_vm,
     } = options;
     let filter = filter.as_deref();
-    let programs = Programs::build(Arch::host()?)?;
+    let host = Arch::host()?;
+    let programs = Programs::build(host)?;
+    let matrix = Mutex::new(Matrix::default());
+    let machines = Machines::new(host, &programs);
 
+    // The longest first, so that in the end no processor waits long for the other.
+    let mut jobs = vec![Job::Here];
     let mut total = Counts::default();
-    // Most of the time it keeps one processor busy, and the tests on this kernel wait more than they work.
-    let object = filter.is_none().then(|| thread::spawn(shipped_object));
-    total.add(units::run(&programs, filter)?);
-    if filter.is_none() {
-        total.add(parsers()?);
-    }
-    let mut matrix = Matrix::default();
-    total.add(native::run(&programs, filter, &mut matrix)?);
-    if filter.is_none() {
-        total.add(stress::native(&programs)?);
-    }
-    if let Some(object) = object {
-        total.add(object.join().unwrap_or_else(|panic| resume_unwind(panic))?);
-    }
     if no_vm {
         total.add(Counts::left_out("emulated kernels, as asked by --no-vm"));
     } else {
-        total.add(machines::run(&kernels, &archs, filter, &mut matrix));
+        let mut there: Vec<(Arch, &Kernel)> = archs
+            .iter()
+            .flat_map(|&arch| kernels.iter().map(move |kernel| (arch, kernel)))
+            .collect();
+        there.sort_by_key(|&(arch, kernel)| !stress::is_for(kernel, arch));
+        jobs.extend(
+            there
+                .into_iter()
+                .map(|(arch, kernel)| Job::There(arch, kernel)),
+        );
     }
-    println!("\n{matrix}");
+    if filter.is_none() {
+        jobs.push(Job::Object);
+    }
+    total.add(work_off(jobs, |job| match job {
+        Job::Here => here(&programs, filter, &matrix),
+        Job::There(arch, kernel) => Ok(machines.run(kernel, arch, filter, &matrix)),
+        Job::Object => shipped_object(),
+    })?);
+    println!("\n{}", lock(&matrix));
     let Counts {
         passed,
         failed,

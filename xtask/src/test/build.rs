@@ -1,8 +1,10 @@
 //! The programs that the tests need: ifmon as it is shipped, and the scenarios.
 
 use std::{
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -10,6 +12,7 @@ use anyhow::{Context as _, Result};
 use crate::{command, standalone::Standalone, vm::Arch};
 
 /// Static programs for one architecture.
+#[derive(Clone)]
 pub(super) struct Programs {
     standalone: Standalone,
     pub(super) ifmon: PathBuf,
@@ -38,9 +41,16 @@ impl Programs {
         builds[0].args(ifmon).args(["--features", "metrics"]);
         builds[1].args(["--package", "tests"]);
         builds[1].args(tests.iter().flat_map(|name| ["--bin", *name]));
-        for build in &mut builds {
-            command::run(build).context("cannot build the tests")?;
-        }
+        // Beside each other, since each ends with a long step that takes one processor.
+        thread::scope(|scope| {
+            let builds = builds
+                .each_mut()
+                .map(|build| scope.spawn(|| command::run(build)));
+            builds
+                .into_iter()
+                .try_for_each(|build| build.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        })
+        .context("cannot build the tests")?;
         Ok(programs)
     }
 

@@ -1,10 +1,10 @@
 //! The scenarios on the kernel that runs this.
 
-use std::{io, process::Stdio};
+use std::{io, process::Stdio, sync::Mutex};
 
 use anyhow::{Context as _, Result};
 
-use super::{Counts, build::Programs, matrix::Matrix, scenarios::Results};
+use super::{Counts, build::Programs, lock, matrix::Matrix, scenarios::Results};
 use crate::host;
 
 /// Those that work wherever namespaces do. What BPF needs is had in the emulated kernels, and not on every host.
@@ -13,7 +13,7 @@ const BACKENDS: &str = "netlink,netlink-unfiltered";
 pub(super) fn run(
     programs: &Programs,
     filter: Option<&str>,
-    matrix: &mut Matrix,
+    matrix: &Mutex<Matrix>,
 ) -> Result<Counts> {
     if !host::is_root() {
         return Ok(Counts::left_out(
@@ -32,7 +32,7 @@ pub(super) fn run(
     let mut stdout = child.stdout.take().context("no standard output")?;
     io::copy(&mut stdout, &mut results)?;
     let status = child.wait()?;
-    let mut counts = matrix.add("this host", results);
+    let mut counts = lock(matrix).add("this host", results);
     if !status.success() && counts.failed == 0 {
         counts.add(Counts::failed(&format!(
             "the scenarios ended with {status}"
