@@ -68,9 +68,10 @@ impl Query {
 
     /// Returns once every change of a link that had begun before has ended, and was told to all who listen.
     ///
-    /// A device goes out of sight well before the kernel says so, and on newer kernels (seen on 7.2) a request for one link
-    /// does not wait for RTNL, under which it all happens. An ethtool request does; this one asks for the link state of `lo`, which anybody
-    /// may. Should it be refused, nothing is waited for, and a change is perhaps told as recovered; false says so.
+    /// A device goes out of sight well before the kernel says so, and on newer kernels (seen on 7.2) a request for one
+    /// link does not wait for RTNL, under which it all happens. An ethtool request does; this one asks for the link state
+    /// of `lo`, which anybody may. Should it be refused, nothing is waited for, and false says so: then an answer can be
+    /// ahead of what was told, and a change perhaps be told as recovered, or as that of another device.
     pub(crate) fn wait_for_changes(&self) -> bool {
         /// `SIOCETHTOOL` and `ETHTOOL_GLINK` of `include/uapi/linux/`
         const SIOCETHTOOL: libc::Ioctl = 0x8946;
