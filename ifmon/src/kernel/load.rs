@@ -1,12 +1,6 @@
 //! Loads the BPF object, and finds the plain reason when the kernel does not take it.
 
-use std::{
-    error::Error as _,
-    io,
-    os::fd::{FromRawFd as _, OwnedFd, RawFd},
-    thread,
-    time::Duration,
-};
+use std::{error::Error as _, io, thread, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -27,8 +21,6 @@ const RING: u32 = 256 * 1024;
 const SMALL_RING: u32 = 4096;
 /// What the maps take at their usual sizes, generously.
 const ROOMY_LIMIT: u64 = 4 << 20;
-/// What aya's look at what the kernel can do takes, generously: a few programs of a page each.
-const PROBES: u32 = 16 * 1024;
 /// Watches that fit without being asked for: adding some later should not need a restart.
 const WATCHES: usize = 1024;
 /// The waits for locked memory that was given back double from the first to the last; 310 ms in all.
@@ -62,10 +54,6 @@ pub(crate) fn object(
     let code = code.ok_or(Unavailable::NoObject)?;
     let roomy = (watches.max(WATCHES), ring_bytes.unwrap_or(RING));
     let tight = (watches.max(8), ring_bytes.unwrap_or(SMALL_RING));
-    if memlock_limit().is_some() {
-        lockable(PROBES)
-            .map_err(|error| from_errno(&error).unwrap_or_else(|| Unavailable::other(&error)))?;
-    }
     let mut last = None;
     // Maps that were tried and given back count for a while longer, so where they are counted (before 5.11, against a
     // limit that is 64 KiB by default) the small ones come first.
@@ -113,50 +101,6 @@ pub(crate) fn with_memory<T>(
         }
         wait *= 2;
     }
-}
-
-/// Can so much memory be locked now?
-///
-/// aya asks the kernel what it can do once in a process, and takes "no room" for "no": it would then have the program call
-/// `bpf_probe_read` in place of its successors, which arm64 does not have at all.
-fn lockable(bytes: u32) -> io::Result<()> {
-    /// `BPF_MAP_CREATE` and `BPF_MAP_TYPE_ARRAY` of `include/uapi/linux/bpf.h`
-    const BPF_MAP_CREATE: libc::c_int = 0;
-    const BPF_MAP_TYPE_ARRAY: u32 = 2;
-    /// The beginning of `union bpf_attr` for this command.
-    #[repr(C)]
-    struct Map {
-        kind: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-        flags: u32,
-    }
-    let map = Map {
-        kind: BPF_MAP_TYPE_ARRAY,
-        key_size: 4,
-        value_size: bytes,
-        max_entries: 1,
-        flags: 0,
-    };
-    // SAFETY: the structure is laid out as the kernel wants it for this command, and outlives the call.
-    let map = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_CREATE,
-            &raw const map,
-            size_of_val(&map),
-        )
-    };
-    let Ok(map) = RawFd::try_from(map) else {
-        return Err(io::Error::other("no file descriptor"));
-    };
-    if map < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has made this file descriptor for nobody else. It is closed, and the memory given back.
-    drop(unsafe { OwnedFd::from_raw_fd(map) });
-    Ok(())
 }
 
 /// Is the kernel side to say what it sees?
