@@ -70,7 +70,9 @@ pub(crate) fn object(
         }
         let result = loader
             .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE)
+            // The reason of a refusal and no more. With none at all, aya's second attempt, which is made with a buffer, would be
+            // refused for that, and the errno of the first one be lost.
+            .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("NAMES", entries)
             .map_max_entries("DEVICES", devices)
             .map_max_entries("SEEDS", entries)
