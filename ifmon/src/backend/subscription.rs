@@ -77,12 +77,6 @@ struct Looked {
     look: Look,
 }
 
-/// How far the queue was read.
-struct Drained {
-    empty: bool,
-    overflowed: bool,
-}
-
 impl<K: Kernel> Subscription<K> {
     /// A live subscription in a namespace, with no filter yet and nothing to watch.
     pub(crate) fn new(netns: NetnsId, filtered: bool, kernel: K) -> Self {
@@ -178,8 +172,8 @@ impl<K: Kernel> Subscription<K> {
             self.kernel.wait_for_changes();
             loop {
                 let after_loss = self.is_after_loss();
-                let drained = self.drain(after_loss, tally, signals);
-                if drained.map_err(Error::Subscribe)?.empty {
+                let empty = self.drain(after_loss, tally, signals);
+                if empty.map_err(Error::Subscribe)? {
                     break;
                 }
             }
@@ -219,7 +213,7 @@ impl<K: Kernel> Subscription<K> {
 
     /// Reads what there is, tells the filter of new indexes, and looks up what may not be as it seems.
     pub(crate) fn round(&mut self, tally: &mut Tally, signals: &mut Vec<Signal>) -> io::Result<()> {
-        let Drained { empty, .. } = self.drain(self.is_after_loss(), tally, signals)?;
+        let empty = self.drain(self.is_after_loss(), tally, signals)?;
         // A device that took a name is to be known by its index at once: until then its next rename goes unheard. One that
         // is gone can wait.
         if self.links.has_grown || signals.is_empty() {
@@ -248,8 +242,8 @@ impl<K: Kernel> Subscription<K> {
             self.kernel.wait_for_changes();
         }
         // What is queued by now may be what the look-ups saw: it goes first, and those names are looked up again.
-        let drained = self.drain(after_loss, tally, signals)?;
-        let mut certain = self.take_certain(looks, drained.empty);
+        let empty = self.drain(after_loss, tally, signals)?;
+        let mut certain = self.take_certain(looks, empty);
         // Who left a name goes first, so that it is known under its new one to whatever watches that.
         certain.sort_by_key(|looked| looked.look.is_present());
         for Looked { name, lost, look } in certain {
@@ -273,7 +267,8 @@ impl<K: Kernel> Subscription<K> {
         self.refilter()
     }
 
-    /// The looks that still hold now that the queue was read, `empty` or not; the other names are left to be looked up again.
+    /// The looks that still hold now that the queue was read, `empty` or not; the other names are left to be looked up
+    /// again.
     fn take_certain(&mut self, looks: Vec<Looked>, empty: bool) -> Vec<Looked> {
         let (mut certain, mut again): (Vec<Looked>, Vec<Looked>) =
             looks.into_iter().partition(|Looked { name, .. }| {
@@ -292,27 +287,25 @@ impl<K: Kernel> Subscription<K> {
         certain
     }
 
-    /// Reads messages until there are none, or enough to hand on. `after_loss` says that those before them may be missing.
+    /// Reads messages until there are none, which is true, or enough to hand on. `after_loss` says that those before them
+    /// may be missing.
     fn drain(
         &mut self,
         after_loss: bool,
         tally: &mut Tally,
         signals: &mut Vec<Signal>,
-    ) -> io::Result<Drained> {
-        let mut drained = Drained {
-            empty: false,
-            overflowed: false,
-        };
+    ) -> io::Result<bool> {
+        let (mut empty, mut overflowed) = (false, false);
         for _ in 0..BATCH {
             let message = match self.kernel.receive()? {
                 Received::Message(message) => message,
                 Received::Stray => continue,
                 Received::Overflow => {
-                    drained.overflowed = true;
+                    overflowed = true;
                     continue;
                 }
                 Received::Nothing => {
-                    drained.empty = true;
+                    empty = true;
                     break;
                 }
             };
@@ -320,7 +313,7 @@ impl<K: Kernel> Subscription<K> {
             let Some(message) = message else {
                 continue;
             };
-            if (drained.overflowed || after_loss)
+            if (overflowed || after_loss)
                 && let Some(names) = self.links.doubt(&message)
             {
                 self.unverified
@@ -331,11 +324,11 @@ impl<K: Kernel> Subscription<K> {
             tally.matched += u64::from(meaning != Meaning::default());
             self.signal(meaning, signals);
         }
-        if drained.overflowed {
+        if overflowed {
             tally.overflowed = true;
             self.suspect_all();
         }
-        Ok(drained)
+        Ok(empty)
     }
 
     /// Hands on what a message means.

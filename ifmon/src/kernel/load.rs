@@ -70,8 +70,8 @@ pub(crate) fn object(
         }
         let result = loader
             .btf(None)
-            // The reason of a refusal and no more. With none at all, aya's second attempt, which is made with a buffer, would be
-            // refused for that, and the errno of the first one be lost.
+            // The reason of a refusal and no more. With none at all, aya's second attempt, which is made with a buffer,
+            // would be refused for that, and the errno of the first one be lost.
             .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("NAMES", entries)
             .map_max_entries("DEVICES", devices)
