@@ -164,15 +164,6 @@ impl Ifmon {
             .and_then(|value| value.split_whitespace().next()?.parse().ok())
             .with_context(|| format!("no {field} in /proc/PID/status"))
     }
-
-    /// CPU time so far, in nanoseconds, from `/proc/PID/schedstat` (its main thread is its only one).
-    pub fn cpu(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid()))?;
-        stat.split_whitespace()
-            .next()
-            .and_then(|value| value.parse().ok())
-            .context("no run time in /proc/PID/schedstat")
-    }
 }
 
 impl Drop for Ifmon {

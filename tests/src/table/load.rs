@@ -63,15 +63,15 @@ const BATCH: u32 = 50;
 /// Those that are deleted one by one: each takes the kernel some milliseconds.
 const SINGLE: u32 = 20;
 
-/// How often the process may run beside what it does not watch, and for how long, in nanoseconds.
+/// How often the process may be woken beside what it does not watch. Who sleeps takes no time, so time is left to the
+/// measurements: on a busy machine it says more about the machine.
 const SWITCHES: u64 = 5;
-const CPU: u64 = 5_000_000;
 
 fn noise(stage: &mut Stage) -> Result<()> {
     stage.home.add("wg0", 100)?;
     stage.watch(&[("wg0", Some(100))])?;
     let switches = || stage.program()?.status("voluntary_ctxt_switches");
-    let before = (switches()?, stage.program()?.cpu()?);
+    let before = switches()?;
     for pair in 0..SINGLE {
         stage.home.add_unrelated(pair, 7)?;
         stage.home.delete_group(7)?;
@@ -82,13 +82,8 @@ fn noise(stage: &mut Stage) -> Result<()> {
         }
         stage.home.delete_group(7)?;
     }
-    let after = (switches()?, stage.program()?.cpu()?);
-    ensure!(
-        after.0 - before.0 <= SWITCHES,
-        "woken {} times",
-        after.0 - before.0
-    );
-    ensure!(after.1 - before.1 < CPU, "{} ns of CPU", after.1 - before.1);
+    let woken = switches()? - before;
+    ensure!(woken <= SWITCHES, "woken {woken} times");
     stage.home.delete(100)?;
     stage.see("wg0", deleted(100))?;
     stage.nothing_more(&[])
