@@ -16,6 +16,7 @@ mod build;
 mod cutout;
 mod error;
 mod format;
+mod names;
 mod reader;
 mod synth;
 #[cfg(test)]

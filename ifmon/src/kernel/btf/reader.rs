@@ -16,6 +16,7 @@ use std::ops::Range;
 use super::{
     BtfError,
     format::{KINDS, Trailer, kind, read_header, read_trailers},
+    names::Names,
     window::{Source, Window},
 };
 
@@ -73,8 +74,6 @@ const DEPTH: u32 = 32;
 const WORK: u32 = 1 << 18;
 /// Types of wanted names that are kept. A kernel has some ten.
 const NAMED: usize = 1024;
-/// More than the length of any name that is wanted, with its NUL.
-const LONGEST: usize = 64;
 
 /// An open BTF file.
 pub(super) struct Reader<S> {
@@ -84,8 +83,8 @@ pub(super) struct Reader<S> {
     count: u32,
     /// The positions of the types 1, 1 + [`STRIDE`], ….
     milestones: Vec<u64>,
-    /// The wanted names that the file has, by string offset.
-    names: Vec<(u32, &'static str)>,
+    /// The wanted names that the file has.
+    names: Names,
     /// All types that have one of these names.
     named: Vec<Type>,
     work: u32,
@@ -97,7 +96,7 @@ impl<S: Source> Reader<S> {
         let mut window = Window::new(source);
         let header = read_header(&mut window)?;
         let trailers = read_trailers(&mut window, header.layout)?;
-        let names = find_strings(&mut window, header.strings, wanted)?;
+        let names = Names::find(&mut window, header.strings, wanted)?;
         let mut reader = Self {
             window,
             trailers,
@@ -121,11 +120,7 @@ impl<S: Source> Reader<S> {
             // No overflow: a type takes 12 bytes, and the length of the section has 32 bits.
             self.count += 1;
             let ty = self.type_at(at, self.count)?;
-            if self
-                .names
-                .binary_search_by_key(&ty.name, |name| name.0)
-                .is_ok()
-            {
+            if self.names.has(ty.name) {
                 if self.named.len() == NAMED {
                     let what =
                         format!("there are more than {NAMED} types of the names that matter");
@@ -139,19 +134,20 @@ impl<S: Source> Reader<S> {
     }
 
     fn type_at(&mut self, at: u64, id: u32) -> Result<Type, BtfError> {
-        let overrun = BtfError::Overrun { id };
         if self.types.end - at < 12 {
-            return Err(overrun);
+            return Err(BtfError::Overrun { id });
         }
         let [name, info, size_or_type] = self.window.words(at)?;
         // 24 bits. There were 16 at first, and the other 8 had to be zero.
         let vlen = info & 0x00ff_ffff;
         let kind = (info >> 24) as u8 & 0x7f;
-        let trailer = self.trailers[usize::from(kind)].ok_or(BtfError::UnknownKind { kind })?;
+        let Some(trailer) = self.trailers[usize::from(kind)] else {
+            return Err(BtfError::UnknownKind { kind });
+        };
         let start = at + 12;
         let end = start + u64::from(trailer.fixed) + u64::from(trailer.each) * u64::from(vlen);
         if end > self.types.end {
-            return Err(overrun);
+            return Err(BtfError::Overrun { id });
         }
         Ok(Type {
             id,
@@ -184,7 +180,7 @@ impl<S: Source> Reader<S> {
 
     /// The types of this name and one of these kinds.
     pub(super) fn named(&self, name: &str, kinds: &[u8]) -> Vec<Type> {
-        let Some(name) = self.name(name) else {
+        let Some(name) = self.names.offset(name) else {
             return Vec::new();
         };
         self.named
@@ -195,16 +191,7 @@ impl<S: Source> Reader<S> {
     }
 
     pub(super) fn is_named(&self, ty: &Type, name: &str) -> bool {
-        self.name(name) == Some(ty.name)
-    }
-
-    /// The string offset of a name. It is never that of the empty name, which is what anonymous
-    /// types have.
-    fn name(&self, name: &str) -> Option<u32> {
-        self.names
-            .iter()
-            .find(|(_, known)| *known == name)
-            .map(|(offset, _)| *offset)
+        self.names.offset(name) == Some(ty.name)
     }
 
     /// The type behind typedefs and qualifiers.
@@ -266,7 +253,7 @@ impl<S: Source> Reader<S> {
         let mut outer = *of;
         let mut offset = 0;
         for (depth, name) in path.iter().enumerate() {
-            let Some(name) = self.name(name) else {
+            let Some(name) = self.names.offset(name) else {
                 return Ok(None);
             };
             let Some(mut member) = self.member(&outer, name, DEPTH)? else {
@@ -352,7 +339,7 @@ impl<S: Source> Reader<S> {
 
     /// The value of an enumerator, which negative ones do not have.
     pub(super) fn enumerator(&mut self, of: &Type, name: &str) -> Result<Option<u32>, BtfError> {
-        let Some(wanted) = self.name(name) else {
+        let Some(wanted) = self.names.offset(name) else {
             return Ok(None);
         };
         let mut found = None;
@@ -379,59 +366,4 @@ impl<S: Source> Reader<S> {
         let ty = self.type_by_id(func.size_or_type)?;
         Ok((ty.kind == kind::FUNC_PROTO).then_some(ty))
     }
-}
-
-/// Looks for these strings, and returns their offsets in the string section, in ascending order.
-///
-/// A name offset may by the letter of the format point into the middle of a string ("dev" as the
-/// end of "netdev"). No tool makes use of that, and names so encoded are not found: that ends in an
-/// error, as there is no such type or field.
-fn find_strings<S: Source>(
-    window: &mut Window<S>,
-    section: Range<u64>,
-    wanted: &[&'static str],
-) -> Result<Vec<(u32, &'static str)>, BtfError> {
-    if section.is_empty()
-        || window.get(section.start, 1)?[0] != 0
-        || window.get(section.end - 1, 1)?[0] != 0
-    {
-        return Err(BtfError::Strings);
-    }
-    // Most strings are turned down by their length alone.
-    let lengths = wanted
-        .iter()
-        .fold(0_u64, |lengths, name| lengths | 1 << (name.len() % LONGEST));
-    let mut found: Vec<(u32, &'static str)> = Vec::with_capacity(wanted.len());
-    let mut at = section.start;
-    // Whether `at` is within a string that is longer than what was in memory, and hence than any
-    // that we want.
-    let mut within = false;
-    while at < section.end {
-        let rest = usize::try_from(section.end - at).unwrap_or(usize::MAX);
-        let held = window.get(at, rest.min(LONGEST))?;
-        let held = &held[..held.len().min(rest)];
-        let Some(last) = held.iter().rposition(|byte| *byte == 0) else {
-            within = true;
-            at += held.len() as u64;
-            continue;
-        };
-        let mut start = at;
-        for string in held[..last].split(|byte| *byte == 0) {
-            let tail = std::mem::take(&mut within);
-            let plausible = !tail && string.len() < LONGEST && lengths >> string.len() & 1 != 0;
-            let name = wanted
-                .iter()
-                .find(|name| plausible && name.as_bytes() == string);
-            if let Some(name) = name {
-                if found.iter().any(|(_, known)| known == name) {
-                    return Err(BtfError::DuplicateString(name));
-                }
-                // It fits: the length of the section has 32 bits.
-                found.push(((start - section.start) as u32, name));
-            }
-            start += string.len() as u64 + 1;
-        }
-        at = start;
-    }
-    Ok(found)
 }

@@ -1,6 +1,6 @@
 //! Reads a file piece by piece.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{array, fs::File, io, os::unix::fs::FileExt};
 
 use super::BtfError;
 
@@ -52,13 +52,10 @@ impl<S: Source> Window<S> {
 
     /// What there is in memory from `at` on: at least `min` bytes, read if need be.
     pub(super) fn get(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
-        let held = at
-            .checked_sub(self.at)
-            .and_then(|skip| usize::try_from(skip).ok());
-        match held {
-            Some(skip) if skip.checked_add(min).is_some_and(|end| end <= self.len) => {
-                Ok(&self.buf[skip..self.len])
-            }
+        // Before what is held, this is more than there can be in memory.
+        let skip = usize::try_from(at.wrapping_sub(self.at)).unwrap_or(usize::MAX);
+        match self.len.checked_sub(skip) {
+            Some(len) if len >= min => Ok(&self.buf[skip..self.len]),
             _ => self.fill(at, min),
         }
     }
@@ -80,10 +77,7 @@ impl<S: Source> Window<S> {
     /// `N` little-endian words.
     pub(super) fn words<const N: usize>(&mut self, at: u64) -> Result<[u32; N], BtfError> {
         let bytes = self.get(at, 4 * N)?;
-        let mut words = [0; N];
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        Ok(words)
+        let (words, _) = bytes.as_chunks();
+        Ok(array::from_fn(|index| u32::from_le_bytes(words[index])))
     }
 }
