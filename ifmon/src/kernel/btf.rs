@@ -7,8 +7,8 @@
 //! This file says *what* is wanted; `btf/reader.rs` knows how to find it.
 //!
 //! Why not a library: `aya-obj` keeps the members of its types private, and the others parse the
-//! whole file into memory to get at these dozen numbers. This takes about 5 ms and 100 KB for 5 MB
-//! of BTF.
+//! whole file into memory to get at these dozen numbers. This takes about 20 million instructions and
+//! 100 KB for 4 MB of BTF.
 
 #[cfg(test)]
 mod build;
