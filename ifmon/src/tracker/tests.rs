@@ -191,6 +191,7 @@ impl Model {
                 assert!(!self.tracker.end(told.watch));
                 // The inode number of a namespace is used again at once.
                 self.tracker.begin(told.watch, None);
+                assert!(self.tracker.is_watching(told.watch));
                 *told = Told::new(told.watch, &self.host);
             }
         }

@@ -38,6 +38,24 @@ async fn a_subscription_is_opened_again_and_every_name_looked_up() {
     );
 }
 
+#[tokio::test]
+async fn a_subscription_ends_with_the_last_watch_of_its_namespace() {
+    let (mut netlink, first) = subscribed();
+    let second = InterfaceName::new("nor-this-one").expect("a valid name");
+    let own = Netns::current().expect("there is always one");
+    netlink
+        .watch(&own, &[second], &mut Vec::new())
+        .expect("anybody may ask");
+    let netns = own.id();
+    netlink.unwatch(Watch { netns, name: first });
+    assert_eq!(netlink.subscriptions.len(), 1);
+    netlink.unwatch(Watch {
+        netns,
+        name: second,
+    });
+    assert!(netlink.subscriptions.is_empty());
+}
+
 /// The clock stands still but for the waits, so they can be told exactly.
 #[tokio::test(start_paused = true)]
 async fn one_that_cannot_be_opened_again_is_an_error_in_the_end() {
