@@ -74,6 +74,27 @@ fn a_name_that_its_holder_never_left_shows_a_gap() {
     assert_eq!(gap(&mut links, 8), None);
 }
 
+/// The filter may not know the index yet when a device is renamed, and drops that; the deletion says its last name.
+#[test]
+fn a_rename_that_was_not_heard_shows_in_the_deletion() {
+    let watched = name("wg0");
+    let left_to = |last| {
+        let mut links = watching(watched);
+        links.message(&new(7, watched), &mut Empty);
+        let deleted = LinkMessage::Deleted {
+            ifindex: 7,
+            name: last,
+            moved: None,
+        };
+        match links.message(&deleted, &mut Empty).left {
+            Some(Change::Left { to, .. }) => to.map(|place| place.name),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(left_to(watched), None);
+    assert_eq!(left_to(name("old0")), Some(Some(name("old0"))));
+}
+
 /// It is looked up under two watched names while it is renamed from one to the other and back, by way of a third.
 #[test]
 fn a_device_is_called_what_it_was_found_under_last() {
