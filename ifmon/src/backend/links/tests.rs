@@ -24,6 +24,27 @@ impl Host for Empty {
     }
 }
 
+/// A host whose device 7 takes this name between two questions.
+struct Returning(InterfaceName);
+
+impl Host for Returning {
+    fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>> {
+        Ok((ifindex == 7).then_some(self.0))
+    }
+
+    fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>> {
+        Empty.by_name(name)
+    }
+
+    fn inode(&mut self, name: &InterfaceName) -> Option<u64> {
+        Empty.inode(name)
+    }
+
+    fn namespace(&mut self, nsid: i32) -> Option<NetnsId> {
+        Empty.namespace(nsid)
+    }
+}
+
 fn name(name: &str) -> InterfaceName {
     InterfaceName::new(name).expect("a valid name")
 }
@@ -56,6 +77,19 @@ fn another_name_after_a_loss_is_left_to_the_look_up() -> io::Result<()> {
 
     // Without a loss it is a rename.
     assert!(links.message(&other, &mut Empty).left.is_some());
+    Ok(())
+}
+
+/// Asked for by name it was away, asked for by index it has the name again: that is no rename.
+#[test]
+fn a_device_that_comes_back_while_it_is_looked_up_is_there() -> io::Result<()> {
+    let watched = name("wg0");
+    let mut links = watching(watched);
+    links.message(&new(7, watched), &mut Empty);
+    let Look { found, away, .. } = links.look(watched, &mut Returning(watched))?;
+    assert_eq!((found, away), (Some(7), None));
+    let Look { found, away, .. } = links.look(watched, &mut Returning(name("old0")))?;
+    assert_eq!((found, away), (None, Some((name("old0"), None))));
     Ok(())
 }
 
