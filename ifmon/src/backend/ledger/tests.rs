@@ -84,9 +84,8 @@ fn netdevice(device: &model::Device, address: u64, reg_state: u32) -> NetDevice 
 }
 
 impl World {
-    fn new(setting: Setting) -> Self {
+    fn new(setting: Setting, host: model::Host) -> Self {
         memory(|memory| *memory = Memory::new(setting.conduct.room, setting.most_devices()));
-        let host = setting.conduct.host();
         Self {
             setting,
             script: VecDeque::new(),
@@ -431,9 +430,13 @@ struct Run {
 }
 
 impl Run {
-    /// Begins to watch while things happen.
-    fn new(setting: Setting, script: impl IntoIterator<Item = (u8, Attempt)>) -> Self {
-        let mut world = World::new(setting);
+    /// Begins to watch while things happen on this host.
+    fn new(
+        setting: Setting,
+        host: model::Host,
+        script: impl IntoIterator<Item = (u8, Attempt)>,
+    ) -> Self {
+        let mut world = World::new(setting, host);
         world.script.extend(script);
         let world = Shared(Rc::new(RefCell::new(world)));
         let mut run = Self {
@@ -657,11 +660,12 @@ proptest! {
     fn every_sequence_is_told_as_it_was(
         setting in setting(),
         before in script(20),
+        meanwhile in script(20),
         between in script(20),
         again in 0_usize..3,
         after in script(60),
     ) {
-        let mut run = Run::new(setting, before);
+        let mut run = Run::new(setting, setting.conduct.host(before), meanwhile);
         let watch = watches()[again];
         run.unwatch(watch);
         run.rest();
@@ -681,7 +685,7 @@ const CROWDED: Setting = Setting {
 /// However many devices have a watched name one after the other, and live on.
 #[test]
 fn notes_do_not_outgrow_their_room() {
-    let _run = Run::new(CROWDED, []);
+    let _run = Run::new(CROWDED, CALM.host([]), []);
     let device = |number: u64, name: InterfaceName| {
         let device = model::Device {
             id: number,
@@ -705,12 +709,12 @@ fn notes_do_not_outgrow_their_room() {
     }
 }
 
-/// A device that could not be noted would be lost from sight: rather no watch.
+/// A device that could not be noted would be lost from sight: rather no watch. The last one to have a watched name is noted
+/// anyway, and takes no room of others.
 #[test]
 fn a_watch_for_which_there_is_no_room_is_refused() {
-    let mut run = Run::new(CROWDED, []);
-    let watch = watches()[0];
-    let mut again = |others: u64| {
+    let [watch, held, ..] = watches();
+    let again = |run: &mut Run, others: u64| {
         run.ledger.unwatch(watch);
         for address in 1..=others {
             memory(|memory| {
@@ -721,11 +725,19 @@ fn a_watch_for_which_there_is_no_room_is_refused() {
         let mut asking = Asking(run.world.clone(), watch.netns);
         run.ledger.watch(watch.netns, &[watch.name], &mut asking)
     };
-    let most = 2 * WATCHES as u64;
-    let watches = watches().len() as u64;
-    assert!(again(most - watches).is_ok());
-    let refused = again(most - watches + 1).expect_err("there is no room");
-    assert!(refused.to_string().contains("remembers 6"), "{refused}");
+    let most = 2 * WATCHES as u64 - watches().len() as u64;
+    for is_held in [false, true] {
+        let mut run = Run::new(CROWDED, CALM.host([]), []);
+        if is_held {
+            run.script([(0, [0, 0, 1, 0])]);
+            run.rest();
+            let holder = run.world.0.borrow().host.by_name(held);
+            assert!(holder.is_some());
+        }
+        assert!(again(&mut run, most).is_ok(), "{is_held}");
+        let refused = again(&mut run, most + 1).expect_err("there is no room");
+        assert!(refused.to_string().contains("remembers 6"), "{refused}");
+    }
 }
 
 #[test]
@@ -748,7 +760,8 @@ fn a_long_life_is_told_as_it_was() {
             },
             crowded: number & 8 != 0,
         };
-        let mut run = Run::new(setting, []);
+        let host = setting.conduct.host(random.script(20, 1));
+        let mut run = Run::new(setting, host, []);
         let mut done = 0;
         while done < steps / RUNS {
             let burst = 1 + random.next() % 40;

@@ -66,8 +66,7 @@ struct World {
 }
 
 impl World {
-    fn new(setting: Setting) -> Self {
-        let host = setting.conduct.host();
+    fn new(setting: Setting, host: model::Host) -> Self {
         Self {
             setting,
             script: VecDeque::new(),
@@ -266,13 +265,17 @@ fn names() -> [InterfaceName; 2] {
 }
 
 impl Run {
-    /// Begins to watch while things happen.
-    fn new(setting: Setting, script: impl IntoIterator<Item = (u8, Attempt)>) -> Self {
+    /// Begins to watch while things happen on this host.
+    fn new(
+        setting: Setting,
+        host: model::Host,
+        script: impl IntoIterator<Item = (u8, Attempt)>,
+    ) -> Self {
         let mut run = Self {
             subscription: Subscription::new(
                 model::netns(SPACE),
                 setting.filtered,
-                World::new(setting),
+                World::new(setting, host),
             ),
             tracker: Tracker::default(),
             signals: Vec::new(),
@@ -497,9 +500,10 @@ proptest! {
     fn every_sequence_is_told_as_it_was(
         setting in setting(),
         before in script(20),
+        meanwhile in script(20),
         after in script(60),
     ) {
-        let mut run = Run::new(setting, before);
+        let mut run = Run::new(setting, setting.conduct.host(before), meanwhile);
         run.world().script.extend(after);
         run.rest();
     }
@@ -579,7 +583,8 @@ fn sequences_that_were_told_wrong_once() {
             ..CALM
         };
         let filtered = false;
-        let mut run = Run::new(Setting { conduct, filtered }, before.iter().copied());
+        let setting = Setting { conduct, filtered };
+        let mut run = Run::new(setting, conduct.host([]), before.iter().copied());
         run.world().script.extend(after.iter().copied());
         run.rest();
     }
@@ -593,7 +598,7 @@ const FILTERED: Setting = Setting {
 /// Whoever hears of a device can rename it in that very moment.
 #[test]
 fn the_filter_knows_a_new_device_before_anybody_is_told() {
-    let mut run = Run::new(FILTERED, [(0, [0, SPACE, 0, 0])]);
+    let mut run = Run::new(FILTERED, CALM.host([]), [(0, [0, SPACE, 0, 0])]);
     run.world().script.extend([(0, [0, SPACE, 1, 0])]);
     run.world().act();
     run.world().release();
@@ -615,7 +620,7 @@ fn the_filter_knows_a_new_device_before_anybody_is_told() {
 /// What happened while it was broken is found out, and told as found out; and the kernel has the filter again.
 #[test]
 fn a_subscription_that_was_opened_again_has_its_filter_and_the_truth() {
-    let mut run = Run::new(FILTERED, []);
+    let mut run = Run::new(FILTERED, CALM.host([]), []);
     let [watched, other] = names();
     let kernel = &mut run.subscription.kernel;
     let filter = kernel.filter.take();
@@ -668,13 +673,11 @@ fn a_subscription_that_was_opened_again_has_its_filter_and_the_truth() {
 #[test]
 fn a_watch_that_begins_after_a_loss_knows_who_has_the_name() {
     let conduct = Conduct { room: 3, ..CALM };
-    let mut run = Run::new(
-        Setting {
-            conduct,
-            filtered: true,
-        },
-        [],
-    );
+    let setting = Setting {
+        conduct,
+        filtered: true,
+    };
+    let mut run = Run::new(setting, conduct.host([]), []);
     let [_, second] = names();
     run.unwatch(second);
     run.subscription.reopened();
@@ -701,7 +704,8 @@ fn a_long_life_is_told_as_it_was() {
             },
             filtered: number & 1 != 0,
         };
-        let mut run = Run::new(setting, []);
+        let host = setting.conduct.host(random.script(20, 1));
+        let mut run = Run::new(setting, host, []);
         let mut done = 0;
         while done < steps / 8 {
             let burst = 1 + random.next() % 40;

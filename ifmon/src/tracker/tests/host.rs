@@ -198,11 +198,16 @@ pub(crate) const CALM: Conduct = Conduct {
 };
 
 impl Conduct {
-    pub(crate) fn host(self) -> Host {
-        Host {
+    /// A host where this much has happened before anybody looks.
+    pub(crate) fn host(self, before: impl IntoIterator<Item = (u8, Attempt)>) -> Host {
+        let mut host = Host {
             fresh_indexes: !self.reuses,
             ..Host::default()
+        };
+        for (_, attempt) in before {
+            host.attempt(attempt);
         }
+        host
     }
 
     /// A device that moves, as the kernel shows it when it tells of its going.
