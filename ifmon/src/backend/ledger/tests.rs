@@ -597,8 +597,7 @@ impl Run {
                 let is_obscured = followed.is_obscured;
                 let is_true = states.iter().any(|state| {
                     followed.told = before;
-                    let said = followed.told.tell(state);
-                    said.is_some_and(|truth| says(kind, &truth, is_obscured))
+                    says(kind, followed.told.tell(state).as_ref(), is_obscured)
                 });
                 assert!(is_true, "{verdict:?} is not true after {before:?}");
                 followed.is_obscured &= followed.told.holder.is_none();
@@ -634,7 +633,11 @@ impl Run {
 }
 
 /// Is this verdict what there was to say, as far as the program can know?
-fn says(kind: &EventKind, truth: &EventKind, is_obscured: bool) -> bool {
+fn says(kind: &EventKind, truth: Option<&EventKind>, is_obscured: bool) -> bool {
+    let Some(truth) = truth else {
+        // It is back where it was, and not known again.
+        return matches!(kind, EventKind::Recreated { ifindex, old_ifindex } if is_obscured && ifindex == old_ifindex);
+    };
     match (kind, truth) {
         // Where the device is that was told of is not known any more …
         (
@@ -675,6 +678,49 @@ proptest! {
         run.script(after);
         run.rest();
     }
+}
+
+/// Too rare to be found in each run: for want of room the program forgets, in the midst of a loss, a device that comes back.
+#[test]
+fn a_device_that_was_forgotten_counts_as_another() {
+    let setting = Setting {
+        conduct: Conduct {
+            room: 1,
+            calm: false,
+            ..CALM
+        },
+        crowded: true,
+    };
+    let before = [
+        (0, [0, 0, 1, 0]),
+        (0, [0, 0, 2, 0]),
+        (0, [0, 0, 0, 0]),
+        (0, [0, 0, 0, 0]),
+        (0, [0, 0, 35, 0]),
+        (0, [68, 0, 0, 0]),
+    ];
+    let host = setting.conduct.host(before);
+    let mut run = Run::new(setting, host, [(0, [52, 0, 0, 0])]);
+    let watch = watches()[0];
+    run.unwatch(watch);
+    run.rest();
+    run.script([(0, [128, 49, 0, 0])]);
+    run.watch(&[watch]);
+    run.rest();
+    run.script([
+        (0, [20, 6, 0, 0]),
+        (0, [16, 92, 0, 0]),
+        (0, [103, 6, 11, 0]),
+        (10, [151, 0, 0, 0]),
+        (5, [208, 12, 11, 0]),
+        (2, [71, 0, 0, 0]),
+        (0, [55, 0, 0, 0]),
+        (0, [39, 20, 12, 0]),
+        (5, [207, 116, 76, 0]),
+        (0, [39, 8, 126, 0]),
+        (0, [0, 0, 0, 0]),
+    ]);
+    run.rest();
 }
 
 const CROWDED: Setting = Setting {
