@@ -84,7 +84,8 @@ fn netdevice(device: &model::Device, address: u64, reg_state: u32) -> NetDevice 
 }
 
 impl World {
-    fn new(setting: Setting, host: model::Host) -> Self {
+    fn new(setting: Setting, before: impl IntoIterator<Item = (u8, Attempt)>) -> Self {
+        let host = setting.conduct.host(before);
         memory(|memory| *memory = Memory::new(setting.conduct.room, setting.most_devices()));
         Self {
             setting,
@@ -430,13 +431,13 @@ struct Run {
 }
 
 impl Run {
-    /// Begins to watch while things happen on this host.
+    /// Begins to watch while things happen, on a host where some have happened before.
     fn new(
         setting: Setting,
-        host: model::Host,
+        before: impl IntoIterator<Item = (u8, Attempt)>,
         script: impl IntoIterator<Item = (u8, Attempt)>,
     ) -> Self {
-        let mut world = World::new(setting, host);
+        let mut world = World::new(setting, before);
         world.script.extend(script);
         let world = Shared(Rc::new(RefCell::new(world)));
         let mut run = Self {
@@ -668,7 +669,7 @@ proptest! {
         again in 0_usize..3,
         after in script(60),
     ) {
-        let mut run = Run::new(setting, setting.conduct.host(before), meanwhile);
+        let mut run = Run::new(setting, before, meanwhile);
         let watch = watches()[again];
         run.unwatch(watch);
         run.rest();
@@ -699,8 +700,7 @@ fn a_device_that_was_forgotten_counts_as_another() {
         (0, [0, 0, 35, 0]),
         (0, [68, 0, 0, 0]),
     ];
-    let host = setting.conduct.host(before);
-    let mut run = Run::new(setting, host, [(0, [52, 0, 0, 0])]);
+    let mut run = Run::new(setting, before, [(0, [52, 0, 0, 0])]);
     let watch = watches()[0];
     run.unwatch(watch);
     run.rest();
@@ -731,7 +731,7 @@ const CROWDED: Setting = Setting {
 /// However many devices have a watched name one after the other, and live on.
 #[test]
 fn notes_do_not_outgrow_their_room() {
-    let _run = Run::new(CROWDED, CALM.host([]), []);
+    let _run = Run::new(CROWDED, [], []);
     let device = |number: u64, name: InterfaceName| {
         let device = model::Device {
             id: number,
@@ -773,7 +773,7 @@ fn a_watch_for_which_there_is_no_room_is_refused() {
     };
     let most = 2 * WATCHES as u64 - watches().len() as u64;
     for is_held in [false, true] {
-        let mut run = Run::new(CROWDED, CALM.host([]), []);
+        let mut run = Run::new(CROWDED, [], []);
         if is_held {
             run.script([(0, [0, 0, 1, 0])]);
             run.rest();
@@ -806,8 +806,7 @@ fn a_long_life_is_told_as_it_was() {
             },
             crowded: number & 8 != 0,
         };
-        let host = setting.conduct.host(random.script(20, 1));
-        let mut run = Run::new(setting, host, []);
+        let mut run = Run::new(setting, random.script(20, 1), []);
         let mut done = 0;
         while done < steps / RUNS {
             let burst = 1 + random.next() % 40;

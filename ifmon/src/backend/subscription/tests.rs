@@ -66,7 +66,8 @@ struct World {
 }
 
 impl World {
-    fn new(setting: Setting, host: model::Host) -> Self {
+    fn new(setting: Setting, before: impl IntoIterator<Item = (u8, Attempt)>) -> Self {
+        let host = setting.conduct.host(before);
         Self {
             setting,
             script: VecDeque::new(),
@@ -265,17 +266,17 @@ fn names() -> [InterfaceName; 2] {
 }
 
 impl Run {
-    /// Begins to watch while things happen on this host.
+    /// Begins to watch while things happen, on a host where some have happened before.
     fn new(
         setting: Setting,
-        host: model::Host,
+        before: impl IntoIterator<Item = (u8, Attempt)>,
         script: impl IntoIterator<Item = (u8, Attempt)>,
     ) -> Self {
         let mut run = Self {
             subscription: Subscription::new(
                 model::netns(SPACE),
                 setting.filtered,
-                World::new(setting, host),
+                World::new(setting, before),
             ),
             tracker: Tracker::default(),
             signals: Vec::new(),
@@ -503,7 +504,7 @@ proptest! {
         meanwhile in script(20),
         after in script(60),
     ) {
-        let mut run = Run::new(setting, setting.conduct.host(before), meanwhile);
+        let mut run = Run::new(setting, before, meanwhile);
         run.world().script.extend(after);
         run.rest();
     }
@@ -584,7 +585,7 @@ fn sequences_that_were_told_wrong_once() {
         };
         let filtered = false;
         let setting = Setting { conduct, filtered };
-        let mut run = Run::new(setting, conduct.host([]), before.iter().copied());
+        let mut run = Run::new(setting, [], before.iter().copied());
         run.world().script.extend(after.iter().copied());
         run.rest();
     }
@@ -598,7 +599,7 @@ const FILTERED: Setting = Setting {
 /// Whoever hears of a device can rename it in that very moment.
 #[test]
 fn the_filter_knows_a_new_device_before_anybody_is_told() {
-    let mut run = Run::new(FILTERED, CALM.host([]), [(0, [0, SPACE, 0, 0])]);
+    let mut run = Run::new(FILTERED, [], [(0, [0, SPACE, 0, 0])]);
     run.world().script.extend([(0, [0, SPACE, 1, 0])]);
     run.world().act();
     run.world().release();
@@ -620,7 +621,7 @@ fn the_filter_knows_a_new_device_before_anybody_is_told() {
 /// What happened while it was broken is found out, and told as found out; and the kernel has the filter again.
 #[test]
 fn a_subscription_that_was_opened_again_has_its_filter_and_the_truth() {
-    let mut run = Run::new(FILTERED, CALM.host([]), []);
+    let mut run = Run::new(FILTERED, [], []);
     let [watched, other] = names();
     let kernel = &mut run.subscription.kernel;
     let filter = kernel.filter.take();
@@ -677,7 +678,7 @@ fn a_watch_that_begins_after_a_loss_knows_who_has_the_name() {
         conduct,
         filtered: true,
     };
-    let mut run = Run::new(setting, conduct.host([]), []);
+    let mut run = Run::new(setting, [], []);
     let [_, second] = names();
     run.unwatch(second);
     run.subscription.reopened();
@@ -704,8 +705,7 @@ fn a_long_life_is_told_as_it_was() {
             },
             filtered: number & 1 != 0,
         };
-        let host = setting.conduct.host(random.script(20, 1));
-        let mut run = Run::new(setting, host, []);
+        let mut run = Run::new(setting, random.script(20, 1), []);
         let mut done = 0;
         while done < steps / 8 {
             let burst = 1 + random.next() % 40;
