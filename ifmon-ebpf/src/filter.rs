@@ -1,261 +1,477 @@
-//! Does this change concern a watch? Keeps the truth about every watched name, and lets through only what changes it.
+//! Does this change concern a watch? Keeps the truth about every watched name, and lets through
+//! only what changes it.
 //!
-//! Nothing here is about BPF: the tests of the userspace side compile this file too, between a model of a kernel and maps
-//! of their own.
+//! Nothing here is about BPF: what the filter needs of a kernel is [`Kernel`], so that tests can
+//! run the very code that runs in the kernel. It is written for a verifier all the same: no
+//! indexing, nothing that can panic, and every step inlined, once where that can be, because before
+//! 5.11 the size of the program counts against the limit on locked memory, which is 64 KiB by
+//! default.
+//!
+//! The events of one namespace come one after the other. Those of different namespaces need not, so
+//! what crosses namespaces is changed by atomic additions alone, without using their results: 5.10
+//! has no others.
 
-use ifmon_ebpf::{
-    DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, NETREG_UNREGISTERING, NameKey,
-    NameState, Place, flag,
+use crate::{
+    Counters, DeviceState, LOOPBACK_IFINDEX, Link, NameKey, NameState, Place, Record, flag,
 };
 
-use super::{
-    maps::{self, NAMESPACES, SEEDS},
-    netdev::{Device, Event},
-    send::{is_traced, send},
-};
+/// How many ids are tried for a device.
+const ATTEMPTS: u32 = 2;
 
-/// A change, as the filter works it out.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Change {
-    pub(crate) from: Place,
-    pub(crate) to: Place,
-    pub(crate) generation: u64,
-    pub(crate) from_count: u64,
-    pub(crate) to_count: u64,
-    pub(crate) flags: u32,
-    pub(crate) reg_state: u32,
+/// What has happened to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Tracing: it is new in its namespace, because it was made or because it moved there.
+    Registered,
+    /// Tracing: it has another name.
+    Renamed,
+    /// Tracing: it goes for good.
+    Unregistered,
+    /// Tracing: it goes to another namespace. Where to is told when it arrives there.
+    Leaving,
+    /// Tracing: an event that is told again. Another device can have its index by then.
+    Repeated,
+    /// Netlink: it is new, or has another name, or something else about it has changed.
+    Exists,
+    /// Netlink: it went for good.
+    Deleted,
+    /// Netlink: it went to another namespace.
+    Moved,
 }
 
-/// What `observe` saw, for the log.
-pub(crate) struct Seen {
-    pub(crate) netns: u32,
-    pub(crate) ifindex: u32,
-    pub(crate) flags: u32,
-}
-
-/// Takes one notification through the filter.
+/// An event, and what is told of it.
 ///
-/// Every step is written, and so inlined, once: before 5.11 the size of the program counts against the limit on locked
-/// memory, which is 64 KiB by default.
-#[inline(always)]
-pub(crate) fn observe(event: Event, info: u64) -> Option<Seen> {
-    let device = Device::of(info)?;
-    let netns = device.netns()?;
-    let counters = maps::counters()?;
-    counters.seen = counters.seen.wrapping_add(1);
-    let traced = is_traced();
-    let noted = maps::device(device.0);
-    // Most changes on a host of containers end here: a device that nobody knows, in a namespace that nobody watches.
-    if noted.is_none() && !traced && NAMESPACES.get_ptr(netns).is_none() {
-        counters.ignored = counters.ignored.wrapping_add(1);
-        return None;
-    }
+/// The fields that belong to some events only are here and not there, because here they have a
+/// value in any case. In an enum they have none for the others; the compiler may pass that around
+/// all the same and not use it in the end, which is refused to who has no CAP_PERFMON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub event: Event,
+    /// Where the device is, or was until now.
+    pub here: Place,
+    /// Tracing: `net_device.reg_state`
+    pub reg_state: u32,
+    /// `Registered` and `Leaving`: where in memory it is.
+    pub address: u64,
+    /// `Moved`: id of the other namespace in the numbering of this one.
+    pub nsid: i32,
+    /// `Moved`: its index there, or 0 where that was not said.
+    pub to_ifindex: u32,
+}
 
-    let here = device.place(netns)?;
-    let reg_state = device.reg_state()?;
-    // The notification that a device goes is repeated, about every second, while somebody keeps a reference to it. Another
-    // device can have its index by then.
-    let is_alive = reg_state == NETREG_REGISTERED || reg_state == NETREG_UNREGISTERING;
+impl Notice {
+    /// Without what belongs to some events only.
+    #[inline(always)]
+    pub const fn new(event: Event, here: Place) -> Self {
+        Self {
+            event,
+            here,
+            reg_state: 0,
+            address: 0,
+            nsid: 0,
+            to_ifindex: 0,
+        }
+    }
+}
+
+/// What the filter needs: the maps, and a way to send.
+///
+/// Elements are changed in place, as a BPF program does it: userspace may read them meanwhile.
+pub trait Kernel {
+    /// In `NAMES`.
+    fn name(&mut self, key: &NameKey) -> Option<&mut NameState>;
+
+    /// In `DEVICES`.
+    fn device(&mut self, id: u64) -> Option<&mut DeviceState>;
+    /// Counts in `Control::devices`. False when there is one with this id, or no room.
+    fn insert_device(&mut self, id: u64, state: &DeviceState) -> bool;
+    /// Counts in `Control::devices`, unless userspace gave the id.
+    fn remove_device(&mut self, id: u64);
+    /// Are there so many devices that those that can be missed should go?
+    fn is_crowded(&mut self) -> bool;
+
+    /// In `LINKS`.
+    fn link(&mut self, link: &Link) -> Option<u64>;
+    /// Replaces the one that is there.
+    fn set_link(&mut self, link: &Link, id: u64);
+    fn remove_link(&mut self, link: &Link);
+
+    /// In `NAMESPACES`.
+    fn has_namespace(&mut self, netns: u32) -> bool;
+    /// Removes a namespace from `NAMESPACES`; its epoch, if it was there.
+    fn end_namespace(&mut self, netns: u32) -> Option<u32>;
+
+    /// Of this CPU.
+    fn counters(&mut self) -> Option<&mut Counters>;
+    fn cpu(&mut self) -> u32;
+
+    /// Is every change wanted that the current task makes?
+    fn is_traced(&mut self) -> bool;
+    /// False when the ring buffer is full.
+    fn send(&mut self, change: &Change) -> bool;
+}
+
+/// A change, as the filter works it out: a [`Record`] but for the time and who made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub id: u64,
+    pub from: Place,
+    pub to: Place,
+    pub from_count: u64,
+    pub to_count: u64,
+    pub from_epoch: u32,
+    pub to_epoch: u32,
+    pub flags: u32,
+    pub reg_state: u32,
+    pub nsid: i32,
+}
+
+impl Change {
+    /// The record of it, with no time and nobody who made it.
+    #[inline(always)]
+    pub fn record(&self) -> Record {
+        let Self {
+            id,
+            from,
+            to,
+            from_count,
+            to_count,
+            from_epoch,
+            to_epoch,
+            flags,
+            reg_state,
+            nsid,
+        } = *self;
+        Record {
+            time: 0,
+            id,
+            from,
+            to,
+            from_count,
+            to_count,
+            cgroup: 0,
+            comm: [0; 16],
+            pid: 0,
+            uid: 0,
+            from_epoch,
+            to_epoch,
+            flags,
+            reg_state,
+            nsid,
+            zero: 0,
+        }
+    }
+}
+
+/// Takes one event through the filter.
+///
+/// Says which flags the record of it has, 0 if there is none; `None` when nothing could be counted.
+#[inline(always)]
+pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
+    add(&mut kernel.counters()?.seen, 1);
+
     let mut change = Change {
-        reg_state,
+        reg_state: notice.reg_state,
+        nsid: notice.nsid,
+        to: Place {
+            ifindex: notice.to_ifindex,
+            ..Place::default()
+        },
         ..Change::default()
     };
-    let known = match (event, noted) {
-        (Event::Register, noted) => arrived(device, noted),
-        (_, Some(noted)) => Some(noted),
-        (_, None) if is_alive => seeded(device, &here),
-        (_, None) => None,
-    };
-    match event {
-        // The device is new in its namespace, or has another name. Where it was is only to be had from our own notes:
-        // by now the kernel knows neither the old name nor the old namespace.
-        Event::Register | Event::ChangeName => {
-            change.to = here;
-            if let Some(known) = known {
-                change.from = known.place;
-                change.generation = known.generation;
-                known.place = here;
-            }
-        }
-        // The device goes for good.
-        Event::Unregister if reg_state == NETREG_UNREGISTERING => {
-            change.from = here;
-            if let Some(known) = known {
-                change.from = known.place;
-                change.generation = known.generation;
-                maps::forget(device.0);
-            }
-            if here.ifindex == LOOPBACK_IFINDEX && NAMESPACES.remove(here.netns).is_ok() {
-                change.flags |= flag::NETNS_GONE;
-            }
-        }
-        // First half of a move: nothing to say before it is known where the device went, which follows under the same
-        // RTNL.
-        Event::Unregister if reg_state == NETREG_REGISTERED => {
-            if let Some(known) = known {
-                known.moving = 1;
-            }
-        }
-        Event::Unregister => {}
-    }
-    if change.from.netns != 0 {
-        give_up(device, &mut change);
-    }
-    if change.to.netns != 0 {
-        take(device, &mut change);
+    if track(kernel, notice, &mut change) {
+        give_up(kernel, &mut change);
+        take(kernel, &mut change);
     }
 
-    let matched = change.flags != 0;
-    if matched {
-        counters.matched = counters.matched.wrapping_add(1);
+    let is_matched = change.flags != 0;
+    let counters = kernel.counters()?;
+    if is_matched {
+        add(&mut counters.matched, 1);
     } else {
-        counters.ignored = counters.ignored.wrapping_add(1);
-        if traced {
-            change.flags = flag::TRACED;
+        add(&mut counters.ignored, 1);
+        if !kernel.is_traced() {
+            return Some(0);
+        }
+        change.flags = flag::TRACED;
+    }
+    if let Event::Moved = notice.event {
+        change.flags |= flag::MOVED;
+    }
+    // Without a branch for what is not counted, which would be a second copy of all that sends.
+    if !kernel.send(&change)
+        && let Some(counters) = kernel.counters()
+    {
+        add(&mut counters.dropped, u64::from(is_matched));
+    }
+    Some(change.flags)
+}
+
+/// Works out from where to where the device went, and keeps `LINKS` and `DEVICES` true. False when
+/// no name can have changed hands by this.
+#[inline(always)]
+fn track<K: Kernel>(kernel: &mut K, notice: &Notice, change: &mut Change) -> bool {
+    let Notice {
+        event,
+        ref here,
+        address,
+        ..
+    } = *notice;
+    let link = Link::of(here);
+    // 0 is no id.
+    let mut id = match event {
+        Event::Registered => {
+            // The device for which there is an entry is gone: a new one has its index.
+            if let Some(stale) = kernel.link(&link) {
+                kernel.remove_link(&link);
+                kernel.remove_device(stale);
+            }
+            let between = Link::between(address);
+            let id = kernel.link(&between).unwrap_or(0);
+            if id != 0 {
+                kernel.remove_link(&between);
+            }
+            id
+        }
+        Event::Repeated => 0,
+        Event::Renamed
+        | Event::Unregistered
+        | Event::Leaving
+        | Event::Exists
+        | Event::Deleted
+        | Event::Moved => kernel.link(&link).unwrap_or(0),
+    };
+    // Where it was is only to be had from our own notes: by now the kernel knows neither the old
+    // name nor the old namespace.
+    if id != 0 {
+        match kernel.device(id) {
+            Some(device) => change.from = device.place,
+            None => id = 0,
         }
     }
-    if change.flags != 0 && !send(&change) && matched {
-        counters.dropped = counters.dropped.wrapping_add(1);
+    change.id = id;
+    let is_gone = match event {
+        Event::Registered | Event::Renamed | Event::Exists => false,
+        Event::Unregistered | Event::Deleted | Event::Moved => true,
+        Event::Leaving => {
+            // Nothing to say before it is known where it went. The entry that is removed makes room
+            // for the other.
+            if id != 0 {
+                kernel.remove_link(&link);
+                kernel.set_link(&Link::between(address), id);
+            }
+            return false;
+        }
+        Event::Repeated => return false,
+    };
+    if is_gone {
+        if id != 0 {
+            kernel.remove_link(&link);
+            kernel.remove_device(id);
+        } else {
+            change.from = *here;
+        }
+        if let Event::Unregistered = event
+            && here.ifindex == LOOPBACK_IFINDEX
+            && let Some(epoch) = kernel.end_namespace(here.netns)
+        {
+            change.flags |= flag::NETNS_GONE;
+            change.from_epoch = epoch;
+        }
+        return true;
     }
-    Some(Seen {
-        netns: here.netns,
-        ifindex: here.ifindex,
-        flags: change.flags,
-    })
-}
-
-/// The notes about a device that is new in its namespace: there are some when it comes from another one.
-#[inline(always)]
-fn arrived(
-    device: Device,
-    noted: Option<&'static mut DeviceState>,
-) -> Option<&'static mut DeviceState> {
-    let known = noted?;
-    if known.moving != 0 {
-        known.moving = 0;
-        return Some(known);
+    change.to = *here;
+    if id == 0 {
+        return true;
     }
-    // An address seen before whose unregistration was not: whatever that was, it is another device.
-    maps::forget(device.0);
-    None
-}
-
-/// Notes about this device, made from a seed at its first event.
-#[inline(always)]
-fn seeded(device: Device, here: &Place) -> Option<&'static mut DeviceState> {
-    let link = Link {
-        netns: here.netns,
-        ifindex: here.ifindex,
-    };
-    // SAFETY: copied at once; userspace may remove a seed but never rewrites one.
-    let seed = *unsafe { SEEDS.get(&link) }?;
-    let _ = SEEDS.remove(link);
-    let name = maps::name(&seed.home)?;
-    // A name that has changed since it was watched has no use for what userspace saw before that, and none for what it saw
-    // for an earlier watch.
-    if name.opened != 0 || name.epoch != seed.epoch {
-        return None;
+    if change.from == *here {
+        let name = kernel.name(&NameKey::of(here));
+        if name.is_none_or(|name| name.ifindex != 0 && name.id == id) {
+            // Something else about it has changed.
+            return false;
+        }
+        // Where it was is userspace's word, and it was not there any more by then.
+        change.from = Place::default();
+        return true;
     }
-    let state = DeviceState {
-        generation: seed.generation,
-        homes: 0,
-        place: Place {
-            name: seed.home.name,
-            ..*here
-        },
-        moving: 0,
-    };
-    maps::note(device.0, &state);
-    maps::device(device.0)
-}
-
-/// Begins to take notes about a device, and gives it a generation.
-#[inline(always)]
-fn remember(device: Device, here: &Place) -> u64 {
-    let Some(counters) = maps::counters() else {
-        return 0;
-    };
-    counters.generations = counters.generations.wrapping_add(1);
-    let cpu = maps::cpu();
-    // Unique without an atomic operation: each CPU counts for itself.
-    let generation = counters.generations << 16 | u64::from(cpu & 0xffff);
-    let state = DeviceState {
-        generation,
-        homes: 0,
-        place: *here,
-        moving: 0,
-    };
-    maps::note(device.0, &state);
-    generation
+    if let Some(device) = kernel.device(id) {
+        set_place(device, here);
+    }
+    if let Event::Registered = event {
+        kernel.set_link(&link, id);
+    }
+    true
 }
 
 /// Does the device lose a watched name by this change?
 #[inline(always)]
-fn give_up(device: Device, change: &mut Change) {
-    let Some(name) = maps::name(&NameKey::of(&change.from)) else {
+fn give_up<K: Kernel>(kernel: &mut K, change: &mut Change) {
+    // A device that nobody knows holds no watched name.
+    if change.id == 0 {
+        return;
+    }
+    let Some(name) = kernel.name(&NameKey::of(&change.from)) else {
         return;
     };
-    // Before the first change it is userspace that knows who holds the name, and a seed has said that it is this device.
-    if name.opened != 0 && (name.ifindex == 0 || name.generation != change.generation) {
+    if name.ifindex == 0 || name.id != change.id {
         return;
     }
-    if name.opened == 0
-        && let Some(known) = maps::device(device.0)
-    {
-        known.homes = known.homes.wrapping_add(1);
+    // The first holder is userspace's word, and no home was counted for it.
+    let is_first = name.opened == 0;
+    change.from_count = write(name, change.id, 0);
+    if change.flags & flag::NETNS_GONE == 0 {
+        change.from_epoch = name.epoch;
     }
-    change.from_count = write(name, device, change.generation, 0);
     change.flags |= flag::LEFT_NAME;
+    if is_first && let Some(device) = kernel.device(change.id) {
+        add(&mut device.homes, 1);
+    }
 }
 
 /// Does the device get a watched name by this change?
 #[inline(always)]
-fn take(device: Device, change: &mut Change) {
-    let Some(name) = maps::name(&NameKey::of(&change.to)) else {
+fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
+    if change.to.netns == 0 {
+        return;
+    }
+    let key = NameKey::of(&change.to);
+    let Some(name) = kernel.name(&key) else {
         return;
     };
-    if maps::device(device.0).is_none() {
-        change.generation = remember(device, &change.to);
+    // As in `give_up`.
+    let is_first = name.opened == 0;
+    let before = name.id;
+    // The watch has ended with its namespace, and another one has its number.
+    if !kernel.has_namespace(key.netns) {
+        return;
     }
-    settle(name, device, change.generation);
-    change.to_count = write(name, device, change.generation, change.to.ifindex);
+    if change.id == 0 {
+        let Some(id) = remember(kernel, &change.to) else {
+            return;
+        };
+        change.id = id;
+    }
+    if is_first || before != change.id {
+        if let Some(device) = kernel.device(change.id) {
+            add(&mut device.homes, 1);
+        }
+        if !is_first {
+            lose_home(kernel, before);
+        }
+    }
+    let Some(name) = kernel.name(&key) else {
+        return;
+    };
+    change.to_count = write(name, change.id, change.to.ifindex);
+    change.to_epoch = name.epoch;
     change.flags |= flag::TOOK_NAME;
 }
 
-/// The device is the last one that held the name: it counts as one of its homes, and as none of the one before any more.
+/// Begins to take notes about a device, and gives it an id.
 #[inline(always)]
-fn settle(name: &NameState, device: Device, generation: u64) {
-    if name.generation == generation {
-        return;
-    }
-    // Another device can be at its address by now.
-    let before = name.last_device;
-    if let Some(known) = maps::device(before)
-        && known.generation == name.generation
-    {
-        known.homes = known.homes.wrapping_sub(1);
-        // Otherwise it stays for as long as it is registered: userspace may not have heard that another one had the name.
-        if known.homes == 0 && maps::is_crowded() {
-            maps::forget(before);
+fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
+    let cpu = kernel.cpu();
+    let state = DeviceState {
+        opened: 0,
+        place: *here,
+        homes: 0,
+        closed: 0,
+    };
+    let mut id = 0;
+    // Each CPU counts for itself, so ids are unique without the result of an atomic operation;
+    // unless one run of the program interrupts another between these two lines, and then one of
+    // them goes on to the next id.
+    for _ in 0..ATTEMPTS {
+        let counters = kernel.counters()?;
+        add(&mut counters.ids, 1);
+        id = load(&counters.ids) << 16 | u64::from(cpu & 0xffff);
+        if kernel.insert_device(id, &state) {
+            break;
         }
     }
-    if let Some(known) = maps::device(device.0) {
-        known.homes = known.homes.wrapping_add(1);
+    // After the device: who finds the id finds that too.
+    kernel.set_link(&Link::of(here), id);
+    Some(id)
+}
+
+/// Another device is the last holder of a name now. The one before is forgotten if it was the last
+/// holder of no other name and there are many; otherwise it stays for as long as it is registered,
+/// because userspace may not have heard that another one had the name.
+#[inline(always)]
+fn lose_home<K: Kernel>(kernel: &mut K, id: u64) {
+    let Some(device) = kernel.device(id) else {
+        return;
+    };
+    add(&mut device.homes, u64::MAX);
+    let homes = load(&device.homes);
+    let place = device.place;
+    let link = Link::of(&place);
+    if homes == 0 && kernel.is_crowded() {
+        // It may hold a name by userspace's word.
+        let name = kernel.name(&NameKey::of(&place));
+        if name.is_some_and(|name| name.ifindex != 0 && name.id == id) {
+            return;
+        }
+        // Between the two halves of a move the entry may be another device's.
+        if kernel.link(&link) == Some(id) {
+            kernel.remove_link(&link);
+        }
+        kernel.remove_device(id);
     }
 }
 
-/// Writes the truth about a name so that a reader can tell a whole value from a half-written one.
+/// Adds, wrapping around, so that nobody gets between; of the result nobody learns. That is
+/// `BPF_XADD`, for which Rust's atomic types have no name, since theirs all have a result.
 #[inline(always)]
-fn write(name: &mut NameState, device: Device, generation: u64, ifindex: u32) -> u64 {
+fn add(number: &mut u64, summand: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: a live, aligned field, which every program adds to in this way.
+    unsafe {
+        use core::intrinsics::{AtomicOrdering::Relaxed, atomic_xadd};
+        atomic_xadd::<u64, u64, { Relaxed }>(number, summand);
+    }
+    // Elsewhere there is one thread, that of a test.
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        *number = number.wrapping_add(summand);
+    }
+}
+
+/// What others have added to meanwhile.
+#[inline(always)]
+fn load(number: &u64) -> u64 {
+    // SAFETY: a live, aligned field.
+    unsafe { (&raw const *number).read_volatile() }
+}
+
+/// Writes where a device is so that a reader can tell a whole value from a half-written one.
+#[inline(always)]
+fn set_place(device: &mut DeviceState, place: &Place) {
+    let count = device.opened.wrapping_add(1);
+    let device: *mut DeviceState = device;
+    // SAFETY: a live map element. Volatile, so that the compiler keeps the order of the two counts
+    // around the rest.
+    unsafe {
+        (&raw mut (*device).opened).write_volatile(count);
+        (&raw mut (*device).place).write_volatile(*place);
+        (&raw mut (*device).closed).write_volatile(count);
+    }
+}
+
+/// Writes who holds a name, or held it until now, in the same way; says how often that was.
+#[inline(always)]
+fn write(name: &mut NameState, id: u64, ifindex: u32) -> u64 {
     let count = name.opened.wrapping_add(1);
     let name: *mut NameState = name;
-    // SAFETY: a live map element. Volatile, so that the compiler keeps the order of the two counts around the rest.
+    // SAFETY: as in `set_place`.
     unsafe {
         (&raw mut (*name).opened).write_volatile(count);
-        (&raw mut (*name).generation).write_volatile(generation);
+        (&raw mut (*name).id).write_volatile(id);
         (&raw mut (*name).ifindex).write_volatile(ifindex);
-        (&raw mut (*name).last_device).write_volatile(device.0);
         (&raw mut (*name).closed).write_volatile(count);
     }
     count
 }
+
+#[cfg(test)]
+mod tests;

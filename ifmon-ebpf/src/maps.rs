@@ -1,36 +1,63 @@
 //! Every map of the programs, in one place.
 //!
-//! Whoever calls `rtnetlink_event` holds RTNL, so the kernel side is one writer and needs no lock. Hash maps are
-//! preallocated: a tracing program may not allocate on 5.10.
+//! The loader sets the sizes; those here are only defaults. A map that a program does not use can
+//! be made with one entry. Hash maps are preallocated: a tracing program may not allocate on 5.10.
+
+use core::{
+    intrinsics::{AtomicOrdering::Relaxed, atomic_xadd},
+    mem::transmute,
+};
 
 use aya_ebpf::{
+    helpers::bpf_get_smp_processor_id,
     macros::map,
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use ifmon_ebpf::{Control, Counters, DeviceState, Link, NameKey, NameState, Record, Seed};
+use ifmon_ebpf::{
+    Control, Counters, DeviceState, Link, Name, NameKey, NameState, Place, USERSPACE_ID,
+    filter::{Change, Kernel},
+};
 
-/// The loader sets the sizes; these are only defaults.
+use crate::who;
+
 const WATCHES: u32 = 1024;
+
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
+const BPF_NOEXIST: u64 = 1;
+
+// Keys, and what is inserted, are made of whole words of 64 bits. Of smaller parts a verifier
+// before 6.8 makes a copy of a register, which it lets nobody change in part who has no
+// CAP_PERFMON.
+
+/// [`NameKey`]
+type NameWords = [u64; 3];
+/// [`Link`]
+type LinkWords = u64;
 
 /// The watches: names in namespaces, and who holds each.
 #[map]
-pub(crate) static NAMES: HashMap<NameKey, NameState> = HashMap::with_max_entries(WATCHES, 0);
+static NAMES: HashMap<NameWords, NameState> = HashMap::with_max_entries(WATCHES, 0);
 
-/// Devices that hold a watched name or held one, by address. Userspace and [`is_crowded`] see to it that there is always
-/// room for one more.
+/// Devices that hold a watched name or held one, by id. Userspace and [`Kernel::is_crowded`] see to
+/// it that there is always room for one more.
 #[map]
 static DEVICES: HashMap<u64, DeviceState> = HashMap::with_max_entries(WATCHES, 0);
 
-/// Devices that held a watched name when the watch began.
+/// Their ids, by namespace and index.
 #[map]
-pub(crate) static SEEDS: HashMap<Link, Seed> = HashMap::with_max_entries(WATCHES, 0);
+static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
 
-/// Namespaces with a watch that are still alive, by inode number.
+/// Namespaces with a watch that are still alive, by inode number, with an epoch from userspace.
+/// Tracing alone.
 #[map]
-pub(crate) static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
+static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
+
+/// Of which namespace a socket hears, by its cookie. Netlink alone.
+#[map]
+static SOCKETS: HashMap<u64, u32> = HashMap::with_max_entries(WATCHES, 0);
 
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
@@ -38,73 +65,165 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 
-/// This CPU's counters. BPF programs do not migrate, so plain additions are enough.
+/// The namespace of which the socket with this cookie hears.
 #[inline(always)]
-pub(crate) fn counters() -> Option<&'static mut Counters> {
-    let counters = COUNTERS.get_ptr_mut(0)?;
-    // SAFETY: element 0 of a one-element array; this CPU's copy, and nothing else of ours runs on it meanwhile.
-    unsafe { counters.as_mut() }
+pub(crate) fn netns_of_socket(cookie: u64) -> Option<u32> {
+    let netns = SOCKETS.get_ptr(cookie)?;
+    // SAFETY: the kernel keeps the element valid for this run of the program; a whole word.
+    Some(unsafe { netns.read_volatile() })
 }
 
-/// Whose counters they are.
+/// Two parts, as they are in memory one after the other.
 #[inline(always)]
-pub(crate) fn cpu() -> u32 {
-    // SAFETY: takes no argument.
-    unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() }
+const fn words_of(first: u32, second: u32) -> u64 {
+    first as u64 | (second as u64) << 32
 }
 
+/// The id of the device there, in `LINKS`.
 #[inline(always)]
-pub(crate) fn control() -> Option<&'static mut Control> {
-    let control = CONTROL.get_ptr_mut(0)?;
-    // SAFETY: element 0 of a one-element array; RTNL makes us its only writer once there are watches, and whoever reads it
-    // before gets whole words.
-    unsafe { control.as_mut() }
+pub(crate) fn id_of(link: &Link) -> Option<u64> {
+    let id = LINKS.get_ptr(words_of(link.netns, link.ifindex))?;
+    // SAFETY: the kernel keeps the element valid for this run of the program; a whole word.
+    Some(unsafe { id.read_volatile() })
 }
 
-/// The state of a watched name, to be changed in place.
-#[inline(always)]
-pub(crate) fn name(key: &NameKey) -> Option<&'static mut NameState> {
-    let state = NAMES.get_ptr_mut(key)?;
-    // SAFETY: the kernel keeps the element valid for this run of the program; RTNL makes us its only writer.
-    unsafe { state.as_mut() }
-}
+/// The maps, as the filter knows them, of a program that asks so much about who makes a change.
+pub(crate) struct Maps<const ASKS: u8>;
 
-/// A device that is or was the holder of a watched name, to be changed in place.
-#[inline(always)]
-pub(crate) fn device(address: u64) -> Option<&'static mut DeviceState> {
-    let state = DEVICES.get_ptr_mut(address)?;
-    // SAFETY: as in `name`.
-    unsafe { state.as_mut() }
-}
+impl<const ASKS: u8> Kernel for Maps<ASKS> {
+    #[inline(always)]
+    fn name(&mut self, key: &NameKey) -> Option<&mut NameState> {
+        let state =
+            NAMES.get_ptr_mut([key.name.0[0], key.name.0[1], words_of(key.netns, key.zero)])?;
+        // SAFETY: the kernel keeps the element valid for this run of the program. The events of the
+        // namespace, which come one after the other, are its only writers.
+        unsafe { state.as_mut() }
+    }
 
-/// Begins to take notes about a device about which there are none.
-#[inline(always)]
-pub(crate) fn note(address: u64, state: &DeviceState) {
-    if DEVICES.insert(address, state, 0).is_ok()
-        && let Some(control) = control()
-    {
-        control.devices = control.devices.wrapping_add(1);
+    #[inline(always)]
+    fn device(&mut self, id: u64) -> Option<&mut DeviceState> {
+        let state = DEVICES.get_ptr_mut(id)?;
+        // SAFETY: as in `name`; `homes`, which others may write, is added to atomically.
+        unsafe { state.as_mut() }
+    }
+
+    #[inline(always)]
+    fn insert_device(&mut self, id: u64, state: &DeviceState) -> bool {
+        let DeviceState {
+            opened,
+            place:
+                Place {
+                    name: Name([first, second]),
+                    netns,
+                    ifindex,
+                },
+            homes,
+            closed,
+        } = *state;
+        let place = words_of(netns, ifindex);
+        let words: [u64; 6] = [opened, first, second, place, homes, closed];
+        // SAFETY: the same bytes.
+        let state = unsafe { transmute::<[u64; 6], DeviceState>(words) };
+        let is_inserted = DEVICES.insert(id, state, BPF_NOEXIST).is_ok();
+        if is_inserted {
+            count_devices(1);
+        }
+        is_inserted
+    }
+
+    #[inline(always)]
+    fn remove_device(&mut self, id: u64) {
+        if DEVICES.remove(id).is_ok() && id & USERSPACE_ID == 0 {
+            count_devices(u32::MAX);
+        }
+    }
+
+    #[inline(always)]
+    fn is_crowded(&mut self) -> bool {
+        control().is_some_and(|control| {
+            // SAFETY: a live element. Volatile, because others may have added to it meanwhile.
+            let devices = unsafe { (&raw const (*control).devices).read_volatile() };
+            // SAFETY: a live element.
+            devices > unsafe { (*control).crowd }
+        })
+    }
+
+    #[inline(always)]
+    fn link(&mut self, link: &Link) -> Option<u64> {
+        id_of(link)
+    }
+
+    #[inline(always)]
+    fn set_link(&mut self, link: &Link, id: u64) {
+        let _ = LINKS.insert(words_of(link.netns, link.ifindex), id, 0);
+    }
+
+    #[inline(always)]
+    fn remove_link(&mut self, link: &Link) {
+        let _ = LINKS.remove(words_of(link.netns, link.ifindex));
+    }
+
+    #[inline(always)]
+    fn has_namespace(&mut self, netns: u32) -> bool {
+        NAMESPACES.get_ptr(netns).is_some()
+    }
+
+    #[inline(always)]
+    fn end_namespace(&mut self, netns: u32) -> Option<u32> {
+        let epoch = NAMESPACES.get_ptr(netns)?;
+        // SAFETY: as in `id_of`.
+        let epoch = unsafe { epoch.read_volatile() };
+        NAMESPACES.remove(netns).ok().map(|()| epoch)
+    }
+
+    #[inline(always)]
+    fn counters(&mut self) -> Option<&mut Counters> {
+        let counters = COUNTERS.get_ptr_mut(0)?;
+        // SAFETY: element 0 of a one-element array, and this CPU's copy. Who interrupts this run of
+        // the program adds to it atomically, as this run does.
+        unsafe { counters.as_mut() }
+    }
+
+    #[inline(always)]
+    fn cpu(&mut self) -> u32 {
+        // SAFETY: takes no argument.
+        unsafe { bpf_get_smp_processor_id() }
+    }
+
+    #[inline(always)]
+    fn is_traced(&mut self) -> bool {
+        let Some(control) = control() else {
+            return false;
+        };
+        // SAFETY: a live element, which userspace alone writes, but for `devices`. The kernel
+        // aligns elements to eight bytes, and the name is the first field.
+        let (wanted, traced, open) = unsafe {
+            let comm = (&raw const (*control).comm).cast::<[u64; 2]>().read();
+            (comm, (*control).traced, (*control).open)
+        };
+        open != 0 || traced != 0 && who::comm::<ASKS>().is_some_and(|comm| comm == wanted)
+    }
+
+    #[inline(always)]
+    fn send(&mut self, change: &Change) -> bool {
+        let Some(mut entry) = EVENTS.reserve(0) else {
+            return false;
+        };
+        entry.write(who::record::<ASKS>(change));
+        entry.submit(0);
+        true
     }
 }
 
-/// Forgets a device.
 #[inline(always)]
-pub(crate) fn forget(address: u64) {
-    if DEVICES.remove(address).is_ok()
-        && let Some(control) = control()
-    {
-        control.devices = control.devices.wrapping_sub(1);
+fn control() -> Option<*mut Control> {
+    CONTROL.get_ptr_mut(0)
+}
+
+#[inline(always)]
+fn count_devices(summand: u32) {
+    if let Some(control) = control() {
+        // SAFETY: a live, aligned field, which the programs write in this way alone.
+        unsafe { atomic_xadd::<u32, u32, { Relaxed }>(&raw mut (*control).devices, summand) };
     }
-}
-
-/// Are there so many that those that can be missed should go?
-#[inline(always)]
-pub(crate) fn is_crowded() -> bool {
-    control().is_some_and(|control| control.devices > control.crowd)
-}
-
-/// Space for a record, or `None` when the ring buffer is full.
-#[inline(always)]
-pub(crate) fn reserve() -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<Record>> {
-    EVENTS.reserve::<Record>(0)
 }

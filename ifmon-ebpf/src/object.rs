@@ -1,14 +1,16 @@
 //! The built programs, shipped with the crate so that nobody needs a BPF tool chain to use it.
 //!
-//! `cargo xtask ebpf` makes them and `cargo xtask ebpf --check` shows that they come from these sources, byte for byte.
-//! There is one a processor architecture, because a kprobe finds its arguments in that architecture's `pt_regs`.
+//! `cargo xtask ebpf` makes them and `cargo xtask ebpf --check` shows that they come from these
+//! sources, byte for byte. There is one a processor architecture, because a kprobe finds its
+//! arguments in that architecture's `pt_regs`.
 
 /// An ELF parser wants its headers aligned, which `include_bytes!` alone does not promise.
 #[cfg(not(feature = "program"))]
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
-/// The BPF object for this architecture; `None` where ifmon has none, and then only netlink is left.
+/// The BPF object for this architecture; `None` where ifmon has none, and then only netlink is
+/// left.
 pub const OBJECT: Option<&[u8]> = objects().0;
 
 /// The same with a log.

@@ -3,8 +3,8 @@
 /// `IFNAMSIZ`: an interface name is at most 15 bytes and a NUL.
 const IFNAMSIZ: usize = 16;
 
-/// An interface name, NUL-padded to `IFNAMSIZ` bytes and kept as two words, so that the BPF side compares it in two
-/// instructions and never calls `memcmp`.
+/// An interface name, NUL-padded to `IFNAMSIZ` bytes and kept as two words, so that the BPF side
+/// compares it in two instructions and never calls `memcmp`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Name(pub [u64; 2]);
@@ -62,6 +62,7 @@ pub struct NameKey {
 }
 
 impl NameKey {
+    #[inline(always)]
     pub const fn of(place: &Place) -> Self {
         Self {
             name: place.name,
@@ -71,7 +72,13 @@ impl NameKey {
     }
 }
 
-/// Key of the map `SEEDS`.
+/// Key of the map `LINKS`: a device, as its namespace numbers it. The value is the device's id, a
+/// `u64`.
+///
+/// The map has every device that holds a watched name or held one. Userspace inserts those that it
+/// finds at the start of a watch, once [`DeviceState`] is there; the kernel side all others.
+/// Between the two halves of a move, when tracing programs hear of it, a device is found by its
+/// address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Link {
@@ -79,102 +86,142 @@ pub struct Link {
     pub ifindex: u32,
 }
 
-/// Value of the map `NAMES`: who holds a watched name, kept by the kernel side alone.
+impl Link {
+    #[inline(always)]
+    pub const fn of(place: &Place) -> Self {
+        Self {
+            netns: place.netns,
+            ifindex: place.ifindex,
+        }
+    }
+
+    /// Of a `net_device` at this address, which is between two namespaces. No device is numbered
+    /// so: an address of the kernel has its highest bit set, and an index is a positive `int`.
+    #[inline(always)]
+    pub const fn between(address: u64) -> Self {
+        Self {
+            netns: address as u32,
+            ifindex: (address >> 32) as u32,
+        }
+    }
+}
+
+/// Value of the map `NAMES`: who holds a watched name.
 ///
-/// Userspace inserts it with nothing but an epoch and only reads it from then on, so that after a loss the truth is one
-/// look-up away.
+/// Userspace inserts it, with the holder that it found, and only reads it from then on: the kernel
+/// side alone writes it, so that after a loss the truth is one look-up away.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NameState {
-    /// Counts the changes of this name. Raised *before* the other fields are written; see [`NameState::closed`].
+    /// Counts the changes of this name. Raised *before* the other fields are written; see
+    /// [`NameState::closed`].
     pub opened: u64,
-    /// Generation of the device that held the name last.
-    pub generation: u64,
-    /// Its address: a key of `DEVICES`, never shown to anybody.
-    pub last_device: u64,
-    /// Its index; 0 when it does not hold the name any more (and before the first change, when nothing is known).
+    /// Id of the device that held the name last; 0 while there was none.
+    pub id: u64,
+    /// Its index; 0 when it does not hold the name any more.
     pub ifindex: u32,
-    /// Tells this watch of the name from those before it, which may have left seeds. Given by userspace.
+    /// Tells this watch of the name from earlier ones. Given by userspace.
     pub epoch: u32,
-    /// The same count, raised *after* the other fields are written: a reader that sees both alike has a whole value.
+    /// The same count, raised *after* the other fields are written: a reader that sees both alike
+    /// has a whole value.
     pub closed: u64,
 }
 
-/// Key: the address of a `net_device`. Value of the map `DEVICES`: a device that holds a watched name or held one. Kept by
-/// the kernel side alone; an entry never outlives the registration of its device.
+/// The bit of an id that says who gave it.
+pub const USERSPACE_ID: u64 = 1 << 63;
+
+/// Value of the map `DEVICES`, by id: where a device is. Never outlives the registration of its
+/// device.
+///
+/// An id is given once a registration. Those that userspace gives have the bit [`USERSPACE_ID`],
+/// those of the kernel side do not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceState {
-    /// Tells this registration from every other, earlier or later.
-    pub generation: u64,
-    /// How many watched names it was the last to hold.
-    pub homes: u64,
-    /// Where it was after the last event: the kernel no longer knows the old name when it reports a rename.
+    /// Counts the writes of `place`; see [`NameState::opened`].
+    pub opened: u64,
+    /// Where it was after the last event: the kernel no longer knows the old name when it reports
+    /// a rename.
     pub place: Place,
-    /// Not 0 between the two halves of a move to another namespace.
-    pub moving: u64,
-}
-
-/// Value of the map `SEEDS`: userspace found a watched name held by the device with this index when the watch began.
-///
-/// Userspace cannot know the device's address, so the kernel side turns a seed into an entry of `DEVICES` at the
-/// first event of the device. Userspace alone inserts seeds; the kernel side uses each at most once.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seed {
-    pub generation: u64,
-    pub home: NameKey,
-    /// [`NameState::epoch`] of the watch.
-    pub epoch: u32,
-    pub zero: u32,
+    /// Of how many watched names it was the last holder: how many [`NameState::id`] are this
+    /// device. Kept by atomic additions, because those names can be of several namespaces;
+    /// outside of the two counts.
+    pub homes: u64,
+    /// See [`NameState::closed`].
+    pub closed: u64,
 }
 
 /// Bits of [`Record::flags`].
 pub mod flag {
-    /// The acting task is a kernel thread: it acts for somebody else.
+    /// The acting task is a kernel thread: it acts for somebody else. Means something with
+    /// [`HAS_KTHREAD`] alone.
     pub const KTHREAD: u32 = 1;
     /// `from` was a watched name, held by this device, and is not any more.
-    pub const LEFT_NAME: u32 = 2;
+    pub const LEFT_NAME: u32 = 1 << 1;
     /// `to` is a watched name, and this device holds it now.
-    pub const TOOK_NAME: u32 = 4;
+    pub const TOOK_NAME: u32 = 1 << 2;
     /// The loopback device of a watched namespace was unregistered: the namespace is gone.
-    pub const NETNS_GONE: u32 = 8;
+    pub const NETNS_GONE: u32 = 1 << 3;
     /// Sent because of [`Control`](super::Control), not because it concerns a watch.
-    pub const TRACED: u32 = 16;
+    pub const TRACED: u32 = 1 << 4;
+    /// `pid` is known.
+    pub const HAS_PID: u32 = 1 << 5;
+    /// `uid` is known.
+    pub const HAS_UID: u32 = 1 << 6;
+    /// `cgroup` is known.
+    pub const HAS_CGROUP: u32 = 1 << 7;
+    /// `comm` is known.
+    pub const HAS_COMM: u32 = 1 << 8;
+    /// `KTHREAD` is known.
+    pub const HAS_KTHREAD: u32 = 1 << 9;
+    /// A netlink message said that the device moved: `nsid` and `to.ifindex` say where, `to.netns`
+    /// is 0.
+    pub const MOVED: u32 = 1 << 10;
 }
 
 /// One change of one device: what the ring buffer carries.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// `CLOCK_BOOTTIME` in nanoseconds.
     pub time: u64,
-    /// Generation of the device; 0 for a device that never held a watched name.
-    pub generation: u64,
-    /// Where it was: nowhere for a new device, or where that is not known because nobody watched it.
+    /// Id of the device; 0 for one that never held a watched name.
+    pub id: u64,
+    /// Where it was: nowhere for a new device, or where that is not known because nobody watched
+    /// it.
     pub from: Place,
-    /// Where it is now: nowhere for a device that was unregistered.
+    /// Where it is now: nowhere for a device that was unregistered; see also [`flag::MOVED`].
     pub to: Place,
-    /// Count of the changes of the name `from`, this one included; see [`NameState::opened`]. 0 without `LEFT_NAME`.
+    /// Count of the changes of the name `from`, this one included; see [`NameState::opened`]. 0
+    /// without `LEFT_NAME`.
     pub from_count: u64,
     /// The same for `to`; 0 without `TOOK_NAME`.
     pub to_count: u64,
     /// Id of the acting task's cgroup (its inode number in cgroup v2).
     pub cgroup: u64,
     pub comm: [u8; 16],
-    /// The acting process (`tgid` of the kernel).
+    /// The acting process (`tgid` of the kernel), in the pid namespace that the loader asked for.
     pub pid: u32,
     pub uid: u32,
+    /// Epoch of the watch `from`; with `NETNS_GONE` that of the namespace.
+    pub from_epoch: u32,
+    /// Epoch of the watch `to`.
+    pub to_epoch: u32,
     pub flags: u32,
-    /// `net_device.reg_state` as it was read.
+    /// `net_device.reg_state` as it was read; 0 where the change came from a netlink message.
     pub reg_state: u32,
+    /// With `MOVED`: id of the other namespace in the numbering of this one, else 0.
+    pub nsid: i32,
+    pub zero: u32,
 }
 
 impl Record {
-    /// The record that these bytes are, as the ring buffer gives them; `None` when they are too few.
+    /// The record that these bytes are, as the ring buffer gives them; `None` when they are too
+    /// few.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         (bytes.len() >= size_of::<Self>()).then(|| {
-            // SAFETY: there are enough bytes, any bits are a valid `Record`, and no alignment is assumed.
+            // SAFETY: there are enough bytes, any bits are a valid `Record`, and no alignment is
+            // assumed.
             unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
         })
     }
@@ -184,37 +231,44 @@ impl Record {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Register, unregister and rename events that the program looked at.
+    /// Events of devices that the program looked at.
     pub seen: u64,
-    /// Those that concerned a watch.
+    /// Those that concerned a watch. Counted *before* the record is sent, so that whoever has read
+    /// the ring buffer empty and then reads this cannot miss a record that found it full.
     pub matched: u64,
     /// Those that did not.
     pub ignored: u64,
-    /// Records that concerned a watch and found the ring buffer full.
+    /// Records that concerned a watch and found the ring buffer full. Counted after the attempt.
     pub dropped: u64,
-    /// Generations given out on this CPU.
-    pub generations: u64,
+    /// Ids given out on this CPU.
+    pub ids: u64,
 }
 
-/// Value of the one-element map `CONTROL`. Userspace writes it before the first watch; from then on the kernel side alone.
+/// Value of the one-element map `CONTROL`. Userspace writes it before the first watch; from then on
+/// the kernel side alone.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
-    /// Send every change that this thread makes (0: nobody), although it concerns no watch: how the loader proves that the
-    /// fields are read right.
-    pub traced_thread: u32,
-    /// Not 0: send every change of every device, so that a test can compare the filter with no filter.
+    /// The name of a thread, NUL-padded; see `traced`.
+    pub comm: [u8; 16],
+    /// Not 0: send every change that threads of the name `comm` make, although it concerns no
+    /// watch. This is how the loader proves that the fields are read right.
+    pub traced: u32,
+    /// Not 0: send every change of every device, so that a test can compare the filter with no
+    /// filter.
     pub open: u32,
-    /// With more entries than this in `DEVICES`, a device that is no longer the last one of any watched name is forgotten
-    /// at once, and not only when it is unregistered.
+    /// With more entries than this in `DEVICES`, a device that is no longer the last one of any
+    /// watched name is forgotten at once, and not only when it is unregistered.
     pub crowd: u32,
-    /// Entries in `DEVICES`.
+    /// Entries in `DEVICES` whose ids the kernel side gave. Kept by atomic additions, which
+    /// userspace has no means to make: so those that it inserts are not in this count, and
+    /// what it writes here while the programs run may be lost.
     pub devices: u32,
 }
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, Counters, DeviceState, Link, NameKey, NameState, Seed};
+    use super::{Control, Counters, DeviceState, Link, NameKey, NameState};
 
     // SAFETY: integers and arrays of them, `repr(C)` without padding; any bits are valid.
     unsafe impl aya::Pod for Control {}
@@ -228,6 +282,4 @@ mod pod {
     unsafe impl aya::Pod for NameKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NameState {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Seed {}
 }

@@ -1,4 +1,5 @@
-//! Follows an interface from code that is not asynchronous: a thread runs the monitor, a channel carries the events.
+//! Follows an interface from code that is not asynchronous: a thread runs the monitor, a channel
+//! carries the events.
 //!
 //! `cargo run --example blocking -- lo`
 
@@ -17,7 +18,8 @@ fn main() -> Result<(), Error> {
 
 /// The events of an interface. Dropping the receiver ends the watch with the next event.
 fn follow(interface: String) -> mpsc::Receiver<Result<Event, Error>> {
-    // Room for one event: when the reader is slow, events wait in the monitor, and no memory fills up.
+    // Room for one event: when the reader is slow, events wait in the monitor, and no memory fills
+    // up.
     let (sender, receiver) = mpsc::sync_channel(1);
     thread::spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread()

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{BackendKind, InterfaceName, InvalidName, NetnsId, kernel::Unavailable};
+use crate::{BackendKind, InterfaceName, InvalidName, NetnsId, host::Unavailable};
 
 /// Why a watch failed or ended.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +91,8 @@ pub enum Error {
 impl Error {
     /// Should the engine behind the interface restart?
     ///
-    /// Yes wherever the interface is not, or may not be, the one that it set up; no when the monitor was cancelled, or
-    /// was asked for something that cannot be.
+    /// Yes wherever the interface is not, or may not be, the one that it set up; no when the
+    /// monitor was cancelled, or was asked for something that cannot be.
     pub const fn should_restart(&self) -> bool {
         match self {
             Self::Stopped | Self::InvalidName(_) | Self::NothingToWatch => false,

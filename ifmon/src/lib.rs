@@ -1,6 +1,7 @@
 //! Know at once, and for certain, that a network interface is gone, new, renamed or moved.
 //!
-//! A watch is a name in a network namespace. A [`Monitor`] follows any number of them and is a stream of [`Event`]s:
+//! A watch is a name in a network namespace. A [`Monitor`] follows any number of them and is a
+//! stream of [`Event`]s:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -24,38 +25,67 @@
 //! # }
 //! ```
 //!
-//! Two worlds feed the same decisions. A BPF program in the kernel drops everything that does not concern a watch, so
-//! that the process sleeps however many other interfaces come and go; where BPF is not to be had, a netlink subscription
-//! gives the same verdicts. [`BackendChoice`] says which may be taken, [`Check`] which work on a host, and why others do
-//! not.
+//! Two worlds feed the same decisions. A BPF program in the kernel drops everything that does not
+//! concern a watch, so that the process sleeps however many other interfaces come and go; where BPF
+//! is not to be had, a netlink subscription gives the same verdicts. [`BackendChoice`] says which
+//! may be taken, [`Check`] which work on a host, and why others do not.
 //!
-//! After an event the watch goes on. When events are lost on the way (the kernel's queue overflowed), the state is read
-//! again, [`EventKind::Resynced`] says so, and only what has changed becomes an event. Dropping the monitor ends it.
-//! Watches are added and removed through a [`Handle`]. Everything runs on the caller's tokio runtime.
+//! After an event the watch goes on. When events are lost on the way (the kernel's queue
+//! overflowed), the state is read again, [`EventKind::Resynced`] says so, and only what has changed
+//! becomes an event. Dropping the monitor ends it. Watches are added and removed through a
+//! [`Handle`]. [`Origins`] says in which container or unit an [`Actor`] is. Everything runs on the
+//! caller's tokio runtime.
 //!
-//! `examples/` has an engine that restarts with its tunnel, the interfaces of a container, and use from blocking code.
+//! `examples/` has an engine that restarts with its tunnel, the interfaces of a container, and use
+//! from blocking code.
+
+#![cfg_attr(
+    not(all(feature = "ebpf", any(target_arch = "x86_64", target_arch = "aarch64"))),
+    expect(
+        dead_code,
+        reason = "some of what all backends share serves the BPF ones alone"
+    )
+)]
 
 mod backend;
-mod check;
+#[cfg(all(feature = "ebpf", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod bpf;
+#[cfg(not(all(feature = "ebpf", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[path = "without_bpf.rs"]
+mod bpf;
+mod driver;
+mod engine;
 mod error;
 mod event;
+mod host;
+mod inquiry;
+mod inspector;
 #[doc(hidden)]
-pub mod fuzz;
-#[doc(hidden)]
-pub mod kernel;
+#[cfg(feature = "internals")]
+pub mod internals;
+mod machine;
 mod monitor;
 mod name;
 mod netlink;
 mod netns;
+mod origin;
+mod outbox;
 mod packed;
-#[doc(hidden)]
-pub mod tracker;
+mod readiness;
+mod signal;
+#[cfg(all(test, feature = "ebpf"))]
+mod sim;
+mod target;
+mod tracker;
 
-pub use backend::Counters;
-pub use check::Check;
+pub use backend::Check;
 pub use error::Error;
-pub use event::{Actor, BackendKind, Event, EventKind};
-pub use kernel::{Facts, Lockdown, Unavailable};
+pub use event::{Actor, BackendKind, Event, EventKind, Field};
+pub use host::{Facts, Lockdown, Unavailable};
+pub use inspector::Inspector;
 pub use monitor::{BackendChoice, Builder, Handle, Monitor};
 pub use name::{InterfaceName, InvalidName};
 pub use netns::{Netns, NetnsId};
+pub use origin::{Container, Origin, Origins};
+pub use signal::Counters;
+pub use target::{Identity, Target};

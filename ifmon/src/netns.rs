@@ -1,15 +1,23 @@
 //! Network namespaces: opening one, naming it, doing something inside it.
 
 use std::{
+    ffi::{OsStr, OsString},
     fmt,
     fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, net::UnixDatagram},
+    },
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    fs::{Mode, OFlags},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::Error;
 
@@ -18,8 +26,10 @@ const NAMES: &str = "/run/netns";
 
 /// The inode number of a network namespace, as `readlink /proc/PID/ns/net` shows it.
 ///
-/// The kernel gives the number of a namespace that has ended to the next one; ifmon notices the end.
+/// The kernel gives the number of a namespace that has ended to the next one; ifmon notices the
+/// end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct NetnsId(pub u32);
 
 impl fmt::Display for NetnsId {
@@ -29,55 +39,94 @@ impl fmt::Display for NetnsId {
 }
 
 impl NetnsId {
-    /// The name that `ip netns` gave to the namespace, where it has one.
+    /// The name that `ip netns` gave to the namespace, where it has one. What is not UTF-8 appears
+    /// as U+FFFD; see also [`Netns::names`].
     pub fn name(self) -> Option<String> {
-        fs::read_dir(NAMES)
-            .ok()?
-            .filter_map(Result::ok)
-            .find(|entry| id_of(&entry.path()).is_ok_and(|id| id == self))
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        let (name, _) = Netns::names().find(|&(_, id)| id == self)?;
+        Some(name.to_string_lossy().into_owned())
     }
 }
 
-/// An open network namespace. The namespace lives as long as this does.
-#[derive(Debug)]
+/// An open network namespace. The namespace lives as long as this or a clone of it does.
+#[derive(Clone, Debug)]
 pub struct Netns {
-    file: File,
+    /// `None` for the one in which this process is, where the kernel does not let it be opened.
+    file: Option<Arc<File>>,
     id: NetnsId,
 }
 
 impl Netns {
     /// The namespace of the calling thread.
     ///
+    /// Where there is no `/proc`, and no right to ask a socket, it is known by the number 0, and
+    /// only the thread itself can go on in it; so it is where the kernel has no network namespaces.
+    ///
     /// # Errors
-    /// [`Error::Netns`] when `/proc` is not there.
+    /// [`Error::Netns`] when `/proc` shows something else there.
     pub fn current() -> Result<Self, Error> {
-        Self::from_path("/proc/thread-self/ns/net")
+        const OWN: &str = "/proc/thread-self/ns/net";
+        if Path::new(OWN).exists() {
+            return Self::from_path(OWN);
+        }
+        let of_a_socket = || Self::of_socket(UnixDatagram::unbound().ok()?).ok();
+        Ok(of_a_socket().unwrap_or(Self {
+            file: None,
+            id: NetnsId(0),
+        }))
     }
 
-    /// A namespace by the name that `ip netns add` gave it, by the path of a file that stands for it, or by the id of a
-    /// process in it: a word with a `/` is a path, a name under `/run/netns` goes before a number.
+    /// The namespace of a socket: for one that was accepted by a unix socket, that of whoever
+    /// connected. Takes CAP_NET_ADMIN in that namespace.
+    ///
+    /// # Errors
+    /// Those of the kernel; before Linux 4.10 there is no such request.
+    pub fn of_socket(socket: impl AsFd) -> io::Result<Self> {
+        /// `SIOCGSKNS` of `include/uapi/linux/sockios.h`
+        const SIOCGSKNS: libc::Ioctl = 0x894c;
+        // SAFETY: the request takes no argument, and gives a new descriptor or an error.
+        let file = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
+        if file < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it was just made, and is nobody else's.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(file) });
+        let id = inode(&file.metadata()?)?;
+        Ok(Self {
+            file: Some(Arc::new(file)),
+            id,
+        })
+    }
+
+    /// A namespace by the name that `ip netns add` gave it, by the path of a file that stands for
+    /// it, or by the id of a process in it: a word with a `/` is a path, a name under
+    /// `/run/netns` goes before a number.
     ///
     /// # Errors
     /// [`Error::Netns`] when there is no such namespace, or when opening it is not permitted.
-    pub fn find(what: &str) -> Result<Self, Error> {
-        if what.contains('/') {
+    pub fn find(what: impl AsRef<OsStr>) -> Result<Self, Error> {
+        let what = what.as_ref();
+        if what.as_bytes().contains(&b'/') {
             return Self::from_path(what);
         }
-        let named = Path::new(NAMES).join(what);
-        if named.exists() || what.parse::<u32>().is_err() {
-            return Self::from_path(named);
+        let pid = what.to_str().and_then(|what| what.parse::<u32>().ok());
+        match pid.filter(|_| !Path::new(NAMES).join(what).exists()) {
+            Some(pid) => Self::from_path(format!("/proc/{pid}/ns/net")),
+            None => Self::named(what),
         }
-        Self::from_path(format!("/proc/{what}/ns/net"))
     }
 
-    /// Those that `ip netns` gave a name to.
-    pub(crate) fn named() -> impl Iterator<Item = Self> {
+    /// The names that `ip netns` gave, and the namespaces that have them.
+    pub fn names() -> impl Iterator<Item = (OsString, NetnsId)> {
         fs::read_dir(NAMES)
             .into_iter()
             .flatten()
             .filter_map(Result::ok)
-            .filter_map(|entry| Self::from_path(entry.path()).ok())
+            .filter_map(|entry| Some((entry.file_name(), id_of(&entry.path()).ok()?)))
+    }
+
+    /// The one to which `ip netns` gave this name.
+    pub(crate) fn named(name: impl AsRef<OsStr>) -> Result<Self, Error> {
+        Self::from_path(Path::new(NAMES).join(name.as_ref()))
     }
 
     /// The namespace that a file stands for: `/proc/PID/ns/net`, or a bind mount of such a file.
@@ -87,61 +136,103 @@ impl Netns {
     pub fn from_path(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let path = path.into();
         let open = || -> io::Result<Self> {
-            let file = File::open(&path)?;
+            let refused =
+                || io::Error::new(io::ErrorKind::InvalidInput, "this is no network namespace");
+            // Asked before it is opened, since opening a pipe waits and opening a device does
+            // whatever it does; and opened so that nothing is waited for, should it be
+            // replaced in between.
+            if !is_nsfs(&rustix::fs::statfs(&path)?) {
+                return Err(refused());
+            }
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
             if !is_netns(&file) {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "this is no network namespace",
-                ));
+                return Err(refused());
             }
             let id = inode(&file.metadata()?)?;
-            Ok(Self { file, id })
+            Ok(Self {
+                file: Some(Arc::new(file)),
+                id,
+            })
         };
         open().map_err(|source| Error::Netns { path, source })
     }
 
-    /// Its inode number.
+    /// Its inode number; 0 where the kernel does not say.
     pub const fn id(&self) -> NetnsId {
         self.id
     }
 
-    /// One that nobody can go to.
-    #[cfg(test)]
-    pub(crate) fn unreachable() -> Self {
-        Self {
-            file: File::open("/dev/null").expect("it is everywhere"),
-            id: NetnsId(0),
-        }
-    }
-
-    pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            id: self.id,
+    /// A number that no other namespace gets before the host starts anew, unlike [`Self::id`].
+    ///
+    /// # Errors
+    /// Before Linux 5.14, and when the namespace cannot be entered.
+    pub fn cookie(&self) -> io::Result<u64> {
+        self.run(|| {
+            let socket = UnixDatagram::unbound()?;
+            let mut cookie = 0_u64;
+            let mut length = size_of_val(&cookie) as libc::socklen_t;
+            // SAFETY: the option is a number of 64 bits, for which there is room.
+            let read = unsafe {
+                libc::getsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_NETNS_COOKIE,
+                    (&raw mut cookie).cast(),
+                    &raw mut length,
+                )
+            };
+            if read < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(cookie)
         })
     }
 
     /// The open file that stands for it.
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
     }
 
-    /// Does something inside the namespace: on this thread when it is there already, else on one that goes there.
+    /// Does something inside the namespace: on this thread when it is there already, else on one
+    /// that goes there.
     pub(crate) fn run<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        // Asked each time: threads change their namespace, and this may not be the thread that opened it.
+        // Asked each time: threads change their namespace, and this may not be the thread that
+        // opened it.
+        let Some(file) = self.file() else {
+            return act();
+        };
         if current_id().is_ok_and(|own| own == self.id) {
             return act();
         }
-        thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
-                    act()
-                })
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        on_a_thread(|| {
+            move_into_link_name_space(file, Some(LinkNameSpaceType::Network))
+                .map_err(needs_capability)?;
+            act()
         })
     }
+}
+
+/// A refusal says what was missing: the number alone sends people to look at the file's mode.
+fn needs_capability(errno: rustix::io::Errno) -> io::Error {
+    if errno == rustix::io::Errno::PERM {
+        let why = "entering another network namespace takes CAP_SYS_ADMIN";
+        return io::Error::new(io::ErrorKind::PermissionDenied, why);
+    }
+    errno.into()
+}
+
+/// Does something on a thread of its own, which ends with it.
+///
+/// # Errors
+/// Those of the act itself, and of making a thread: there can be a limit (`pids.max`).
+pub(crate) fn on_a_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .spawn_scoped(scope, act)?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// The id of the calling thread's namespace.
@@ -161,11 +252,16 @@ fn inode(metadata: &fs::Metadata) -> io::Result<NetnsId> {
         .map_err(io::Error::other)
 }
 
-/// Is this file a network namespace, and not something else that happens to have an inode number?
-fn is_netns(file: &File) -> bool {
+/// Is it the file system of namespaces?
+fn is_nsfs(fs: &rustix::fs::StatFs) -> bool {
     /// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
     const NSFS_MAGIC: u64 = 0x6e73_6673;
-    let on_nsfs = rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type as u64 == NSFS_MAGIC);
+    fs.f_type as u64 == NSFS_MAGIC
+}
+
+/// Is this file a network namespace, and not something else that happens to have an inode number?
+fn is_netns(file: &File) -> bool {
+    let on_nsfs = rustix::fs::fstatfs(file).is_ok_and(|fs| is_nsfs(&fs));
     // Every kind of namespace is on nsfs; the link in /proc says which kind it is.
     on_nsfs
         && std::os::fd::AsRawFd::as_raw_fd(file)

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Adds entries to a map: many at once to a new one, whose nodes are full. One by one and in order, as names mostly
-/// come, they would stay half empty.
+/// Adds entries to a map: many at once to a new one, whose nodes are full. One by one and in order,
+/// as names mostly come, they would stay half empty.
 pub(crate) fn extend<K: Ord, V>(map: &mut BTreeMap<K, V>, entries: Vec<(K, V)>) {
     if entries.len() < map.len() {
         map.extend(entries);

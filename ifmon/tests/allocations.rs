@@ -11,7 +11,8 @@ use std::{
 
 use ifmon::{BackendChoice, BackendKind, EventKind, Monitor};
 
-/// Pairs of links that are made and deleted beside the watched one: each change is a message at least.
+/// Pairs of links that are made and deleted beside the watched one: each change is a message at
+/// least.
 const PAIRS: u32 = 300;
 
 /// Counts the allocations of each thread by itself.
@@ -38,7 +39,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Allocations of the monitor's thread from one event of the watch to the next, with so many changes of others between.
+/// Allocations of the monitor's thread from one event of the watch to the next, with so many
+/// changes of others between.
 async fn between_events(monitor: &mut Monitor, namespace: &common::Namespace, others: u32) -> u64 {
     let mut batch = String::new();
     for _ in 0..others {
@@ -91,7 +93,8 @@ fn what_nobody_watches_costs_no_allocation() {
             println!(
                 "{backend}: {few} allocations for two events, {many} with {others} other changes"
             );
-            // Far from one for each. Whether the two events are read at one stretch or at two makes some difference.
+            // Far from one for each. Whether the two events are read at one stretch or at two makes
+            // some difference.
             assert!(
                 many < few + others / 10,
                 "{backend}: {many} allocations instead of {few}"

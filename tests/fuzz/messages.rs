@@ -4,4 +4,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|datagram: &[u8]| ifmon::fuzz::messages(datagram));
+fuzz_target!(|datagram: &[u8]| ifmon::internals::messages(datagram));

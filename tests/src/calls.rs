@@ -1,5 +1,5 @@
-//! System calls of the program under test that fail when a test wants it: the kernel asks the test before it makes them
-//! (seccomp's user notification).
+//! System calls of the program under test that fail when a test wants it: the kernel asks the test
+//! before it makes them (seccomp's user notification).
 
 use std::{
     collections::HashMap,
@@ -40,7 +40,8 @@ struct Failing {
     times: u32,
 }
 
-/// Has the command ask before it makes one of these calls. It waits for an answer, so [`Calls::of`] has to follow.
+/// Has the command ask before it makes one of these calls. It waits for an answer, so [`Calls::of`]
+/// has to follow.
 pub fn ask(command: &mut Command, calls: [libc::c_long; 2]) {
     let rule = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let [first, second] = calls.map(|call| call as u32);
@@ -74,8 +75,8 @@ pub fn ask(command: &mut Command, calls: [libc::c_long; 2]) {
 }
 
 impl Calls {
-    /// Begins to answer a process that was started by a command prepared with [`ask`]: with what the kernel does, until
-    /// something else is wanted.
+    /// Begins to answer a process that was started by a command prepared with [`ask`]: with what
+    /// the kernel does, until something else is wanted.
     pub fn of(process: u32) -> Result<Self> {
         let pid = Pid::from_raw(i32::try_from(process)?).context("no pid")?;
         let process = pidfd_open(pid, PidfdFlags::empty())?;
@@ -136,7 +137,8 @@ fn answer(listener: &OwnedFd, failing: &Mutex<HashMap<libc::c_long, Failing>>) -
         }
         _ => answer.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
     }
-    // SAFETY: the request takes a pointer to a `seccomp_notif_resp`. It fails for one who does not wait any more.
+    // SAFETY: the request takes a pointer to a `seccomp_notif_resp`. It fails for one who does not
+    // wait any more.
     unsafe {
         libc::ioctl(
             listener.as_raw_fd(),

@@ -1,5 +1,7 @@
-//! What every scenario needs: a host to change, and a running ifmon to listen to. And the scenarios themselves.
+//! What every scenario needs: a host to change, and a running ifmon to listen to. And the scenarios
+//! themselves.
 
+pub mod backend;
 pub mod bench;
 pub mod calls;
 pub mod format;
@@ -7,6 +9,7 @@ pub mod links;
 pub mod namespace;
 pub mod obstacle;
 pub mod program;
+pub mod requests;
 pub mod room;
 pub mod stage;
 pub mod stress;

@@ -1,4 +1,5 @@
-//! Network namespaces of the tests' own. They have no name and end with the last thing that holds them.
+//! Network namespaces of the tests' own. They have no name and end with the last thing that holds
+//! them.
 
 use std::{
     fs::File,
@@ -25,7 +26,8 @@ impl Namespace {
     /// A new, empty one.
     pub fn new() -> Result<Self> {
         let made = thread::spawn(|| -> io::Result<File> {
-            // SAFETY: this thread ends right after, and shares nothing that depends on its namespace.
+            // SAFETY: this thread ends right after, and shares nothing that depends on its
+            // namespace.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
             File::open("/proc/thread-self/ns/net")
         });

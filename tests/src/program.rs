@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{self, BufRead as _, BufReader, Read as _},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -15,11 +15,12 @@ use serde_json::Value;
 
 use crate::namespace::Namespace;
 
-/// How long something may take that has to happen. Only a failing test ever waits that long, so it is generous: emulated
-/// kernels are slow, and other work may run beside.
+/// How long something may take that has to happen. Only a failing test ever waits that long, so it
+/// is generous: emulated kernels are slow, and other work may run beside.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where the program is: `IFMON` in the environment, else on PATH, else beside this test's own executable.
+/// Where the program is: `IFMON` in the environment, else on PATH, else beside this test's own
+/// executable.
 pub fn path() -> PathBuf {
     if let Some(path) = env::var_os("IFMON") {
         return path.into();
@@ -52,12 +53,20 @@ impl Ifmon {
     }
 
     /// Starts any command that writes JSON lines.
-    pub fn spawn(mut command: Command) -> Result<Self> {
-        let mut child = command
+    pub fn spawn(command: Command) -> Result<Self> {
+        Self::spawn_by(command, Command::spawn)
+    }
+
+    /// The same for a process that is not simply started.
+    pub fn spawn_by(
+        mut command: Command,
+        spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
+    ) -> Result<Self> {
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+            .stderr(Stdio::piped());
+        let mut child = spawn(&mut command)
             .with_context(|| format!("cannot start {:?}", command.get_program()))?;
         let stdout = child.stdout.take().context("no standard output")?;
         let mut stderr = child.stderr.take().context("no standard error")?;
@@ -71,9 +80,10 @@ impl Ifmon {
             }
         });
         let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
+            // A hook may write a name that is not UTF-8.
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
         });
         Ok(Self {
             child,
@@ -109,11 +119,11 @@ impl Ifmon {
         Ok(line)
     }
 
-    /// Asks it to stop and returns the lines that were left, the last ones being `stopped`, with the exit status and what
-    /// it wrote to standard error.
+    /// Asks it to stop and returns the lines that were left, the last ones being `stopped`, with
+    /// the exit status and what it wrote to standard error.
     ///
-    /// Whatever happened before is in these lines: the program writes what it knows before it stops on a signal only if
-    /// it was read already, so wait for what you expect first.
+    /// Whatever happened before is in these lines: the program writes what it knows before it stops
+    /// on a signal only if it was read already, so wait for what you expect first.
     pub fn stop(self) -> Result<Outcome> {
         self.signal(rustix::process::Signal::TERM)?;
         self.finish()
@@ -170,6 +180,20 @@ impl Drop for Ifmon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until there is something.
+pub fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("waited in vain");
+        }
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

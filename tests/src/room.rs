@@ -1,6 +1,7 @@
 //! A namespace with links that are known by their index, each change being one request.
 //!
-//! Nothing is ever looked up: a name need not be UTF-8, and a scenario states the indexes that it expects.
+//! Nothing is ever looked up: a name need not be UTF-8, and a scenario states the indexes that it
+//! expects.
 
 use std::{
     cell::Cell,
@@ -10,21 +11,25 @@ use std::{
     os::fd::AsRawFd as _,
     path::PathBuf,
     process::Command,
+    thread,
 };
 
 use anyhow::{Context as _, Result};
 use netlink_packet_core::DefaultNla;
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use crate::{
     links::{Links, WORKER},
     namespace::Namespace,
+    requests::Requests,
 };
 
-/// `IFLA_IFNAME` and `IFLA_IFALIAS` of `include/uapi/linux/if_link.h`, for values that are not UTF-8.
+/// `IFLA_IFNAME` and `IFLA_IFALIAS` of `include/uapi/linux/if_link.h`, for values that are not
+/// UTF-8.
 const IFLA_IFNAME: u16 = 3;
 const IFLA_IFALIAS: u16 = 20;
 
@@ -54,7 +59,8 @@ impl fmt::Display for Device {
     }
 }
 
-/// A network namespace to make links in. It ends when this is dropped, unless something else holds it.
+/// A network namespace to make links in. It ends when this is dropped, unless something else holds
+/// it.
 #[derive(Debug)]
 pub struct Room {
     // Declared first, so that the socket is closed before the namespace is let go of.
@@ -122,7 +128,8 @@ impl Room {
         )
     }
 
-    /// Makes one end of a pair here, and the other end, `far0` with the same index, in another namespace.
+    /// Makes one end of a pair here, and the other end, `far0` with the same index, in another
+    /// namespace.
     pub fn add_pair(&self, name: &str, index: u32, other: &Self) -> Result<()> {
         let mut peer = LinkUnspec::new_with_name("far0")
             .setns_by_fd(other.namespace.file().as_raw_fd())
@@ -181,6 +188,23 @@ impl Room {
             link.append_extra_attribute(text(IFLA_IFNAME, to))
         })
         .with_context(|| format!("cannot rename link {index} to {}", to.escape_ascii()))
+    }
+
+    /// Makes all of these changes one right after the other, each as soon as the kernel has done
+    /// the one before.
+    pub fn in_one_go(
+        &self,
+        changes: impl ExactSizeIterator<Item = RouteNetlinkMessage> + Send,
+    ) -> Result<()> {
+        let mut requests = Requests::new(&self.namespace)?;
+        // As whoever makes the other changes.
+        thread::scope(|scope| {
+            thread::Builder::new()
+                .name(WORKER.to_owned())
+                .spawn_scoped(scope, || requests.request_all(changes))?
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Moves a link to another namespace.
@@ -299,7 +323,8 @@ fn tun(name: &[u8], index: u32) -> io::Result<()> {
             Ok(())
         }
     };
-    // SAFETY: the three requests take a pointer to an unsigned number, a pointer to an `ifreq`, and a number.
+    // SAFETY: the three requests take a pointer to an unsigned number, a pointer to an `ifreq`, and
+    // a number.
     unsafe {
         check(libc::ioctl(
             file.as_raw_fd(),

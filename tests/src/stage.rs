@@ -12,14 +12,15 @@ use ifmon::BackendKind;
 use serde_json::Value;
 
 use crate::{
+    backend::{counts_changes, knows_new_devices},
     format,
     program::{self, Ifmon, Outcome},
     room::{Device, Room},
-    want::{Want, appeared, is_bpf, watching},
+    want::{Want, appeared, watching},
 };
 
-/// A second name that is watched in each namespace. It is made last, so that its line comes after any line that should
-/// not be there.
+/// A second name that is watched in each namespace. It is made last, so that its line comes after
+/// any line that should not be there.
 pub const SENTINEL: &str = "sentinel0";
 const SENTINEL_INDEX: u32 = 900;
 
@@ -53,8 +54,9 @@ pub struct Stage {
     device: Device,
     begin: i64,
     program: Option<Ifmon>,
-    /// In the order in which they were named.
-    watches: Vec<Watch>,
+    watches: BTreeSet<Watch>,
+    /// In the order in which they began.
+    begun: Vec<Watch>,
     /// Lines that were read while another was waited for.
     unread: BTreeMap<Watch, VecDeque<Value>>,
     /// What was read of each watch: how many lines, and the time of the last change.
@@ -75,7 +77,8 @@ impl Stage {
             device,
             begin: format::now(),
             program: None,
-            watches: Vec::new(),
+            watches: BTreeSet::new(),
+            begun: Vec::new(),
             unread: BTreeMap::new(),
             read: BTreeMap::new(),
             gone: BTreeSet::new(),
@@ -90,14 +93,10 @@ impl Stage {
         Room::new(self.device)
     }
 
-    /// Does this backend run in the kernel?
-    pub fn is_bpf(&self) -> bool {
-        is_bpf(self.backend)
-    }
-
-    /// Starts ifmon in the home namespace; each name has to be held by the link of this index, or by none.
+    /// Starts ifmon in the home namespace; each name has to be held by the link of this index, or
+    /// by none.
     pub fn watch(&mut self, names: &[(&str, Option<u32>)]) -> Result<()> {
-        let mut args: Vec<_> = names.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let mut args: Vec<_> = names.iter().map(|(name, _)| word(name)).collect();
         args.push(SENTINEL.to_owned());
         let home = self.home.id()?;
         self.start(&args, true)?;
@@ -112,7 +111,8 @@ impl Stage {
         self.begin_watches([(home, shown, index), (home, SENTINEL, None)])
     }
 
-    /// The same from outside: names in several namespaces, in one process that lives in none of them.
+    /// The same from outside: names in several namespaces, in one process that lives in none of
+    /// them.
     pub fn watch_rooms(&mut self, names: &[(&Room, &str, Option<u32>)]) -> Result<()> {
         let mut args = Vec::new();
         let mut watches = Vec::new();
@@ -130,7 +130,8 @@ impl Stage {
         self.begin_watches(watches)
     }
 
-    /// The same with arguments of one's own, from outside: what is then watched is named by namespace and name.
+    /// The same with arguments of one's own, from outside: what is then watched is named by
+    /// namespace and name.
     pub fn watch_with(
         &mut self,
         args: &[impl AsRef<OsStr>],
@@ -152,7 +153,8 @@ impl Stage {
         self.begin_watches(names.iter().map(|&(name, index)| (home, name, index)))
     }
 
-    /// Starts ifmon with any arguments beside the backend, at home or outside, and without a sentinel.
+    /// Starts ifmon with any arguments beside the backend, at home or outside, and without a
+    /// sentinel.
     pub fn start(&mut self, args: &[impl AsRef<OsStr>], at_home: bool) -> Result<()> {
         let mut command = Command::new(program::path());
         command
@@ -160,15 +162,20 @@ impl Stage {
             .args(args);
         if at_home {
             self.home.enter(&mut command)?;
-        } else if !self.is_bpf() {
+        } else if self.backend.keeps_netns_alive() {
             self.warns("keeps it alive until ifmon ends");
         }
         self.launch(command)
     }
 
-    /// Starts a command that runs ifmon with `--json`, in whatever way.
+    /// Starts a command that runs ifmon with `--json`, in whatever way. What an earlier run told is
+    /// over.
     pub fn launch(&mut self, command: Command) -> Result<()> {
         self.begin = format::now();
+        self.watches.clear();
+        self.begun.clear();
+        self.unread.clear();
+        self.read.clear();
         self.program = Some(Ifmon::spawn(command)?);
         Ok(())
     }
@@ -180,7 +187,7 @@ impl Stage {
         names: &[(&str, Option<u32>)],
     ) -> Result<()> {
         command
-            .args(names.iter().map(|(name, _)| name))
+            .args(names.iter().map(|(name, _)| word(name)))
             .arg(SENTINEL);
         self.launch(command)?;
         let home = self.home.id()?;
@@ -204,7 +211,7 @@ impl Stage {
     ) -> Result<()> {
         for (netns, name, index) in watches {
             let watch = (netns, name.to_owned());
-            self.watches.push(watch.clone());
+            self.watches.insert(watch.clone());
             self.see_watch(watch, &watching(index))?;
         }
         Ok(())
@@ -257,11 +264,14 @@ impl Stage {
         let event = line["event"].as_str().unwrap_or_default().to_owned();
         *self.verdicts.entry(event.clone()).or_default() += 1;
         let watch = watch_of(&line)?;
+        if event == "watching" {
+            self.begun.push(watch.clone());
+        }
         let (count, last) = self.read.entry(watch.clone()).or_insert((0, self.begin));
         *count += 1;
         ensure!(format::in_order(*last, time), "before its time: {line}");
         *last = time;
-        if self.lossy && !self.is_bpf() {
+        if self.lossy && !knows_new_devices(self.backend) {
             if event == "resynced" {
                 return Ok(());
             }
@@ -269,18 +279,14 @@ impl Stage {
                 fields.remove("recovered");
             }
         }
-        ensure!(
-            line.get("recovered").is_none(),
-            "nothing was lost that could be recovered: {line}"
-        );
         self.unread.entry(watch).or_default().push_back(line);
         Ok(())
     }
 
     /// From here on netlink may have missed a message, and have to read the state again.
     ///
-    /// A filter learns the index of a device only when the device takes a watched name: what it does right after can
-    /// go by unheard. The verdicts are the same all the same.
+    /// A filter learns the index of a device only when the device takes a watched name: what it
+    /// does right after can go by unheard. The verdicts are the same all the same.
     pub fn may_resync(&mut self) {
         self.lossy = true;
     }
@@ -292,8 +298,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Shows that there is nothing more to be seen, at home and in these rooms: the next line is that of the sentinel,
-    /// which is made now. Then stops ifmon.
+    /// Shows that there is nothing more to be seen, at home and in these rooms: the next line is
+    /// that of the sentinel, which is made now. Then stops ifmon.
     pub fn nothing_more(&mut self, rooms: &[&Room]) -> Result<()> {
         let watched: BTreeSet<u32> = self
             .watches
@@ -326,6 +332,20 @@ impl Stage {
         self.check_end(&outcome, "signal")
     }
 
+    /// Ends ifmon so that it cannot do anything about it.
+    pub fn kill(&mut self) -> Result<()> {
+        self.no_unread()?;
+        let program = self.program.take().context("ifmon was not started")?;
+        program.signal(rustix::process::Signal::KILL)?;
+        let outcome = program.finish()?;
+        ensure!(
+            outcome.lines.is_empty(),
+            "not expected: {:?}",
+            outcome.lines
+        );
+        Ok(())
+    }
+
     /// ifmon ends by itself, with this code and for this reason, and says nothing else before.
     pub fn ends(&mut self, code: i32, reason: &str) -> Result<Outcome> {
         self.no_unread()?;
@@ -343,10 +363,17 @@ impl Stage {
 
     /// ifmon ends by itself with this code and without a line.
     pub fn ends_silently(&mut self, code: i32) -> Result<Outcome> {
+        let outcome = self.ends_anyhow(code)?;
+        ensure!(outcome.lines.is_empty(), "told: {:?}", outcome.lines);
+        Ok(outcome)
+    }
+
+    /// ifmon ends with this code, whatever it says.
+    pub fn ends_anyhow(&mut self, code: i32) -> Result<Outcome> {
         let program = self.program.take().context("ifmon was not started")?;
         let outcome = program.finish()?;
         ensure!(
-            outcome.status.code() == Some(code) && outcome.lines.is_empty(),
+            outcome.status.code() == Some(code),
             "ended with {} instead of {code}, after {:?}: {}",
             outcome.status,
             outcome.lines,
@@ -369,12 +396,12 @@ impl Stage {
             self.keep(line.clone())?;
         }
         ensure!(
-            lines.len() == self.watches.len(),
+            lines.len() == self.watches.len() && lines.len() == self.begun.len(),
             "{} lines at the end, not one for each of {} watches: {lines:?}",
             lines.len(),
             self.watches.len()
         );
-        for (line, watch) in lines.iter().zip(&self.watches) {
+        for (line, watch) in lines.iter().zip(&self.begun) {
             ensure!(
                 line["event"] == "stopped" && watch_of(line)? == *watch,
                 "not the end of {watch:?}: {line}"
@@ -387,9 +414,10 @@ impl Stage {
                 "{} lines were read before: {line}",
                 read - 1
             );
-            // A filter in the kernel counts nothing.
-            let counts = self.backend != BackendKind::Netlink;
-            ensure!(line["seen"].is_u64() == counts, "a wrong count: {line}");
+            ensure!(
+                line["seen"].is_u64() == counts_changes(self.backend),
+                "a wrong count: {line}"
+            );
             ensure!(
                 self.lossy || line["lost"] == 0,
                 "something was lost: {line}"
@@ -414,6 +442,18 @@ impl Stage {
     pub fn verdicts(&self) -> &BTreeMap<String, u64> {
         &self.verdicts
     }
+}
+
+/// A name as an argument: what would have a meaning has none after a backslash.
+fn word(name: &str) -> String {
+    let mut word = String::new();
+    for character in name.chars() {
+        if "*?[]=\\".contains(character) {
+            word.push('\\');
+        }
+        word.push(character);
+    }
+    word
 }
 
 fn watch_of(line: &Value) -> Result<Watch> {

@@ -1,4 +1,5 @@
-//! The parts of the stress run. Each takes a namespace of its own and ends with the figures that it saw.
+//! The parts of the stress run. Each takes a namespace of its own and ends with the figures that it
+//! saw.
 
 mod blocked;
 mod broken;
@@ -11,12 +12,15 @@ mod race;
 mod soak;
 
 use anyhow::Result;
+use ifmon::BackendKind;
+
+use crate::backend::{BACKENDS, EBPF, TRACING, UNPRIVILEGED};
 
 /// How to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The value of `--backend`.
-    pub backend: String,
+    /// What is tried.
+    pub backend: BackendKind,
     /// What looks random depends on this alone.
     pub seed: u64,
     /// A twentieth of everything.
@@ -27,45 +31,29 @@ impl Settings {
     fn scaled(&self, count: u32) -> u32 {
         if self.quick { count / 20 } else { count }
     }
-
-    fn is_bpf(&self) -> bool {
-        !self.backend.starts_with("netlink")
-    }
 }
 
 /// A part.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     pub name: &'static str,
-    backends: Backends,
+    backends: &'static [BackendKind],
     /// Does it, and says what it saw.
     pub play: fn(&Settings) -> Result<String>,
-}
-
-/// For which backends a part has a meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Backends {
-    All,
-    Bpf,
-    Netlink,
 }
 
 impl Part {
     const fn all(name: &'static str, play: fn(&Settings) -> Result<String>) -> Self {
         Self {
             name,
-            backends: Backends::All,
+            backends: &BACKENDS,
             play,
         }
     }
 
     /// Is it for this backend?
     pub fn is_for(&self, settings: &Settings) -> bool {
-        match self.backends {
-            Backends::All => true,
-            Backends::Bpf => settings.is_bpf(),
-            Backends::Netlink => !settings.is_bpf(),
-        }
+        self.backends.contains(&settings.backend)
     }
 }
 
@@ -77,15 +65,16 @@ pub const PARTS: &[Part] = &[
     Part::all("blocked", blocked::blocked),
     Part::all("race", race::race),
     Part {
-        backends: Backends::Bpf,
+        backends: EBPF,
         ..Part::all("open", open::open)
     },
     Part {
-        backends: Backends::Bpf,
+        // A socket would keep the namespace alive.
+        backends: TRACING,
         ..Part::all("ending", ending::ending)
     },
     Part {
-        backends: Backends::Netlink,
+        backends: UNPRIVILEGED,
         ..Part::all("broken", broken::broken)
     },
     Part::all("privileges", death::privileges),

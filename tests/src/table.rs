@@ -1,14 +1,18 @@
 //! The scenarios: one table with one expected answer for every backend.
 //!
-//! Links have the indexes that the scenario gives them, from 100 on; so an expected line can state them.
+//! Links have the indexes that the scenario gives them, from 100 on; so an expected line can state
+//! them.
 
+mod continuity;
 mod hooks;
 mod identity;
 mod library;
 mod load;
 mod names;
 mod namespaces;
+mod origins;
 mod others;
+mod restarts;
 mod silence;
 mod start;
 mod users;
@@ -17,19 +21,8 @@ mod verdicts;
 use anyhow::Result;
 use ifmon::BackendKind;
 
-use crate::stage::Stage;
+use crate::{backend::BACKENDS, stage::Stage};
 
-/// All of them, the best first.
-pub const BACKENDS: [BackendKind; 4] = [
-    BackendKind::Fentry,
-    BackendKind::Kprobe,
-    BackendKind::Netlink,
-    BackendKind::NetlinkUnfiltered,
-];
-/// Those in the kernel.
-const BPF: &[BackendKind] = &[BackendKind::Fentry, BackendKind::Kprobe];
-/// Those that work without privileges.
-const UNPRIVILEGED: &[BackendKind] = &[BackendKind::Netlink, BackendKind::NetlinkUnfiltered];
 /// For what has nothing to do with the backend under test, and is played once.
 const ONCE: &[BackendKind] = &[BackendKind::Netlink];
 
@@ -90,9 +83,12 @@ pub fn scenarios() -> impl Iterator<Item = Scenario> {
         names::TABLE,
         namespaces::TABLE,
         start::TABLE,
+        origins::TABLE,
         others::TABLE,
         users::TABLE,
         hooks::TABLE,
+        restarts::TABLE,
+        continuity::TABLE,
         library::TABLE,
         load::TABLE,
     ]

@@ -4,7 +4,10 @@ use anyhow::{Result, ensure};
 use ifmon::BackendKind;
 use serde_json::{Value, json};
 
-use crate::links::WORKER;
+use crate::{
+    backend::{self, WHO, follows_moves},
+    links::WORKER,
+};
 
 /// Who made a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +23,13 @@ enum Actor {
 pub struct Want {
     event: &'static str,
     fields: Vec<(&'static str, Value)>,
-    /// Fields that netlink cannot always know.
-    known_to_bpf: Vec<(&'static str, Value)>,
+    /// Where the device went, which netlink cannot always know.
+    destination: Vec<(&'static str, Value)>,
     by: Actor,
+    /// What has to be told of the actor beside that.
+    origin: Vec<(&'static str, Value)>,
+    /// It was found by reading the state.
+    recovered: bool,
 }
 
 /// The watch is live; the index is that of the interface, if there is one.
@@ -43,7 +50,7 @@ pub fn renamed(ifindex: u32, to: &str) -> Want {
 /// The device is in another namespace, where it has this index.
 pub fn moved(ifindex: u32, to_netns: u32, to_ifindex: u32) -> Want {
     let mut want = Want::new("moved", json!(ifindex));
-    want.known_to_bpf = vec![
+    want.destination = vec![
         ("to_netns", json!(to_netns)),
         ("to_ifindex", json!(to_ifindex)),
     ];
@@ -70,8 +77,10 @@ impl Want {
         Self {
             event,
             fields: vec![("ifindex", ifindex)],
-            known_to_bpf: Vec::new(),
+            destination: Vec::new(),
             by: Actor::Us,
+            origin: Vec::new(),
+            recovered: false,
         }
     }
 
@@ -86,9 +95,31 @@ impl Want {
         self
     }
 
+    /// Where the actor comes from is told, as far as this field says it.
+    pub fn from(mut self, field: &'static str, value: Value) -> Self {
+        self.origin.push((field, value));
+        self
+    }
+
+    /// It was found by reading the state, so that nobody knows who did it.
+    pub fn recovered(mut self) -> Self {
+        self.recovered = true;
+        self
+    }
+
+    /// It was the engine's own doing.
+    pub fn own(self) -> Self {
+        self.with("own", json!(true))
+    }
+
+    /// The namespace of the watch has this name.
+    pub fn in_named(self, name: &str) -> Self {
+        self.with("netns_name", json!(name))
+    }
+
     /// The namespace that the device went to has this name, by which netlink finds it, too.
     pub fn to_named(mut self, name: &str) -> Self {
-        self.fields.append(&mut self.known_to_bpf);
+        self.fields.append(&mut self.destination);
         self.with("to_netns_name", json!(name))
     }
 
@@ -97,38 +128,57 @@ impl Want {
         let Self {
             event,
             fields,
-            known_to_bpf,
+            destination,
             by,
+            origin,
+            recovered,
         } = self;
-        let bpf = is_bpf(backend);
         ensure!(line["event"] == *event, "wanted {self}, got {line}");
         for (field, value) in fields {
             ensure!(line[field] == *value, "wanted {self}, got {line}");
         }
-        for (field, value) in known_to_bpf {
-            let unknown = !bpf && line[field].is_null();
+        for (field, value) in destination {
+            let unknown = !follows_moves(backend) && line[field].is_null();
             ensure!(
                 unknown || line[field] == *value,
                 "wanted {self}, got {line}"
             );
         }
-        if *event == "watching" {
+        ensure!(
+            line.get("recovered").is_some() == *recovered,
+            "wanted {self}, got {line}"
+        );
+        if *event == "watching" || *recovered {
+            ensure!(line.get("by").is_none(), "nobody can know by whom: {line}");
             return Ok(());
         }
-        if !bpf {
-            ensure!(line.get("by").is_none(), "netlink cannot know who: {line}");
-            return Ok(());
-        }
+        let known = backend::who(backend)?;
+        ensure!(
+            line.get("by").is_some() != known.is_empty(),
+            "{backend} knows of who did it {known:?}: {line}"
+        );
         let actor = &line["by"];
-        match by {
-            Actor::Us => ensure!(
-                actor["kthread"] == false
-                    && actor["pid"] == std::process::id()
-                    && actor["comm"] == WORKER
-                    && actor["uid"] == rustix::process::getuid().as_raw(),
-                "this process did it, as {WORKER}: {line}"
-            ),
-            Actor::Kernel => ensure!(actor["kthread"] == true, "a kernel thread did it: {line}"),
+        for part in WHO {
+            let told = &actor[part];
+            if !known.contains(part) {
+                ensure!(told.is_null(), "{part} cannot be known here: {line}");
+                continue;
+            }
+            let is_right = match (by, part) {
+                (Actor::Us, "pid") => *told == std::process::id(),
+                (Actor::Us, "comm") => *told == WORKER,
+                (Actor::Us, "uid") => *told == rustix::process::getuid().as_raw(),
+                (Actor::Us | Actor::Kernel, "kthread") => *told == (*by == Actor::Kernel),
+                // Any worker of the kernel, and any group.
+                _ => !told.is_null(),
+            };
+            ensure!(is_right, "{by:?} did it, and {part} is wrong: {line}");
+        }
+        for (field, value) in origin {
+            ensure!(
+                actor[field] == *value,
+                "wanted {field}={value} of who did it, got {line}"
+            );
         }
         Ok(())
     }
@@ -137,14 +187,12 @@ impl Want {
 impl std::fmt::Display for Want {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.event)?;
-        for (field, value) in self.fields.iter().chain(&self.known_to_bpf) {
+        for (field, value) in self.fields.iter().chain(&self.destination) {
             write!(f, " {field}={value}")?;
+        }
+        if self.recovered {
+            f.write_str(", recovered")?;
         }
         Ok(())
     }
-}
-
-/// Does this backend run in the kernel, where it sees who makes a change?
-pub fn is_bpf(backend: BackendKind) -> bool {
-    matches!(backend, BackendKind::Fentry | BackendKind::Kprobe)
 }

@@ -31,7 +31,8 @@ fn output(mut command: Command) -> Output {
         .unwrap_or_else(|error| panic!("cannot run ifmon: {error}; is it built?"))
 }
 
-/// Ends with this code after one line on standard error, which has these words in it; returns that line.
+/// Ends with this code after one line on standard error, which has these words in it; returns that
+/// line.
 #[track_caller]
 fn fails(command: Command, code: i32, says: &[&str]) {
     let shown = format!("{command:?}");
@@ -52,7 +53,7 @@ fn fails(command: Command, code: i32, says: &[&str]) {
 
 #[test]
 fn bad_names_are_wrong_usage() {
-    let bad: [(&[u8], &str); 9] = [
+    let bad: [(&[u8], &str); 16] = [
         (b"", "empty"),
         (b"0123456789012345", "15 bytes"),
         (b"a b", "white space"),
@@ -61,6 +62,13 @@ fn bad_names_are_wrong_usage() {
         (b"a:b", "\":\""),
         (b".", "\".\""),
         (b"..", "\"..\""),
+        (b"wg%d", "\"%\""),
+        (b"wg*", "patterns are not supported yet"),
+        (b"wg[01]", "patterns are not supported yet"),
+        (b"wg0=", "the index of the device is wanted"),
+        (b"wg0=0", "the index of the device is wanted"),
+        (b"a=b=7", "\\="),
+        (b"wg0\\", "backslash"),
         (b"\xff\xffnot UTF-8", "white space"),
     ];
     for (name, says) in bad {
@@ -96,6 +104,18 @@ fn missing_namespaces_are_wrong_usage() {
     );
 }
 
+/// Opening a pipe waits for somebody at its other end.
+#[test]
+fn a_pipe_is_no_namespace() {
+    let path = std::env::temp_dir().join(format!("ifmon-cli-pipe-{}", std::process::id()));
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("a pipe can be made");
+    let args = [OsStr::new("--netns"), path.as_os_str(), OsStr::new("wg0")];
+    fails(ifmon(&args), 2, &["no network namespace"]);
+    std::fs::remove_file(&path).expect("it is there");
+}
+
 #[test]
 fn bad_options_are_wrong_usage() {
     fails(words(&[]), 2, &["INTERFACE"]);
@@ -107,6 +127,14 @@ fn bad_options_are_wrong_usage() {
         &["--no-such-option"],
     );
     fails(words(&["-v", "-q", LOOPBACK]), 2, &["--quiet"]);
+    fails(words(&["--timeout", "1", LOOPBACK]), 2, &["--wait"]);
+    fails(words(&["--wait=gone", LOOPBACK]), 2, &["gone"]);
+    fails(words(&["--mine", "", LOOPBACK]), 2, &["--mine"]);
+    fails(
+        words(&["--expect-ifindex", "7", "wg0", "wg1"]),
+        2,
+        &["for one interface"],
+    );
     fails(
         words(&["--exec-timeout", "0", "--exec", "true", LOOPBACK]),
         2,
@@ -137,7 +165,8 @@ fn help_and_version_are_no_errors() {
     }
 }
 
-/// As with `| head -1`: it ends when its reader does, and not at the next event, which may never come.
+/// As with `| head -1`: it ends when its reader does, and not at the next event, which may never
+/// come.
 #[test]
 fn a_reader_that_goes_is_the_end() {
     for format in [&["--json"][..], &[]] {
@@ -223,4 +252,33 @@ fn standard_error_that_is_closed_is_no_reason_to_fail() {
     let mut command = words(&["--must-exist", "--backend", "netlink", "no-such-link"]);
     let status = command.stderr(writer).status().expect("it ends");
     assert_eq!(status.code(), Some(3));
+}
+
+/// Neither the watch nor the end waits for somebody to read what is said beside it.
+#[test]
+fn standard_error_that_nobody_reads_holds_nothing_up() {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let flags = fcntl_getfl(&writer).expect("its flags");
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).expect("they can be set");
+    for size in [4096, 1] {
+        while rustix::io::write(&writer, &vec![b'.'; size]).is_ok() {}
+    }
+    fcntl_setfl(&writer, flags).expect("they can be set");
+
+    let args = ["--json", "--backend", "netlink", "-v", "no-such-link"];
+    let mut child = words(&args)
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .expect("ifmon starts");
+    let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    stdout.read_line(&mut line).expect("it is text");
+    assert!(line.contains("watching"), "{line}");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    let status = child.wait().expect("it ends");
+    assert!(status.success(), "{status}");
+    drop(reader);
 }

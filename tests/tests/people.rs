@@ -1,30 +1,31 @@
-//! What the people who run ifmon put around it: a service manager, the journal, Prometheus, hooks, namespaces.
+//! What the people who run ifmon put around it: a service manager, the journal, Prometheus, hooks,
+//! namespaces.
 //!
 //! Each makes a network namespace of its own, which takes root.
 
 use std::{
     env, fs,
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::{self, TcpListener, TcpStream},
     os::{
         fd::AsRawFd as _,
         linux::net::SocketAddrExt as _,
         unix::{
             fs::MetadataExt as _,
             net::{SocketAddr, UnixDatagram},
+            process::CommandExt as _,
         },
     },
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 use tests::{
     links::{Kind, Links},
     namespace::Namespace,
-    program::{self, Ifmon, PATIENCE},
+    program::{self, Ifmon, PATIENCE, wait_for},
 };
 
 const PAIR: Kind<'_> = Kind::Veth { peer: "peer" };
@@ -134,19 +135,12 @@ fn the_journal_gets_levels_and_others_a_name() -> Result<()> {
 }
 
 #[test]
-fn prometheus_scrapes_what_happened() -> Result<()> {
+fn metrics_tell_what_happened() -> Result<()> {
     let (namespace, links) = namespace()?;
-    let help = Command::new(program::path()).arg("--help").output()?;
-    if !String::from_utf8_lossy(&help.stdout).contains("--metrics") {
-        bail!("this ifmon was built without the feature `metrics`; `cargo xtask test` has it");
-    }
     links.set_up("lo", true)?;
     links.add("wg0", PAIR, None)?;
-    // A port that is free: the namespace is ours alone, so that nobody takes it meanwhile.
-    let port = namespace
-        .run(|| TcpListener::bind("127.0.0.1:0")?.local_addr())??
-        .port();
-    let ifmon = Ifmon::start(&namespace, &["--metrics", &port.to_string(), "wg0"])?;
+    let address = free_address(&namespace, "[::1]:0")?;
+    let ifmon = with_metrics(&namespace, address, &["wg0"])?;
     let watching = ifmon.expect("wg0", "watching")?;
     let up = |value: u32| {
         format!(
@@ -154,17 +148,30 @@ fn prometheus_scrapes_what_happened() -> Result<()> {
             watching["netns"]
         )
     };
+    let deleted = |value: u32| {
+        format!(
+            r#"ifmon_events_total{{interface="wg0",netns="{}",event="deleted"}} {value}"#,
+            watching["netns"]
+        )
+    };
     let backend = watching["backend"]
         .as_str()
         .context("no backend")?
         .to_owned();
+    let get = |path: &str, accept: &str| request(&namespace, address, "GET", path, accept);
 
-    let before = scrape(&namespace, port, "/metrics")?;
+    let before = get("/metrics", "application/openmetrics-text")?;
     for line in [
         up(1),
+        deleted(0),
         format!(r#"ifmon_backend_info{{backend="{backend}"}} 1"#),
+        format!(
+            r#"ifmon_build_info{{version="{}"}} 1"#,
+            env!("CARGO_PKG_VERSION")
+        ),
         "ifmon_resyncs_total 0".to_owned(),
         "# EOF".to_owned(),
+        "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned(),
     ] {
         ensure!(
             before.lines().any(|other| other == line),
@@ -173,18 +180,111 @@ fn prometheus_scrapes_what_happened() -> Result<()> {
     }
     links.delete("wg0")?;
     ifmon.expect("wg0", "deleted")?;
-    let after = scrape(&namespace, port, "/metrics")?;
-    let deleted = format!(
-        r#"ifmon_events_total{{interface="wg0",netns="{}",event="deleted"}} 1"#,
-        watching["netns"]
-    );
-    for line in [up(0), deleted] {
+    let after = get("/metrics", "*/*")?;
+    for line in [
+        up(0),
+        deleted(1),
+        "content-type: text/plain; version=0.0.4; charset=utf-8".to_owned(),
+    ] {
         ensure!(
             after.lines().any(|other| other == line),
             "{line} is not in {after}"
         );
     }
-    ensure!(scrape(&namespace, port, "/")?.starts_with("HTTP/1.1 404"));
+    ensure!(
+        !after.contains("# EOF"),
+        "that is of the other format: {after}"
+    );
+
+    let (got_head, got_body) = after.split_once("\r\n\r\n").context("no body")?;
+    let head = request(&namespace, address, "HEAD", "/metrics", "*/*")?;
+    let (head, body) = head.split_once("\r\n\r\n").context("no end of the head")?;
+    let length = |head: &str| {
+        let line = head
+            .lines()
+            .find(|line| line.starts_with("content-length:"));
+        line.map(str::to_owned)
+    };
+    ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+    ensure!(body.is_empty() && !got_body.is_empty(), "{body}");
+    ensure!(length(head).is_some() && length(head) == length(got_head));
+    ensure!(get("/", "*/*")?.starts_with("HTTP/1.1 404"));
+    let refused = request(&namespace, address, "POST", "/metrics", "*/*")?;
+    ensure!(refused.starts_with("HTTP/1.1 405") && refused.contains("allow: GET, HEAD"));
+    ensure!(ifmon.stop()?.status.success());
+    Ok(())
+}
+
+#[test]
+fn connections_that_say_nothing_keep_no_scrape_out() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    links.set_up("lo", true)?;
+    let address = free_address(&namespace, "127.0.0.1:0")?;
+    let ifmon = with_metrics(&namespace, address, &["wg0"])?;
+    ifmon.expect("wg0", "watching")?;
+    let connect = |count: usize| -> Result<Vec<TcpStream>> {
+        namespace.run(|| {
+            let stream = || Ok(TcpStream::connect(address)?);
+            (0..count).map(|_| stream()).collect()
+        })?
+    };
+    // The answer comes while they are open: they were not waited for.
+    let is_open = |stream: &mut TcpStream| -> Result<bool> {
+        stream.set_nonblocking(true)?;
+        let read = stream.read(&mut [0]);
+        Ok(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock))
+    };
+    let mut few = connect(20)?;
+    let answer = request(&namespace, address, "GET", "/metrics", "*/*")?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for stream in &mut few {
+        ensure!(is_open(stream)?, "one had to end first");
+    }
+    // So many that there is no room for all.
+    let mut many = connect(200)?;
+    let answer = request(&namespace, address, "GET", "/metrics", "*/*")?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let newest = many.last_mut().context("there is a last one")?;
+    ensure!(is_open(newest)?, "the newest had to end first");
+    ensure!(!is_open(&mut many[0])?, "the oldest was kept");
+    ensure!(ifmon.stop()?.status.success());
+    Ok(())
+}
+
+/// Needs Prometheus and its promtool; `cargo xtask test` installs them, or says that it left this
+/// out.
+#[test]
+fn prometheus_sees_the_first_deletion() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    links.set_up("lo", true)?;
+    links.add("wg0", PAIR, None)?;
+    links.add("wg\u{fffd}\"", Kind::Veth { peer: "other" }, None)?;
+    let address = free_address(&namespace, "127.0.0.1:0")?;
+    let ifmon = with_metrics(&namespace, address, &["wg0", "wg\u{fffd}\""])?;
+    ifmon.expect("wg0", "watching")?;
+    check_with_promtool(&request(&namespace, address, "GET", "/metrics", "*/*")?)?;
+
+    let prometheus = Prometheus::start(&namespace, address)?;
+    let first = r#"ifmon_events_total{event="deleted",interface="wg0"} == 0"#;
+    wait_for(|| {
+        prometheus
+            .query(first)
+            .ok()
+            .filter(|found| !found.is_empty())
+    })?;
+    links.delete("wg0")?;
+    ifmon.expect("wg\u{fffd}\"", "watching")?;
+    ifmon.expect("wg0", "deleted")?;
+    let increase = r#"increase(ifmon_events_total{event="deleted",interface="wg0"}[1m]) > 0"#;
+    wait_for(|| {
+        prometheus
+            .query(increase)
+            .ok()
+            .filter(|found| !found.is_empty())
+    })?;
+    // Nothing that was scraped was refused.
+    let up = prometheus.query(r#"min_over_time(up{job="ifmon"}[1m]) == 1"#)?;
+    ensure!(up.len() == 1, "a scrape failed: {up:?}");
     ensure!(ifmon.stop()?.status.success());
     Ok(())
 }
@@ -225,7 +325,8 @@ fn a_hook_restarts_what_lost_its_interface() -> Result<()> {
             == "watching wg0 false\nrenamed wg0 true\nreturned wg0 false\nstopped wg0 false\n"
     );
     ensure!(fs::read_to_string(&engine)? == second);
-    // The one that was killed is nobody's child any more, and may stay a zombie where pid 1 is no init.
+    // The one that was killed is nobody's child any more, and may stay a zombie where pid 1 is no
+    // init.
     let state = |pid: &str| fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
     ensure!(state(&first).is_ok_and(|stat| stat.contains(") Z ")) || state(&first).is_err());
     ensure!(state(&second).is_ok_and(|stat| stat.contains("(sleep) S")));
@@ -282,6 +383,209 @@ fn one_process_watches_two_namespaces() -> Result<()> {
         "a socket keeps a namespace alive, a BPF program does not: {}",
         outcome.stderr
     );
+    Ok(())
+}
+
+/// It cannot know which namespace is its own then; that is no fault of the arguments.
+#[test]
+fn without_proc_netlink_works() -> Result<()> {
+    let (namespace, _) = namespace()?;
+    let mut command = ifmon(&namespace, &["--backend", "netlink", "--wait", "lo"])?;
+    let own_mounts = || -> io::Result<()> {
+        use rustix::{
+            mount::{MountPropagationFlags as Flags, UnmountFlags, mount_change, unmount},
+            thread::{UnshareFlags, unshare_unsafe},
+        };
+        // SAFETY: this process has one thread, which shares nothing with others.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+        // Where an initramfs is the root, it is no mount that could be shared.
+        let _ = mount_change("/", Flags::REC | Flags::PRIVATE);
+        unmount("/proc", UnmountFlags::DETACH)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes three system calls and allocates nothing.
+    unsafe { command.pre_exec(own_mounts) };
+    let output = command.stdin(Stdio::null()).output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success() && stderr.is_empty(),
+        "ended with {}: {stderr}",
+        output.status
+    );
+    Ok(())
+}
+
+#[test]
+fn what_does_not_exist_yet_is_named_with_its_namespace() -> Result<()> {
+    let (home, _) = namespace()?;
+    let (other, _) = namespace()?;
+    let path = other.path();
+    let ifmon = Ifmon::start(
+        &home,
+        &["--backend", "netlink", "wg0", &format!("{path}/wg0")],
+    )?;
+    ifmon.expect("wg0", "watching")?;
+    ifmon.expect("wg0", "watching")?;
+    let stderr = ifmon.stop()?.stderr;
+    let elsewhere = format!("wg0 in namespace {} does not exist yet", other.id()?);
+    ensure!(
+        stderr.contains(&elsewhere) && stderr.contains("ifmon: wg0 does not exist yet"),
+        "on standard error: {stderr}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_device_that_is_not_the_expected_one_is_told_at_the_start() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    links.add("wg0", PAIR, Some(100))?;
+    let ifmon = Ifmon::start(&namespace, &["wg0=99", "wg1=5"])?;
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        told.push(ifmon.next()?.context("it ended")?);
+    }
+    for (interface, event, ifindex, field, value) in [
+        ("wg0", "recreated", 100, "old_ifindex", Value::from(99)),
+        ("wg1", "deleted", 5, "restart", Value::from(true)),
+    ] {
+        let of_it: Vec<_> = told
+            .iter()
+            .filter(|line| line["interface"] == interface)
+            .collect();
+        let [first, second] = of_it.as_slice() else {
+            bail!("of {interface}: {of_it:?}");
+        };
+        ensure!(first["event"] == "watching", "first: {first}");
+        ensure!(
+            second["event"] == event
+                && second["ifindex"] == ifindex
+                && second[field] == value
+                && second["recovered"] == true,
+            "{event} is wanted: {second}"
+        );
+    }
+    let ifmon = Ifmon::start(&namespace, &["wg0", "--expect-ifindex", "100"])?;
+    ifmon.expect("wg0", "watching")?;
+    ensure!(ifmon.stop()?.lines.len() == 1, "it is the expected one");
+    Ok(())
+}
+
+/// Killed or stopped, and the device replaced, deleted or left alone meanwhile.
+#[test]
+fn what_changed_while_ifmon_was_not_running_is_told_at_its_next_start() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    let folder = Folder::new("state")?;
+    let state = folder.path.to_string_lossy();
+    let start = || -> Result<Ifmon> { Ifmon::start(&namespace, &["--state", &state, "wg0"]) };
+    let record = folder.path.join(format!("{}:wg0", namespace.id()?));
+    let recorded = |ifindex: &str| {
+        let wanted = format!("\"ifindex\":{ifindex},");
+        wait_for(|| {
+            fs::read_to_string(&record)
+                .ok()?
+                .contains(&wanted)
+                .then_some(())
+        })
+        .with_context(|| format!("no record of {ifindex}"))
+    };
+    // Whatever was told, the next start tells nothing of it.
+    let nothing_told = || -> Result<()> {
+        let ifmon = start()?;
+        ifmon.expect("wg0", "watching")?;
+        let lines = ifmon.stop()?.lines;
+        ensure!(lines.len() == 1, "told again: {lines:?}");
+        Ok(())
+    };
+
+    links.add("wg0", PAIR, Some(100))?;
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    recorded("100")?;
+    ifmon.signal(rustix::process::Signal::KILL)?;
+    drop(ifmon);
+    nothing_told()?;
+
+    links.delete("wg0")?;
+    links.add("wg0", PAIR, Some(101))?;
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    let recreated = ifmon.expect("wg0", "recreated")?;
+    ensure!(
+        recreated["old_ifindex"] == 100 && recreated["recovered"] == true,
+        "told: {recreated}"
+    );
+    recorded("101")?;
+    ifmon.signal(rustix::process::Signal::KILL)?;
+    drop(ifmon);
+    nothing_told()?;
+
+    // Changed while it runs, told, and stopped at once.
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    links.delete("wg0")?;
+    ifmon.expect("wg0", "deleted")?;
+    links.add("wg0", PAIR, Some(102))?;
+    ifmon.expect("wg0", "recreated")?;
+    ensure!(ifmon.stop()?.status.success());
+    recorded("102")?;
+
+    links.delete("wg0")?;
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    let deleted = ifmon.expect("wg0", "deleted")?;
+    ensure!(deleted["ifindex"] == 102, "told: {deleted}");
+
+    // A second one with the same directory is refused.
+    let output = self::ifmon(&namespace, &["--state", &state, "wg0"])?.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(1) && stderr.contains("another ifmon"),
+        "ended with {}: {stderr}",
+        output.status
+    );
+    ensure!(ifmon.stop()?.status.success());
+    nothing_told()?;
+
+    fs::write(&record, "{")?;
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    let stderr = ifmon.stop()?.stderr;
+    ensure!(stderr.contains("1 damaged"), "no warning: {stderr}");
+    Ok(())
+}
+
+/// A hook that was not run to its end has not told anybody.
+#[test]
+fn what_a_hook_was_not_told_is_told_at_the_next_start() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    let folder = Folder::new("unfinished")?;
+    let state = folder.path.to_string_lossy();
+    let record = folder.path.join(format!("{}:wg0", namespace.id()?));
+    let hook = "[ $IFMON_EVENT = watching ] || sleep 100000";
+    links.add("wg0", PAIR, Some(100))?;
+    for option in ["--exec", "--on-restart"] {
+        let ifmon = Ifmon::start(&namespace, &["--state", &state, option, hook, "wg0"])?;
+        ifmon.expect("wg0", "watching")?;
+        wait_for(|| record.exists().then_some(()))?;
+        links.delete("wg0")?;
+        let deleted = ifmon.expect("wg0", "deleted")?;
+        ifmon.signal(rustix::process::Signal::TERM)?;
+        ifmon.expect("wg0", "stopped")?;
+        // It would wait for the command.
+        ifmon.signal(rustix::process::Signal::TERM)?;
+        ensure!(ifmon.finish()?.status.success());
+
+        let ifmon = Ifmon::start(&namespace, &["--state", &state, "wg0"])?;
+        ifmon.expect("wg0", "watching")?;
+        let again = ifmon.expect("wg0", "deleted")?;
+        ensure!(
+            again["ifindex"] == deleted["ifindex"] && again["recovered"] == true,
+            "with {option}: {again}"
+        );
+        links.add("wg0", PAIR, None)?;
+        ensure!(ifmon.next()?.is_some(), "it is there again");
+        ensure!(ifmon.stop()?.status.success());
+    }
     Ok(())
 }
 
@@ -351,27 +655,124 @@ fn receive(socket: &UnixDatagram) -> Result<String> {
     Ok(String::from_utf8_lossy(&message[..length]).into_owned())
 }
 
-/// What a server in the namespace answers to a plain GET.
-fn scrape(namespace: &Namespace, port: u16, path: &str) -> Result<String> {
+/// An address that is free: the namespace is ours alone, so that nobody takes it meanwhile.
+fn free_address(namespace: &Namespace, any: &str) -> Result<net::SocketAddr> {
+    Ok(namespace.run(|| TcpListener::bind(any)?.local_addr())??)
+}
+
+/// The program in a namespace, serving metrics there.
+fn with_metrics(
+    namespace: &Namespace,
+    address: net::SocketAddr,
+    interfaces: &[&str],
+) -> Result<Ifmon> {
+    let help = Command::new(program::path()).arg("--help").output()?;
+    if !String::from_utf8_lossy(&help.stdout).contains("--metrics") {
+        bail!("this ifmon was built without the feature `metrics`; `cargo xtask test` has it");
+    }
+    let address = address.to_string();
+    Ifmon::start(namespace, &[&["--metrics", &address], interfaces].concat())
+}
+
+/// What a server in the namespace answers to a request.
+fn request(
+    namespace: &Namespace,
+    address: net::SocketAddr,
+    method: &str,
+    path: &str,
+    accept: &str,
+) -> Result<String> {
     namespace.run(|| -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\
+             Connection: close\r\n\r\n"
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     })?
 }
 
-/// Waits until there is something.
-fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < deadline, "waited in vain");
-        thread::sleep(Duration::from_millis(5));
+/// Has promtool look for what is wrong or against custom in an answer.
+fn check_with_promtool(answer: &str) -> Result<()> {
+    let (_, metrics) = answer.split_once("\r\n\r\n").context("no body")?;
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run promtool, of the Debian package prometheus")?;
+    let mut input = promtool.stdin.take().context("no standard input")?;
+    input.write_all(metrics.as_bytes())?;
+    drop(input);
+    let output = promtool.wait_with_output()?;
+    let said = [output.stdout, output.stderr].concat();
+    ensure!(
+        output.status.success() && said.is_empty(),
+        "promtool says: {}",
+        String::from_utf8_lossy(&said)
+    );
+    Ok(())
+}
+
+/// A Prometheus in a namespace, that scrapes one address several times a second.
+struct Prometheus<'a> {
+    namespace: &'a Namespace,
+    address: net::SocketAddr,
+    process: process::Child,
+    _folder: Folder,
+}
+
+impl<'a> Prometheus<'a> {
+    fn start(namespace: &'a Namespace, target: net::SocketAddr) -> Result<Self> {
+        let folder = Folder::new("prometheus")?;
+        let address = free_address(namespace, "127.0.0.1:0")?;
+        fs::write(
+            folder.path.join("prometheus.yml"),
+            format!(
+                "{{global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}, \
+                 scrape_configs: [{{job_name: ifmon, static_configs: [{{targets: ['{target}']}}]}}]}}"
+            ),
+        )?;
+        let mut command = Command::new("prometheus");
+        command
+            .arg("--config.file=prometheus.yml")
+            .arg("--storage.tsdb.path=data")
+            .arg(format!("--web.listen-address={address}"))
+            .current_dir(&folder.path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        namespace.enter(&mut command)?;
+        Ok(Self {
+            namespace,
+            address,
+            process: command
+                .spawn()
+                .context("cannot run prometheus, of the Debian package of that name")?,
+            _folder: folder,
+        })
+    }
+
+    /// What a query gives now.
+    fn query(&self, query: &str) -> Result<Vec<serde_json::Value>> {
+        let query: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let path = format!("/api/v1/query?query={query}");
+        let answer = request(self.namespace, self.address, "GET", &path, "*/*")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        let mut answer: serde_json::Value = serde_json::from_str(body)?;
+        serde_json::from_value(answer["data"]["result"].take()).context("no result")
+    }
+}
+
+impl Drop for Prometheus<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

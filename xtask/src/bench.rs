@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: what ifmon costs, beside what people use today, measured on this host and on an emulated kernel.
+//! `cargo xtask bench`: what ifmon costs, beside what people use today, measured on this host and
+//! on an emulated kernel.
 
 use std::{
     fs::{self, File},
@@ -25,10 +26,11 @@ const MEMORY: u32 = 2048;
 
 /// Measure what ifmon costs, beside its peers
 ///
-/// The netlink backends are measured on this host, the BPF backends on an emulated kernel; each beside `ip monitor`, a
-/// subscription to every message and a program that polls, in the same run and on the same work. Prints tables; a full
-/// run also writes ifmon/assets/cost.json and ifmon/assets/cost.svg. Ratios count: absolute times are this machine's.
-/// Needs root.
+/// The netlink backends are measured on this host, the BPF backends on an emulated kernel,
+/// netlink-ebpf on both; each beside `ip monitor`, a subscription to every message (in Rust, and on
+/// this host in Go) and a program that polls, in the same run and on the same work. Prints tables;
+/// a full run also writes ifmon/assets/cost.json and ifmon/assets/cost.svg. Ratios count: absolute
+/// times are this machine's. Needs root.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// A small run of less than a minute or so, to see that everything works
@@ -63,7 +65,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let bench = build()?;
     let results = workspace::target_dir().join("bench");
     fs::create_dir_all(&results)?;
-    let native = natively(&bench, &measure, &results)?;
+    let go = go_peer(&results);
+    let native = natively(&bench, &measure, &results, go.as_deref().ok())?;
     let emulated = emulated(&kernel, &measure, &results)?;
     let mut report = Command::new(&bench);
     report.arg("report").args([native, emulated]);
@@ -73,7 +76,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             .arg(workspace::root().join("ifmon/assets"));
     }
     command::run(&mut report)?;
-    eprintln!("Left out: the Go library vishvananda/netlink, which needs Go's packages.");
+    if let Err(why) = go {
+        eprintln!("Left out: the Go library vishvananda/netlink. {why:#}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -88,13 +93,48 @@ fn build() -> Result<PathBuf> {
     Ok(workspace::target_dir().join("release/bench"))
 }
 
-fn natively(bench: &Path, measure: &[String], results: &Path) -> Result<PathBuf> {
+/// Builds the peer that is written in Go, with what Debian has of Go's libraries.
+fn go_peer(results: &Path) -> Result<PathBuf> {
+    const LIBRARIES: &str = "/usr/share/gocode";
+    const LIBRARY: &str = "golang-github-vishvananda-netlink-dev";
+    host::need(&[Tool {
+        program: "go",
+        package: "golang-go",
+    }])?;
+    if !Path::new(LIBRARIES)
+        .join("src/github.com/vishvananda/netlink")
+        .is_dir()
+    {
+        host::install(&[LIBRARY])?;
+    }
+    let path = results.join("go-peer");
+    command::run(
+        Command::new("go")
+            .current_dir(workspace::root())
+            .args(["build", "-o"])
+            .arg(&path)
+            .arg("tests/peers/subscribe.go")
+            .env("GO111MODULE", "off")
+            .env("GOPATH", LIBRARIES)
+            .env("GOFLAGS", ""),
+    )
+    .context("the peer in Go cannot be built")?;
+    Ok(path)
+}
+
+fn natively(
+    bench: &Path,
+    measure: &[String],
+    results: &Path,
+    go: Option<&Path>,
+) -> Result<PathBuf> {
     eprintln!("on this host:");
     let path = results.join("native.json");
     command::run(
         Command::new(bench)
             .args(measure)
             .env("IFMON", bench.with_file_name("ifmon"))
+            .envs(go.map(|go| ("GO_PEER", go)))
             .stdin(Stdio::null())
             .stdout(File::create(&path)?),
     )?;

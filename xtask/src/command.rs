@@ -15,7 +15,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it for the text that it prints on its standard output. Its standard error is shown only in the error.
+/// Runs it for the text that it prints on its standard output. Its standard error is shown only in
+/// the error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let stdout = bytes(command)?;
     String::from_utf8(stdout).with_context(|| format!("{} printed no text", name(command)))
@@ -54,7 +55,8 @@ fn name(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
 
-/// Program and first argument are enough to know it by: the whole line of a cargo call fills a screen.
+/// Program and first argument are enough to know it by: the whole line of a cargo call fills a
+/// screen.
 fn line(command: &Command) -> String {
     let mut line = name(command);
     if let Some(first) = command.get_args().next() {

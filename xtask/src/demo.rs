@@ -1,4 +1,5 @@
-//! Shows ifmon at work: one of each change, in a network namespace of its own, with each command before its effect.
+//! Shows ifmon at work: one of each change, in a network namespace of its own, with each command
+//! before its effect.
 
 mod picture;
 mod stage;
@@ -24,10 +25,12 @@ use crate::{
     workspace,
 };
 
-/// Show ifmon at work in a network namespace of its own; needs no preparation and leaves nothing behind
+/// Show ifmon at work in a network namespace of its own; needs no preparation and leaves nothing
+/// behind
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Write the picture of the README, ifmon/assets/demo.svg, instead; in an emulated x86_64 machine, and on such a host
+    /// Write the picture of the README, ifmon/assets/demo.svg, instead; in an emulated x86_64
+    /// machine, and on such a host
     #[arg(long)]
     record: bool,
 
@@ -81,8 +84,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     Err(Error::new(command.exec()).context("cannot run unshare"))
 }
 
-/// This program again, in network and mount namespaces that end with it. An ordinary user gets a user namespace too,
-/// and is root there.
+/// This program again, in network and mount namespaces that end with it. An ordinary user gets a
+/// user namespace too, and is root there.
 fn unshared() -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount"]);
@@ -96,8 +99,8 @@ fn unshared() -> Result<Command> {
     Ok(command)
 }
 
-/// Records the demo in an emulated machine, so that the picture does not depend on what this host allows: BPF works
-/// there, and WireGuard is there.
+/// Records the demo in an emulated machine, so that the picture does not depend on what this host
+/// allows: BPF works there, and WireGuard is there.
 fn record_picture() -> Result<()> {
     let kernel: Kernel = "bookworm".parse().map_err(Error::msg)?;
     let mut machine = Machine::new(&kernel, Arch::X86_64)?;

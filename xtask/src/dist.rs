@@ -1,4 +1,5 @@
-//! Makes what is installed on other machines: a Debian package and a tarball, both with a static program.
+//! Makes what is installed on other machines: a Debian package and a tarball, both with a static
+//! program.
 
 mod check;
 mod deb;
@@ -59,12 +60,11 @@ pub(crate) fn run(Options { test }: Options) -> Result<ExitCode> {
     host::need(TOOLS)?;
     let items = items()?;
     let dist = workspace::target_dir().join("dist");
-    fs::create_dir_all(&dist)?;
+    let scratch = ScratchDir::new(&dist)?;
     // The Dockerfile takes it from here.
     let program = items.first().context("the program comes first")?;
     write(&dist.join("ifmon"), program.mode, &program.content)?;
 
-    let scratch = ScratchDir::new(&dist)?;
     let package = deb::build(&items, &scratch.path().join("deb"), &dist)?;
     let tarball = tarball(&items, scratch.path(), &dist)?;
     for file in [&package, &tarball] {
@@ -121,8 +121,9 @@ fn items() -> Result<Vec<Item>> {
     ])
 }
 
-/// Builds the program, static: for release, or the one that writes the man page and the completions. That one has the
-/// options of the released one, and beside them one that would only make the released one larger.
+/// Builds the program, static: for release, or the one that writes the man page and the
+/// completions. That one has the options of the released one, and beside them one that would only
+/// make the released one larger.
 fn build(release: bool) -> Result<PathBuf> {
     let standalone = Standalone::host()?;
     let (features, profile) = if release {
@@ -175,7 +176,8 @@ fn tarball(items: &[Item], scratch: &Path, dist: &Path) -> Result<PathBuf> {
     Ok(tarball)
 }
 
-/// The time of the last commit, so that the same sources make the same files. `None` outside a checkout.
+/// The time of the last commit, so that the same sources make the same files. `None` outside a
+/// checkout.
 fn source_time() -> Option<String> {
     let mut git = Command::new("git");
     git.current_dir(workspace::root())

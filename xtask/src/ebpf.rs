@@ -1,4 +1,5 @@
-//! `cargo xtask ebpf`: builds the BPF object that is shipped in the tree, or proves that it comes from the sources.
+//! `cargo xtask ebpf`: builds the BPF object that is shipped in the tree, or proves that it comes
+//! from the sources.
 
 mod build;
 mod sources;
@@ -11,14 +12,15 @@ use anyhow::{Context as _, Result};
 use self::toolchain::Toolchain;
 use crate::{host::Missing, scratch::ScratchDir, workspace};
 
-/// Exit code of `--check` when this machine lacks what the comparison needs, as test drivers know it from automake.
+/// Exit code of `--check` when this machine lacks what the comparison needs, as test drivers know
+/// it from automake.
 const LEFT_OUT: u8 = 77;
 
 /// Build the BPF objects: for each processor architecture, with and without a log
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Build in a temporary directory and compare with the objects in the tree, byte for byte; ends with 1 when they
-    /// differ and with 77 when this machine cannot build them
+    /// Build in a temporary directory and compare with the objects in the tree, byte for byte;
+    /// ends with 1 when they differ and with 77 when this machine cannot build them
     #[arg(long)]
     check: bool,
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: input that nobody would write, for whatever reads bytes from outside.
 //!
-//! Does what cargo-fuzz does, with the compiler that builds everything else and nothing to install: only its sanitizers
-//! need a nightly one, and where there is no unsafe code they would have nothing to find.
+//! Does what cargo-fuzz does, with the compiler that builds everything else and nothing to install:
+//! only its sanitizers need a nightly one, and where there is no unsafe code they would have
+//! nothing to find.
 
 mod seeds;
 
@@ -24,7 +25,8 @@ use crate::{
 /// Exit code when this machine lacks what fuzzing needs, as test drivers know it from automake.
 const LEFT_OUT: u8 = 77;
 
-/// What makes the programs tell libFuzzer which code an input reaches, and what it is compared with.
+/// What makes the programs tell libFuzzer which code an input reaches, and what it is compared
+/// with.
 const INSTRUMENTATION: [&str; 5] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -35,8 +37,9 @@ const INSTRUMENTATION: [&str; 5] = [
 
 /// Fuzz what reads bytes from outside, guided by the code that each input reaches
 ///
-/// Ends with 1 when an input makes a parser panic or break a promise, take 20 seconds or hundreds of megabytes, and with
-/// 77 when this machine cannot do it. What is found stays in `target/fuzz`, and is tried first the next time.
+/// Ends with 1 when an input makes a parser panic or break a promise, take 20 seconds or hundreds
+/// of megabytes, and with 77 when this machine cannot do it. What is found stays in `target/fuzz`,
+/// and is tried first the next time.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// By default all, one after the other
@@ -159,7 +162,8 @@ impl Target {
                 .with_context(|| format!("cannot make {}", dir.display()))
                 .map(|()| dir)
         };
-        // libFuzzer writes what reaches new code to the first directory, and tries all that is in any of them first.
+        // libFuzzer writes what reaches new code to the first directory, and tries all that is in
+        // any of them first.
         let (corpus, seeds, findings) = (place("corpus")?, place("seeds")?, place("findings")?);
         for (file, bytes) in self.seeds()? {
             let path = seeds.join(file);

@@ -1,4 +1,5 @@
-//! The machine that xtask runs on: finds the programs it needs, and has the package manager install those that miss.
+//! The machine that xtask runs on: finds the programs it needs, and has the package manager install
+//! those that miss.
 
 use std::{
     env,
@@ -13,8 +14,8 @@ use anyhow::Result;
 
 use crate::command;
 
-/// Something that this machine lacks and that xtask cannot get: no fault of the project, so that a caller may leave a
-/// step out and say why. Found in an [`anyhow::Error`] by `downcast_ref`.
+/// Something that this machine lacks and that xtask cannot get: no fault of the project, so that a
+/// caller may leave a step out and say why. Found in an [`anyhow::Error`] by `downcast_ref`.
 #[derive(Debug)]
 pub(crate) struct Missing(pub(crate) String);
 
@@ -46,6 +47,11 @@ pub(crate) fn need(tools: &[Tool]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
+    install(&packages)
+}
+
+/// Installs Debian's packages of these names.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     if !is_root() || !is_program("apt-get") {
         return Err(Missing(format!(
@@ -58,7 +64,7 @@ pub(crate) fn need(tools: &[Tool]) -> Result<()> {
         command::output(
             apt_get()
                 .args(["install", "--yes", "--no-install-recommends"])
-                .args(&packages),
+                .args(packages),
         )
     };
     // Package lists that are missing or too old make the first attempt fail.

@@ -12,6 +12,7 @@ mod scratch;
 mod standalone;
 mod stress;
 mod test;
+mod variants;
 mod vm;
 mod workspace;
 
@@ -34,6 +35,7 @@ enum Command {
     Dist(dist::Options),
     Test(test::Options),
     Stress(stress::Options),
+    Variants(variants::Options),
     Fuzz(fuzz::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
@@ -57,6 +59,7 @@ fn run(Options { command }: Options) -> Result<ExitCode> {
         Command::Dist(options) => dist::run(options),
         Command::Test(options) => test::run(options),
         Command::Stress(options) => stress::run(options),
+        Command::Variants(options) => variants::run(options),
         Command::Fuzz(options) => fuzz::run(options),
         Command::Ebpf(options) => ebpf::run(options),
         Command::Bench(options) => bench::run(options),

@@ -1,4 +1,5 @@
-//! Builds programs that run on any system of an architecture: static, so that nothing has to be there.
+//! Builds programs that run on any system of an architecture: static, so that nothing has to be
+//! there.
 
 use std::{
     ffi::OsString,
@@ -9,6 +10,8 @@ use std::{
 use anyhow::Result;
 
 use crate::{command, host::Missing, vm::Arch, workspace};
+
+const STATIC: &str = "-Ctarget-feature=+crt-static";
 
 /// What cargo is told to build static programs for an architecture.
 #[derive(Clone)]
@@ -22,18 +25,34 @@ impl Standalone {
     /// Makes sure that rustc can build for the architecture; [`Missing`] says that it cannot here.
     pub(crate) fn new(arch: Arch) -> Result<Self> {
         let target = arch.rust_target();
-        let mut flags = vec!["-Ctarget-feature=+crt-static"];
-        if !arch.is_host() {
-            standard_library(&target)?;
-            // With rustc's own linker and the target's own start files, no cross compiler is needed.
-            flags.push("-Clinker=rust-lld");
-            flags.push("-Clink-self-contained=yes");
+        if arch.is_host() {
+            Ok(Self::with_flags(&target, &[STATIC]))
+        } else {
+            Self::foreign(&target)
         }
-        Ok(Self {
-            target,
+    }
+
+    /// For a target that brings its own C library; [`Missing`] says that it cannot be had.
+    pub(crate) fn foreign(target: &str) -> Result<Self> {
+        standard_library(target)?;
+        // With rustc's own linker and the target's own start files, no cross compiler is needed.
+        let flags = [STATIC, "-Clinker=rust-lld", "-Clink-self-contained=yes"];
+        Ok(Self::with_flags(target, &flags))
+    }
+
+    /// The same where the C library comes with a cross compiler.
+    pub(crate) fn linked_by(linker: &str, target: &str) -> Result<Self> {
+        standard_library(target)?;
+        let linker = format!("-Clinker={linker}");
+        Ok(Self::with_flags(target, &[STATIC, &linker]))
+    }
+
+    fn with_flags(target: &str, flags: &[&str]) -> Self {
+        Self {
+            target: target.to_owned(),
             flags: flags.join("\x1f").into(),
             target_dir: workspace::target_dir(),
-        })
+        }
     }
 
     /// For this machine.

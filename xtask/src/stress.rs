@@ -21,28 +21,31 @@ const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 /// Show that ifmon is never wrong: under storms, losses, blocked readers, races and sudden death
 ///
-/// Needs root, for network namespaces. What looks random depends on the seed alone, which is printed. With all parts a
-/// backend takes about a quarter of an hour on this kernel and more than an hour on an emulated one.
+/// Needs root, for network namespaces. What looks random depends on the seed alone, which is
+/// printed. With all parts a backend takes about a quarter of an hour on this kernel and more than
+/// an hour on an emulated one.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// For the same run again
     #[arg(long)]
     seed: Option<u64>,
-    /// Backends to try; can be repeated. By default those of netlink on this kernel, and all four on an emulated one
+    /// Backends to try; can be repeated. By default those of netlink on this kernel, and all five
+    /// on an emulated one
     #[arg(long = "backend")]
     backends: Vec<String>,
     /// Run on this emulated kernel instead (see `cargo xtask vm --help`)
     #[arg(long)]
     kernel: Option<Kernel>,
-    /// Processors of the emulated machine. Whoever hooks the kernel waits for each of them, which takes long where they take
-    /// turns
+    /// Processors of the emulated machine. Whoever hooks the kernel waits for each of them, which
+    /// takes long where they take turns
     #[arg(long, default_value_t = 1, requires = "kernel")]
     cpus: u32,
     /// A twentieth of everything
     #[arg(long)]
     quick: bool,
-    /// Parts to run: storm, overflow, stopped, blocked, race, open and ending (BPF), broken (netlink), privileges, death,
-    /// soak (a million changes; with BPF, which is mostly emulated, 200,000); all by default
+    /// Parts to run: storm, overflow, stopped, blocked, race, open (BPF), ending (tracing), broken
+    /// (netlink), privileges, death, soak (a million changes; with tracing, which is mostly
+    /// emulated, 200,000); all by default
     parts: Vec<String>,
 }
 
@@ -56,9 +59,15 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         parts,
     } = options;
     if backends.is_empty() && kernel.is_some() {
-        backends = ["fentry", "kprobe", "netlink", "netlink-unfiltered"]
-            .map(str::to_owned)
-            .to_vec();
+        backends = [
+            "fentry",
+            "kprobe",
+            "netlink-ebpf",
+            "netlink",
+            "netlink-unfiltered",
+        ]
+        .map(str::to_owned)
+        .to_vec();
     }
     let limit = LIMIT * u32::try_from(backends.len())?;
     let mut args: Vec<OsString> = Vec::new();

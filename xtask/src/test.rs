@@ -25,8 +25,8 @@ use crate::{
 
 /// Run all tests: units, the scenarios on this kernel and on emulated ones, and a short stress run
 ///
-/// What runs on this kernel needs root, for network namespaces. The last line is `N passed, N failed`, and
-/// `, N skipped` where something was left out; the lines before say what and why.
+/// What runs on this kernel needs root, for network namespaces. The last line is `N passed, N
+/// failed`, and `, N skipped` where something was left out; the lines before say what and why.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Run only what has this in its name
@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// Emulate these processors; can be repeated
     #[arg(long = "arch", value_enum, default_values_t = [Arch::X86_64, Arch::Aarch64], conflicts_with = "no_vm")]
     archs: Vec<Arch>,
+    /// On each emulated kernel try each backend that it has, and each obstacle; without it, some kernels stand for others
+    #[arg(long, conflicts_with = "no_vm")]
+    all: bool,
     /// Emulate no kernels
     #[arg(long)]
     no_vm: bool,
@@ -146,13 +149,14 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         filter,
         kernels,
         archs,
+        all,
         no_vm,
     } = options;
     let filter = filter.as_deref();
     let host = Arch::host()?;
     let programs = Programs::build(host)?;
     let matrix = Mutex::new(Matrix::default());
-    let machines = Machines::new(host, &programs);
+    let machines = Machines::new(host, &programs, all);
 
     // The longest first, so that in the end no processor waits long for the other.
     let mut jobs = vec![Job::Here];
@@ -194,7 +198,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// Does any input break a parser? A minute is not much; `cargo xtask fuzz --seconds N` takes as long as one likes.
+/// Does any input break a parser? A minute is not much; `cargo xtask fuzz --seconds N` takes as
+/// long as one likes.
 fn parsers() -> Result<Counts> {
     const SECONDS: u64 = 60;
     println!("fuzzing the parsers for {SECONDS} s");

@@ -1,6 +1,7 @@
-//! `cargo xtask vm`: a command on another kernel, in an emulated machine that needs no rights and no preparation.
+//! `cargo xtask vm`: a command on another kernel, in an emulated machine that needs no rights and
+//! no preparation.
 
-mod apt;
+pub(crate) mod apt;
 mod arch;
 mod cpio;
 mod image;
@@ -33,18 +34,19 @@ use crate::{
 
 /// As `timeout(1)` and `docker run` do when it was not the command that failed.
 const FAILED: u8 = 125;
-/// For a kernel's command line. Most of the time of a change of a link is that of grace periods of RCU.
+/// For a kernel's command line. Most of the time of a change of a link is that of grace periods of
+/// RCU.
 pub(crate) const SHORT_GRACE_PERIODS: &str = "rcupdate.rcu_expedited=1";
 
 /// Run a command as root on another kernel, in an emulated machine
 ///
-/// The machine has ifmon, iproute2's ip and busybox on its PATH. What the command prints is passed on, and its exit
-/// status is the exit status; 125 means that the machine itself failed. Kernels are downloaded once; delete
-/// target/vm to have newer ones.
+/// The machine has ifmon, iproute2's ip and busybox on its PATH. What the command prints is passed
+/// on, and its exit status is the exit status; 125 means that the machine itself failed. Kernels
+/// are downloaded once; delete target/vm to have newer ones.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// bullseye (Linux 5.10), bookworm (6.1), trixie (6.12), sid (the newest), or the path of a kernel image or of a
-    /// directory that has one and its modules
+    /// bullseye (Linux 5.10), bookworm (6.1), trixie (6.12), sid (the newest), or the path of a
+    /// kernel image or of a directory that has one and its modules
     #[arg(long, default_value = "bookworm")]
     kernel: Kernel,
     /// The processor to emulate
@@ -112,13 +114,18 @@ pub(crate) struct Machine {
     pub(crate) program: Option<PathBuf>,
     /// Copied to `/` with their modes.
     pub(crate) files: Vec<PathBuf>,
+    /// A tarball of the system to go on to: the machine then runs its systemd, and the command is
+    /// a service there, with the files in `/run/machine`. It is unpacked into memory, so each
+    /// run begins with the same, and no clock that counts instructions runs ahead while a disk
+    /// is waited for.
+    pub(crate) system: Option<PathBuf>,
     /// Added to the kernel's command line.
     pub(crate) cmdline: String,
     /// In MB.
     pub(crate) memory: u32,
     pub(crate) cpus: u32,
-    /// Makes the machine's clock count instructions, one a nanosecond, and skip the time in which it is idle: what is
-    /// timed in it comes out the same on every host.
+    /// Makes the machine's clock count instructions, one a nanosecond, and skip the time in which
+    /// it is idle: what is timed in it comes out the same on every host.
     pub(crate) counts_instructions: bool,
     pub(crate) timeout: Option<Duration>,
 }
@@ -146,8 +153,8 @@ fn build_ifmon(arch: Arch) -> Result<PathBuf> {
 }
 
 impl Machine {
-    /// Gets everything that is needed, ifmon built from the tree included. An error that is a [`host::Missing`] says
-    /// that this host cannot have it.
+    /// Gets everything that is needed, ifmon built from the tree included. An error that is a
+    /// [`host::Missing`] says that this host cannot have it.
     pub(crate) fn new(kernel: &Kernel, arch: Arch) -> Result<Self> {
         let mut machine = Self::without_ifmon(kernel, arch)?;
         machine.program = Some(build_ifmon(arch)?);
@@ -166,6 +173,7 @@ impl Machine {
             image: Image::prepare(kernel, arch)?,
             program: None,
             files: Vec::new(),
+            system: None,
             cmdline: String::new(),
             memory: 512,
             cpus: 1,
@@ -190,6 +198,7 @@ impl Machine {
             arch: self.arch,
             kernel: &self.image.kernel,
             initramfs: &initramfs,
+            has_system: self.system.is_some(),
             cmdline: &self.cmdline,
             memory: self.memory,
             cpus: self.cpus,
@@ -213,6 +222,13 @@ impl Machine {
     /// What differs from run to run; unpacked after the base, and over it.
     fn archive(&self, command: &[impl AsRef<OsStr>]) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
+        let folder = match &self.system {
+            Some(system) => {
+                add_file(&mut archive, system, "system.tar")?;
+                "machine/"
+            }
+            None => "",
+        };
         if let Some(program) = &self.program {
             add_file(&mut archive, program, "usr/local/bin/ifmon")?;
         }
@@ -221,9 +237,9 @@ impl Machine {
                 .file_name()
                 .and_then(OsStr::to_str)
                 .with_context(|| format!("{} has no name that a file can have", file.display()))?;
-            add_file(&mut archive, file, name)?;
+            add_file(&mut archive, file, &format!("{folder}{name}"))?;
         }
-        archive.file("command", 0o755, &script(command));
+        archive.file(&format!("{folder}command"), 0o755, &script(command));
         Ok(archive.finish())
     }
 }

@@ -15,7 +15,8 @@ pub(crate) fn root() -> &'static Path {
 /// Cargo's target directory, which also keeps all that xtask builds, downloads and caches.
 pub(crate) fn target_dir() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
-        // Cargo takes a relative path from the current directory, and so does xtask, which cargo leaves there.
+        // Cargo takes a relative path from the current directory, and so does xtask, which cargo
+        // leaves there.
         Some(dir) if !dir.is_empty() => std::path::absolute(&dir).unwrap_or_else(|_| dir.into()),
         _ => root().join("target"),
     }

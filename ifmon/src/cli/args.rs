@@ -1,25 +1,42 @@
 //! The command line, defined once: `--help`, the man page and the shell completions come from here.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io::{IsTerminal as _, Write as _},
-    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
     time::Duration,
 };
 
-use clap::{
-    CommandFactory as _, FromArgMatches as _, Parser, ValueEnum, builder::TypedValueParser,
-};
-use ifmon::{BackendChoice, BackendKind, InterfaceName};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, ValueEnum, error::ErrorKind};
+use ifmon::{BackendChoice, BackendKind};
 
-use super::{Exit, complain};
+use super::{
+    Exit, complain,
+    mine::Mine,
+    target::{self, Target},
+};
 
 /// Say at once, and for certain, when a network interface is deleted, recreated, renamed or moved.
 #[derive(Debug, Parser)]
 #[command(name = "ifmon", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(group = clap::ArgGroup::new("commands").multiple(true))]
 pub(crate) struct Args {
-    /// Interfaces to watch: NAME, or NETNS/NAME for one of another network namespace
-    #[arg(required_unless_present_any = NO_INTERFACE, value_name = "INTERFACE", value_parser = TargetParser)]
+    /// Interfaces to watch: NAME, NETNS/NAME for one of another network namespace, NAME=IFINDEX
+    /// for the device that was set up: if the name does not belong to it at the start, that is
+    /// told. A backslash takes the next character of a NAME as it is
+    #[arg(required_unless_present_any = NO_INTERFACE, value_name = "INTERFACE")]
+    words: Vec<OsString>,
+
+    /// Take each character of a NAME as it is: `=` and the backslash have no meaning
+    #[arg(long)]
+    literal: bool,
+
+    /// The same as NAME=IFINDEX, where one interface is watched
+    #[arg(long, value_name = "IFINDEX", value_parser = target::ifindex)]
+    expect_ifindex: Option<u32>,
+
+    /// The interfaces, taken apart
+    #[arg(skip)]
     pub(crate) interfaces: Vec<Target>,
 
     /// How to hear of changes
@@ -42,17 +59,43 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
     pub(crate) color: ColorArg,
 
-    /// Run CMD through sh for each event, one at a time and in order, with IFMON_EVENT, IFMON_INTERFACE, … set
-    #[arg(long, value_name = "CMD")]
+    /// Run CMD through sh for each event, one at a time and in order, with IFMON_EVENT,
+    /// IFMON_INTERFACE, … set
+    #[arg(long, value_name = "CMD", group = "commands")]
     pub(crate) exec: Option<OsString>,
 
-    /// End a CMD that runs longer than this many seconds
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, requires = "exec")]
+    /// End a CMD that runs longer than this many seconds, with all that it started
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, requires = "commands")]
     pub(crate) exec_timeout: Duration,
 
-    /// Watch in this network namespace: a name of `ip netns`, a path, or the id of a process in it; can be repeated
+    /// Run CMD through sh when an interface is no longer the one that was set up, to set it up
+    /// again. What happens to the interface while CMD runs is CMD's own doing. Another run
+    /// follows after 1 s at the earliest, and after up to 60 s while there is no quiet
+    #[arg(long, value_name = "CMD", group = "commands")]
+    pub(crate) on_restart: Option<OsString>,
+
+    /// A change by this unit of systemd, or from this cgroup, is the engine's own and calls for no
+    /// restart; with BPF only; can be repeated
+    #[arg(long, value_name = "UNIT|CGROUP", value_parser = Mine::parse)]
+    pub(crate) mine: Vec<Mine>,
+
+    /// End with exit code 0 as soon as every interface exists, or with `absent` none does
+    #[arg(long, value_enum, value_name = "STATE", num_args = 0..=1, require_equals = true, default_missing_value = "present")]
+    pub(crate) wait: Option<WaitArg>,
+
+    /// End with exit code 4 when --wait has waited in vain for this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "wait")]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Keep what is known of each watch in DIR, and tell at the start what changed while ifmon was
+    /// not running
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Watch in this network namespace: a name of `ip netns`, a path, or the id of a process in
+    /// it; can be repeated
     #[arg(long, value_name = "NAME|PATH|PID")]
-    pub(crate) netns: Vec<String>,
+    pub(crate) netns: Vec<OsString>,
 
     /// Show what this host allows, which backend that gives and why no better one, and end
     #[arg(long)]
@@ -94,20 +137,23 @@ const NO_INTERFACE: &[&str] = if cfg!(feature = "generate") {
 
 const AFTER_HELP: &str = "\
 Events: watching, deleted, renamed, moved, appeared, recreated, returned, resynced, stopped.
-Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage, 3 an interface does not exist (--must-exist).";
+Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage, 3 an interface does not exist (--must-exist),
+4 the time of --wait is over.";
 
 /// The values of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The best that works, in the order fentry, kprobe, netlink, netlink-unfiltered
+    /// The best that works, in the order fentry, kprobe, netlink-ebpf, netlink, netlink-unfiltered
     Auto,
-    /// fentry or kprobe
+    /// fentry, kprobe or netlink-ebpf
     Ebpf,
     /// A BPF program at a function's entry
     Fentry,
     /// A BPF program on a kprobe
     Kprobe,
-    /// A netlink subscription with a filter in the kernel
+    /// A BPF program as the filter of a netlink subscription
+    NetlinkEbpf,
+    /// A netlink subscription with a filter of classic BPF in the kernel
     Netlink,
     /// A netlink subscription that is woken for every link
     NetlinkUnfiltered,
@@ -120,10 +166,18 @@ impl From<BackendArg> for BackendChoice {
             BackendArg::Ebpf => Self::Ebpf,
             BackendArg::Fentry => Self::Only(BackendKind::Fentry),
             BackendArg::Kprobe => Self::Only(BackendKind::Kprobe),
+            BackendArg::NetlinkEbpf => Self::Only(BackendKind::NetlinkEbpf),
             BackendArg::Netlink => Self::Only(BackendKind::Netlink),
             BackendArg::NetlinkUnfiltered => Self::Only(BackendKind::NetlinkUnfiltered),
         }
     }
+}
+
+/// The values of `--wait`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WaitArg {
+    Present,
+    Absent,
 }
 
 /// The values of `--color`.
@@ -151,41 +205,24 @@ impl ColorArg {
     }
 }
 
-/// An interface to watch, where it was named with its namespace: `NETNS/NAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) netns: Option<String>,
-    pub(crate) name: InterfaceName,
-}
-
-/// A name need not be UTF-8, so the parsers for strings will not do.
-#[derive(Clone)]
-struct TargetParser;
-
-impl TypedValueParser for TargetParser {
-    type Value = Target;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        _: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<Target, clap::Error> {
-        let bytes = value.as_bytes();
-        // No interface name has a slash in it, so the last one ends the namespace.
-        let (netns, name) = match bytes.iter().rposition(|&byte| byte == b'/') {
-            Some(slash) => (
-                Some(String::from_utf8_lossy(&bytes[..slash]).into_owned()),
-                &bytes[slash + 1..],
-            ),
-            None => (None, bytes),
-        };
-        let name = InterfaceName::new(name).map_err(|error| {
-            let message = format!("{:?} is no interface: {error}", value.to_string_lossy());
-            clap::Error::raw(clap::error::ErrorKind::ValueValidation, message).with_cmd(command)
-        })?;
-        Ok(Target { netns, name })
+/// Makes one word of `--wait present` and `--wait absent`. Any other word after `--wait` is an
+/// interface.
+fn join_wait(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut is_option = true;
+    for word in words {
+        is_option &= word != "--";
+        match joined.last_mut() {
+            Some(last)
+                if is_option && last == "--wait" && (word == "present" || word == "absent") =>
+            {
+                last.push("=");
+                last.push(word);
+            }
+            Some(_) | None => joined.push(word),
+        }
     }
+    joined
 }
 
 fn seconds(value: &str) -> Result<Duration, String> {
@@ -199,23 +236,26 @@ fn seconds(value: &str) -> Result<Duration, String> {
 
 #[cfg(feature = "metrics")]
 fn listening_address(value: &str) -> Result<std::net::SocketAddr, String> {
-    use std::net::{Ipv4Addr, SocketAddr};
-    value
-        .parse::<u16>()
-        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-        .or_else(|_| value.parse())
-        .map_err(|_| {
-            "an address with a port is wanted, such as 127.0.0.1:9101, or a port".to_owned()
-        })
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+    if let Ok(port) = value.parse() {
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    // An IPv6 address without brackets is what Kubernetes puts in the place of $(NODE_ADDRESS).
+    let without_brackets = || {
+        let (address, port) = value.rsplit_once(':')?;
+        let address: IpAddr = address.parse().ok()?;
+        Some(SocketAddr::from((address, port.parse().ok()?)))
+    };
+    value.parse().ok().or_else(without_brackets).ok_or_else(|| {
+        "an address with a port is wanted, such as 127.0.0.1:9101 or [::1]:9101, or a port"
+            .to_owned()
+    })
 }
 
 impl Args {
     /// Parses the command line. What is wrong with it is said in one line, as any other error.
     pub(crate) fn parse() -> Result<Self, Exit> {
-        let parsed = Self::command()
-            .try_get_matches()
-            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches));
-        parsed.map_err(|error| {
+        Self::parse_from(std::env::args_os()).map_err(|error| {
             if !error.use_stderr() {
                 // --help and --version.
                 let shown = write!(anstream::stdout(), "{}", error.render().ansi());
@@ -234,6 +274,36 @@ impl Args {
             Exit::Usage
         })
     }
+
+    fn parse_from(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut matches = Self::command().try_get_matches_from(join_wait(words))?;
+        let mut args = Self::from_arg_matches_mut(&mut matches)?;
+        let refuse = |message: String| clap::Error::raw(ErrorKind::ValueValidation, message);
+        // There may be thousands: the words are taken out.
+        for word in std::mem::take(&mut args.words) {
+            let target = Target::parse(&word, args.literal).map_err(|error| {
+                refuse(format!(
+                    "{:?} is no interface: {error}",
+                    word.to_string_lossy()
+                ))
+            })?;
+            args.interfaces.push(target);
+        }
+        if let Some(ifindex) = args.expect_ifindex {
+            let [
+                Target {
+                    expected: expected @ None,
+                    ..
+                },
+            ] = args.interfaces.as_mut_slice()
+            else {
+                let what = "--expect-ifindex is for one interface; write NAME=IFINDEX for each";
+                return Err(refuse(what.to_owned()));
+            };
+            *expected = Some(ifindex);
+        }
+        Ok(args)
+    }
 }
 
 #[cfg(test)]
@@ -245,24 +315,76 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        Args::parse_from(["ifmon"].iter().chain(words).map(OsString::from))
+    }
+
     #[test]
-    fn the_last_slash_ends_the_namespace() {
-        let parse = |word| Args::try_parse_from(["ifmon", word]).map(|args| args.interfaces);
-        let target = |netns: Option<&str>, name: &str| Target {
-            netns: netns.map(str::to_owned),
-            name: InterfaceName::new(name).expect("a good name"),
+    fn a_word_after_wait_may_be_an_interface() {
+        use WaitArg::{Absent, Present};
+        for (words, wait, count) in [
+            (&["--wait", "wg0"][..], Present, 1),
+            (&["wg0", "--wait"], Present, 1),
+            (&["--wait", "present", "wg0"], Present, 1),
+            (&["--wait", "absent", "wg0"], Absent, 1),
+            (&["--wait=absent", "wg0"], Absent, 1),
+            (&["--wait=absent", "present"], Absent, 1),
+            (&["--wait", "--", "absent"], Present, 1),
+            (&["--wait", "wg0", "absent"], Present, 2),
+        ] {
+            let args = parse(words).expect("good arguments");
+            assert_eq!(
+                (args.wait, args.interfaces.len()),
+                (Some(wait), count),
+                "{words:?}"
+            );
+        }
+        assert!(parse(&["--wait=gone", "wg0"]).is_err());
+        assert!(parse(&["--timeout", "1", "wg0"]).is_err());
+    }
+
+    #[test]
+    fn both_kinds_of_commands_go_together_and_have_a_time_limit() {
+        for words in [
+            &["wg0", "--exec", "a", "--on-restart", "b"][..],
+            &["wg0", "--exec", "a", "--exec-timeout", "1"],
+            &["wg0", "--on-restart", "b", "--exec-timeout", "1"],
+        ] {
+            assert!(parse(words).is_ok(), "{words:?}");
+        }
+        assert!(parse(&["wg0", "--exec-timeout", "1"]).is_err());
+    }
+
+    #[test]
+    fn an_expected_index_is_for_one_interface() {
+        let expected = |words: &[&str]| {
+            parse(words).map(|args| {
+                args.interfaces
+                    .iter()
+                    .map(|target| target.expected)
+                    .collect()
+            })
         };
-        assert_eq!(parse("wg0").expect("a name"), [target(None, "wg0")]);
-        assert_eq!(
-            parse("web/wg0").expect("a name"),
-            [target(Some("web"), "wg0")]
-        );
-        assert_eq!(
-            parse("/proc/1/ns/net/wg0").expect("a name"),
-            [target(Some("/proc/1/ns/net"), "wg0")]
-        );
-        assert!(parse("web/").is_err());
-        assert!(parse("").is_err());
+        for (words, indexes) in [
+            (&["wg0", "--expect-ifindex", "7"][..], vec![Some(7)]),
+            (&["wg0=7", "wg1", "wg2=8"], vec![Some(7), None, Some(8)]),
+            (&["--literal", "wg0=7"], vec![None]),
+            (
+                &["--literal", "wg0=7", "--expect-ifindex", "7"],
+                vec![Some(7)],
+            ),
+        ] {
+            let found: Vec<_> = expected(words).expect("good arguments");
+            assert_eq!(found, indexes, "{words:?}");
+        }
+        for words in [
+            &["wg0", "wg1", "--expect-ifindex", "7"][..],
+            &["wg0=7", "--expect-ifindex", "7"],
+            &["wg0", "--expect-ifindex", "0"],
+            &["--check", "--expect-ifindex", "7"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
     }
 
     #[cfg(feature = "metrics")]
@@ -272,6 +394,12 @@ mod tests {
             ("9101", Some("127.0.0.1:9101")),
             ("0.0.0.0:80", Some("0.0.0.0:80")),
             ("[::1]:80", Some("[::1]:80")),
+            ("::1:80", Some("[::1]:80")),
+            ("fd00::1:9101", Some("[fd00::1]:9101")),
+            ("[::1]", None),
+            ("::1", None),
+            ("fd00::1", None),
+            ("1:2:3:4:5:6:7:8", None),
             ("localhost:80", None),
             ("70000", None),
         ] {

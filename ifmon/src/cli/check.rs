@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 
-use ifmon::{Check, Facts, Lockdown};
+use ifmon::{BackendKind, Check, Facts, Lockdown};
 use serde_json::{Value, json};
 
 /// A table for a person.
 pub(crate) fn text(check: &Check) -> String {
     let Check {
-        facts, backends, ..
+        facts,
+        backends,
+        who,
+        ..
     } = check;
     let mut text = format!(
         "ifmon {} on Linux {} ({})\n\n",
@@ -23,8 +26,7 @@ pub(crate) fn text(check: &Check) -> String {
     let best = check.best();
     for (kind, result) in backends {
         let (verdict, why) = match result {
-            Ok(()) if Some(*kind) == best => ("works", "this is what you get".to_owned()),
-            Ok(()) => ("works", String::new()),
+            Ok(()) => ("works", remark(*kind, best, who)),
             Err(reason) => ("does not work", reason.to_string()),
         };
         let _ = writeln!(text, "  {kind:<28}{verdict:<18}{why}");
@@ -36,21 +38,41 @@ pub(crate) fn text(check: &Check) -> String {
     })
 }
 
+/// What there is to say of a backend that works.
+fn remark(kind: BackendKind, best: Option<BackendKind>, who: &[&str]) -> String {
+    let mut remarks = Vec::new();
+    if Some(kind) == best {
+        remarks.push("this is what you get".to_owned());
+    }
+    if kind == BackendKind::NetlinkEbpf {
+        remarks.push(if who.is_empty() {
+            "does not tell who makes a change".to_owned()
+        } else {
+            format!("tells of who makes a change: {}", who.join(", "))
+        });
+    }
+    remarks.join("; ")
+}
+
 /// The same as one JSON object.
 pub(crate) fn json(check: &Check) -> Value {
     let Check {
-        facts, backends, ..
+        facts,
+        backends,
+        who,
+        ..
     } = check;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "kernel": facts.release,
         "architecture": std::env::consts::ARCH,
-        "backend": check.best().map(ifmon::BackendKind::as_str),
+        "backend": check.best().map(BackendKind::as_str),
         "backends": backends.iter().map(|(kind, result)| json!({
             "backend": kind.as_str(),
             "works": result.is_ok(),
             "reason": result.as_ref().err().map(ToString::to_string),
         })).collect::<Vec<_>>(),
+        "who": who,
         "facts": {
             "bpf_object": facts.has_object,
             "lockdown": facts.lockdown.map(lockdown),
@@ -83,7 +105,7 @@ fn rows(facts: &Facts) -> Vec<(&'static str, String, &'static str)> {
         (
             "capabilities",
             capabilities(facts),
-            "BPF needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
+            "fentry and kprobe need CAP_BPF and CAP_PERFMON, netlink-ebpf CAP_BPF, or CAP_SYS_ADMIN",
         ),
         (
             "initial user namespace",

@@ -1,4 +1,5 @@
-//! The man page and the shell completions, from the one definition of the command line. Built for packages only.
+//! The man page and the shell completions, from the one definition of the command line. Built for
+//! packages only.
 
 use std::io::{self, Write};
 
@@ -77,7 +78,7 @@ Last line of each watch.
 .SH EXIT STATUS
 .TP
 \fB0\fR
-Stopped as asked: by a signal, or \fB\-\-once\fR saw its event.
+Stopped as asked: by a signal, or \fB\-\-once\fR or \fB\-\-wait\fR saw what it was to see.
 .TP
 \fB1\fR
 Failed while running.
@@ -87,8 +88,28 @@ Wrong usage.
 .TP
 \fB3\fR
 An interface does not exist, and \fB\-\-must\-exist\fR was given.
+.TP
+\fB4\fR
+The time of \fB\-\-wait\fR is over.
+.SH RESTARTING SOMETHING
+The command of \fB\-\-on\-restart\fR runs when an event with a star says that an interface is no longer the one that was
+set up. What happens to that interface while the command runs is the command's own doing, and starts no other. What is
+there when it has ended is what later changes are compared with, so one deletion leads to one restart, also with a
+command that fails or returns early. The next restart follows a second after the end of the last one at the earliest;
+that wait doubles up to a minute while changes come that fast, and falls back once it has been quiet for as long.
+.SH SIGNALS
+SIGTERM, SIGINT and SIGHUP end ifmon once the commands that run and wait have ended; a second SIGTERM or SIGINT ends them
+at once. Where SIGHUP is ignored as ifmon starts, as with
+.BR nohup (1),
+it stays ignored.
+.SH FILES
+In the directory of \fB\-\-state\fR there is a file for each watch, called \fINETNS\fR:\fINAME\fR, which says what device
+had the name when all that was known until then had been told, and \fIlock\fR, which keeps a second process out. Files of
+another boot say nothing. When ifmon is killed after it has told a change and before the file was replaced, the change
+is told again at the next start.
 .SH ENVIRONMENT
-A command of \fB\-\-exec\fR finds every field of the JSON line in its environment:
+The commands of \fB\-\-exec\fR and \fB\-\-on\-restart\fR find every field of the JSON line in their environment, and no other
+variable whose name begins with IFMON_:
 .BR IFMON_EVENT ,
 .BR IFMON_INTERFACE ,
 .BR IFMON_IFINDEX ,
@@ -107,7 +128,12 @@ are those of
 .TP
 Restart a service when its tunnel is no longer the one that it set up:
 .nf
-ifmon wg0 \-\-exec '[ $IFMON_RESTART = false ] || systemctl restart tunnel'
+ifmon wg0 \-\-on\-restart 'systemctl restart wg\-quick@wg0'
+.fi
+.TP
+Wait at most half a minute for an interface:
+.nf
+ifmon \-\-wait wg0 \-\-timeout 30
 .fi
 .TP
 Wait until an interface changes:

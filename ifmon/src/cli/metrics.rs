@@ -1,9 +1,10 @@
 //! `--metrics`: what happened so far, for Prometheus.
 
+mod exposition;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     convert::Infallible,
-    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,26 +15,23 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use ifmon::{BackendKind, Counters, Event, EventKind, Handle, InterfaceName, NetnsId};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::Registry,
-};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    task::AbortHandle,
     time::timeout,
 };
 
-/// Scrapes at a time; more of them wait.
-const CONNECTIONS: usize = 8;
+use self::exposition::{Exposition, Format, Kind};
+
+/// Connections at a time. When there are more, the oldest is closed: those that say nothing must
+/// not keep a scrape out.
+const CONNECTIONS: usize = 64;
 /// How long a connection may last: Prometheus itself gives up after ten seconds.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -49,12 +47,25 @@ pub(crate) struct Metrics {
 
 type Watches = BTreeMap<(NetnsId, InterfaceName), Watched>;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Watched {
-    /// Name of the namespace when the watch began: it must not change when the namespace loses it.
+    /// Its namespace, as a label: the name that it had when the watch began, which must not change
+    /// when the namespace loses it.
     netns: String,
     up: bool,
+    /// All there can be, each from 0 on: what appears as 1 has not increased, as far as Prometheus
+    /// knows.
     events: BTreeMap<&'static str, u64>,
+}
+
+impl Watched {
+    fn new(netns: String) -> Self {
+        Self {
+            netns,
+            up: false,
+            events: EventKind::NAMES.iter().map(|&name| (name, 0)).collect(),
+        }
+    }
 }
 
 impl Listener {
@@ -82,25 +93,28 @@ impl Listener {
         let metrics = Metrics {
             watches: Arc::clone(&watches),
         };
-        let free = Arc::new(Semaphore::new(CONNECTIONS));
         tokio::spawn(async move {
+            let mut open: VecDeque<AbortHandle> = VecDeque::new();
             loop {
-                let Ok(permit) = Arc::clone(&free).acquire_owned().await else {
-                    return;
-                };
                 let Ok((stream, _)) = listener.accept().await else {
                     // Out of descriptors, mostly: those that are open will end.
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     continue;
                 };
                 let (monitor, watches) = (monitor.clone(), Arc::clone(&watches));
-                tokio::spawn(async move {
+                let connection = tokio::spawn(async move {
                     let answered = timeout(LIMIT, converse(stream, &monitor, &watches, backend));
                     if let Ok(Err(error)) = answered.await {
                         log::debug!("a scrape failed: {error}");
                     }
-                    drop(permit);
                 });
+                open.retain(|connection| !connection.is_finished());
+                if open.len() == CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                open.push_back(connection.abort_handle());
             }
         });
         metrics
@@ -111,14 +125,15 @@ impl Metrics {
     /// Counts an event.
     pub(crate) fn event(&self, event: &Event) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = watches
-            .entry((event.netns, event.interface))
-            .or_insert_with(|| Watched {
-                netns: label(event.netns),
-                ..Watched::default()
-            });
-        watched.up = is_up(&event.kind);
-        *watched.events.entry(event.kind.as_str()).or_default() += 1;
+        let key = (event.netns, event.interface);
+        if !watches.contains_key(&key) {
+            let netns = label(event.netns, &watches);
+            watches.insert(key, Watched::new(netns));
+        }
+        if let Some(watched) = watches.get_mut(&key) {
+            watched.up = is_up(&event.kind);
+            *watched.events.entry(event.kind.as_str()).or_default() += 1;
+        }
     }
 }
 
@@ -129,8 +144,15 @@ async fn converse(
     backend: BackendKind,
 ) -> hyper::Result<()> {
     let answer = service_fn(async |request: Request<Incoming>| {
-        let response = if request.method() != Method::GET {
-            plain(StatusCode::METHOD_NOT_ALLOWED, "GET alone is answered\n")
+        // To HEAD, hyper answers without the body.
+        let response = if ![Method::GET, Method::HEAD].contains(request.method()) {
+            let mut response = plain(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "GET and HEAD alone are answered\n",
+            );
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(ALLOW, allowed);
+            response
         } else if request.uri().path() != "/metrics" {
             plain(StatusCode::NOT_FOUND, "the metrics are at /metrics\n")
         } else {
@@ -138,11 +160,12 @@ async fn converse(
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
-            scrape(Snapshot {
+            let snapshot = Snapshot {
                 watches,
                 counters: monitor.counters().await.unwrap_or_default(),
                 backend,
-            })
+            };
+            scrape(&snapshot, Format::wanted(accepted(&request)))
         };
         Ok::<_, Infallible>(response)
     });
@@ -158,20 +181,17 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-fn scrape(snapshot: Snapshot) -> Response<Full<Bytes>> {
-    let mut registry = Registry::with_prefix("ifmon");
-    registry.register_collector(Box::new(snapshot));
-    let mut text = String::new();
-    if encode(&mut text, &registry).is_err() {
-        return plain(StatusCode::INTERNAL_SERVER_ERROR, "");
-    }
-    let mut response = Response::new(Full::from(text));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static(
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        ),
-    );
+/// The lines of the request that say what its answer may be; none of them says that anything will
+/// do.
+fn accepted(request: &Request<Incoming>) -> impl Iterator<Item = &str> {
+    let lines = request.headers().get_all(ACCEPT).into_iter();
+    lines.filter_map(|line| line.to_str().ok())
+}
+
+fn scrape(snapshot: &Snapshot, format: Format) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(snapshot.expose(format)));
+    let content_type = HeaderValue::from_static(format.content_type());
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
@@ -183,37 +203,25 @@ struct Snapshot {
     backend: BackendKind,
 }
 
-impl Collector for Snapshot {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut metric =
-            encoder.encode_descriptor("up", "Does the interface exist", None, MetricType::Gauge)?;
-        for ((_, interface), watched) in &self.watches {
-            let interface = interface.to_string();
-            let labels = [
-                ("interface", interface.as_str()),
-                ("netns", watched.netns.as_str()),
-            ];
-            ConstGauge::new(u32::from(watched.up)).encode(metric.encode_family(&labels)?)?;
+impl Snapshot {
+    fn expose(&self, format: Format) -> String {
+        let Self {
+            watches,
+            counters,
+            backend,
+        } = self;
+        let mut exposition = Exposition::new(format);
+        exposition.family("up", Kind::Gauge, "Does the interface exist");
+        for (&(_, interface), watched) in watches {
+            exposition.sample(&labels(interface, watched, None), watched.up.into());
         }
-        let mut metric = encoder.encode_descriptor(
-            "events",
-            "Events of a watched interface",
-            None,
-            MetricType::Counter,
-        )?;
-        for ((_, interface), watched) in &self.watches {
-            let interface = interface.to_string();
-            for (&event, &count) in &watched.events {
-                let labels = [
-                    ("interface", interface.as_str()),
-                    ("netns", watched.netns.as_str()),
-                    ("event", event),
-                ];
-                ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+        exposition.family("events", Kind::Counter, "Events of a watched interface");
+        for (&(_, interface), watched) in watches {
+            for (event, &count) in &watched.events {
+                exposition.sample(&labels(interface, watched, Some(event)), count);
             }
         }
-        let resyncs = self
-            .watches
+        let resyncs = watches
             .values()
             .filter_map(|watched| watched.events.get("resynced"))
             .sum();
@@ -223,7 +231,7 @@ impl Collector for Snapshot {
             ignored,
             lost,
             ..
-        } = self.counters;
+        } = *counters;
         for (name, help, count) in [
             (
                 "changes_seen",
@@ -249,20 +257,36 @@ impl Collector for Snapshot {
         ] {
             // What the backend cannot know is left out: a zero would be a claim.
             if let Some(count) = count {
-                let counter = ConstCounter::new(count);
-                let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-                counter.encode(metric)?;
+                exposition.family(name, Kind::Counter, help);
+                exposition.sample(&[], count);
             }
         }
-        let mut metric = encoder.encode_descriptor(
-            "backend_info",
-            "How changes are learnt",
-            None,
-            MetricType::Gauge,
-        )?;
-        let labels = [("backend", self.backend.as_str())];
-        ConstGauge::new(1_u32).encode(metric.encode_family(&labels)?)
+        exposition.family("backend_info", Kind::Gauge, "How changes are learnt");
+        exposition.sample(&[("backend", backend.as_str().to_owned())], 1);
+        exposition.family("build_info", Kind::Gauge, "Which ifmon this is");
+        exposition.sample(&[("version", env!("CARGO_PKG_VERSION").to_owned())], 1);
+        exposition.finish()
     }
+}
+
+/// A name that is not UTF-8 reads as it does in JSON, and has its bytes beside it: labels are text,
+/// and two names must not become one series.
+fn labels(
+    interface: InterfaceName,
+    watched: &Watched,
+    event: Option<&str>,
+) -> Vec<(&'static str, String)> {
+    let mut labels = vec![
+        ("interface", interface.to_string()),
+        ("netns", watched.netns.clone()),
+    ];
+    let bytes = interface.as_bytes();
+    if std::str::from_utf8(bytes).is_err() {
+        let digits = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        labels.push(("interface_bytes", digits));
+    }
+    labels.extend(event.map(|event| ("event", event.to_owned())));
+    labels
 }
 
 /// Does the name belong to a device after this event?
@@ -273,43 +297,80 @@ fn is_up(kind: &EventKind) -> bool {
     }
 }
 
-/// A label that means the same after a restart of the host, where the namespace has a name.
-fn label(id: NetnsId) -> String {
-    id.name().unwrap_or_else(|| id.to_string())
+/// A label that means the same after a restart of the host, where the namespace has a name. Where
+/// another one has that label, the number is left: no two series may be the same.
+fn label(id: NetnsId, watches: &Watches) -> String {
+    let is_taken = |label: &String| {
+        let mut others = watches.iter().filter(|((other, _), _)| *other != id);
+        others.any(|(_, watched)| watched.netns == *label)
+    };
+    id.name()
+        .filter(|name| !is_taken(name))
+        .unwrap_or_else(|| id.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_unknown_is_left_out() {
-        let wg0 = InterfaceName::new("wg0").expect("a good name");
-        let watched = Watched {
-            netns: "web".to_owned(),
-            up: true,
-            events: BTreeMap::from([("watching", 1), ("resynced", 2)]),
-        };
-        let snapshot = Snapshot {
-            watches: BTreeMap::from([((NetnsId(7), wg0), watched)]),
+    fn snapshot(names: &[&[u8]]) -> Snapshot {
+        let watches = names.iter().map(|name| {
+            let name = InterfaceName::new(name).expect("a good name");
+            ((NetnsId(7), name), Watched::new("web".to_owned()))
+        });
+        Snapshot {
+            watches: watches.collect(),
             counters: Counters::default(),
             backend: BackendKind::Netlink,
-        };
-        let mut registry = Registry::with_prefix("ifmon");
-        registry.register_collector(Box::new(snapshot));
-        let mut text = String::new();
-        encode(&mut text, &registry).expect("a string can be written");
-        for line in [
-            r#"ifmon_up{interface="wg0",netns="web"} 1"#,
-            r#"ifmon_events_total{interface="wg0",netns="web",event="watching"} 1"#,
-            "ifmon_resyncs_total 2",
-            r#"ifmon_backend_info{backend="netlink"} 1"#,
-        ] {
-            assert!(
-                text.lines().any(|other| other == line),
-                "{line} is not in\n{text}"
-            );
         }
-        assert!(!text.contains("changes_seen"), "{text}");
+    }
+
+    #[track_caller]
+    fn assert_has(text: &str, line: &str) {
+        assert!(
+            text.lines().any(|other| other == line),
+            "{line} is not in\n{text}"
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_left_out() {
+        let mut snapshot = snapshot(&[b"wg0"]);
+        for watched in snapshot.watches.values_mut() {
+            watched.up = true;
+            watched.events.insert("resynced", 2);
+        }
+        for format in [Format::Text, Format::OpenMetrics] {
+            let text = snapshot.expose(format);
+            assert_has(&text, r#"ifmon_up{interface="wg0",netns="web"} 1"#);
+            assert_has(&text, "ifmon_resyncs_total 2");
+            assert_has(&text, r#"ifmon_backend_info{backend="netlink"} 1"#);
+            assert!(!text.contains("changes_seen"), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_series_is_there_before_its_first_event() {
+        let text = snapshot(&[b"wg0"]).expose(Format::Text);
+        for event in EventKind::NAMES {
+            let series =
+                format!(r#"ifmon_events_total{{interface="wg0",netns="web",event="{event}"}} 0"#);
+            assert_has(&text, &series);
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_text_are_kept_apart() {
+        let snapshot = snapshot(&[b"wg\xfe", b"wg\xff", "wg\u{fffd}".as_bytes()]);
+        let text = snapshot.expose(Format::Text);
+        let mut series: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let all = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), all, "{text}");
+        assert_has(
+            &text,
+            "ifmon_up{interface=\"wg\u{fffd}\",netns=\"web\",interface_bytes=\"7767ff\"} 0",
+        );
     }
 }

@@ -2,25 +2,31 @@
 
 mod args;
 mod check;
-mod detail;
-mod exec;
+mod children;
 #[cfg(feature = "generate")]
 mod generate;
-mod journal;
-mod json;
 mod memory;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod mine;
+mod namespaces;
 mod notify;
-mod origin;
+mod output;
 mod privileges;
+mod restart;
+mod restarts;
 mod run;
-mod stdout;
-mod text;
+mod signals;
+mod state;
+mod target;
+mod watches;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{process::ExitCode, sync::OnceLock};
 
-use self::args::Args;
+use self::{
+    args::Args,
+    output::stderr::{self, say},
+};
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +39,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// An interface does not exist, and `--must-exist` was given.
     Absent = 3,
+    /// What `--wait` waited for did not come in time.
+    TimedOut = 4,
 }
 
 impl From<Exit> for ExitCode {
@@ -66,22 +74,20 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let exit = error.downcast_ref().map_or(Exit::Failed, exit_of);
+            let exit = match error.downcast_ref() {
+                Some(Misused(_)) => Exit::Usage,
+                None => Exit::Failed,
+            };
             complain(&sentence(&error));
             exit.into()
         }
     }
 }
 
-/// What cannot work with these arguments is wrong usage; the rest failed.
-fn exit_of(error: &ifmon::Error) -> Exit {
-    match error {
-        ifmon::Error::InvalidName(_)
-        | ifmon::Error::NothingToWatch
-        | ifmon::Error::Netns { .. } => Exit::Usage,
-        _ => Exit::Failed,
-    }
-}
+/// What cannot work with these arguments is wrong usage.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct Misused(#[from] ifmon::Error);
 
 /// The error with its causes, each said once: some errors give their cause themselves.
 fn sentence(error: &anyhow::Error) -> String {
@@ -98,15 +104,41 @@ fn sentence(error: &anyhow::Error) -> String {
 
 /// One line on standard error; when that is closed, there is nobody to tell.
 pub(crate) fn complain(message: &str) {
-    let _ = writeln!(
-        anstream::stderr(),
-        "{}{}",
-        journal::prefix(log::Level::Error),
-        message.replace('\n', " ")
-    );
+    say(log::Level::Error, message);
 }
 
 /// Messages for people go to standard error, one plain line each.
+struct Log {
+    own: log::LevelFilter,
+    others: log::LevelFilter,
+}
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let from = |name: &str| {
+            let rest = metadata.target().strip_prefix(name);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        let filter = if from("ifmon") {
+            self.own
+        } else if from("aya") {
+            // How aya relocates a program is of use to nobody here.
+            self.others.min(log::LevelFilter::Warn)
+        } else {
+            self.others
+        };
+        metadata.level() <= filter
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            say(record.level(), &record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 fn start_log(args: &Args) {
     use log::LevelFilter::{Debug, Error, Info, Warn};
     let (own, others) = match (args.quiet, args.verbose) {
@@ -115,16 +147,11 @@ fn start_log(args: &Args) {
         (false, 1) => (Info, Warn),
         (false, _) => (Debug, Debug),
     };
-    env_logger::Builder::new()
-        .filter_level(others)
-        .filter_module("ifmon", own)
-        // How aya relocates a program is of use to nobody here.
-        .filter_module("aya", others.min(Warn))
-        .format(|out, record| {
-            let message = record.args().to_string().replace('\n', " ");
-            writeln!(out, "{}{message}", journal::prefix(record.level()))
-        })
-        .init();
+    static LOG: OnceLock<Log> = OnceLock::new();
+    stderr::open();
+    log::set_max_level(own.max(others));
+    // It is the first and the only one.
+    let _ = log::set_logger(LOG.get_or_init(|| Log { own, others }));
 }
 
 #[cfg(test)]

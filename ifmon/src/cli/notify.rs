@@ -42,10 +42,11 @@ impl Notifier {
         self.send("STOPPING=1");
     }
 
-    /// Says regularly that the watch is alive, if that was asked for; nothing wakes the program otherwise.
+    /// Says regularly that the watch is alive, if that was asked for; nothing wakes the program
+    /// otherwise.
     ///
-    /// Each time the monitor has to answer first. This goes on while a slow reader or a slow hook holds up the events,
-    /// which is no reason to be killed.
+    /// Each time the monitor has to answer first. This goes on while a slow reader or a slow hook
+    /// holds up the events, which is no reason to be killed.
     pub(crate) fn watch_over(&self, monitor: Handle) {
         let Some(interval) = watchdog_interval(
             env::var("WATCHDOG_USEC").ok().as_deref(),

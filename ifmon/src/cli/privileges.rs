@@ -8,13 +8,19 @@ use rustix::thread::{
 
 /// Drops all capabilities but those that the backend still needs, for good.
 ///
-/// With BPF that is CAP_BPF: before 5.19, reading a map takes it wherever `kernel.unprivileged_bpf_disabled` is set
-/// (`kernel/bpf/syscall.c`). With netlink it is none. The program has one thread, so this is the whole process.
+/// With BPF that is CAP_BPF: before 5.19, reading a map takes it wherever
+/// `kernel.unprivileged_bpf_disabled` is set (`kernel/bpf/syscall.c`). With netlink it is none. The
+/// program has one thread, so this is the whole process.
 pub(crate) fn drop_all(backend: BackendKind) -> rustix::io::Result<()> {
-    let needed = match backend {
-        BackendKind::Fentry | BackendKind::Kprobe => CapabilitySet::BPF,
-        BackendKind::Netlink | BackendKind::NetlinkUnfiltered => CapabilitySet::empty(),
+    let needed = if backend.is_ebpf() {
+        CapabilitySet::BPF
+    } else {
+        CapabilitySet::empty()
     };
+    drop_all_but(needed)
+}
+
+fn drop_all_but(needed: CapabilitySet) -> rustix::io::Result<()> {
     let CapabilitySets {
         effective,
         permitted,

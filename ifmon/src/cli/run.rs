@@ -1,62 +1,40 @@
 //! A run of the program: from the arguments to the last line.
 
-use std::{
-    num::NonZeroU32,
-    time::{Duration, SystemTime},
-};
+use std::{io, time::Duration};
 
 use anyhow::Context as _;
-use ifmon::{
-    BackendKind, Builder, Counters, Error, Event, EventKind, InterfaceName, Monitor, Netns, NetnsId,
-};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::timeout,
-};
+use ifmon::{BackendKind, Error, Event, EventKind, Monitor};
+use tokio::time::{Instant, sleep_until, timeout};
 
 #[cfg(feature = "metrics")]
 use super::metrics::{self, Metrics};
 use super::{
     Exit,
-    args::Args,
-    complain,
-    detail::{Known, Reason, Stopped},
-    exec::Hooks,
-    json::Line,
+    args::{Args, WaitArg},
+    children::{Children, Shell},
+    complain, memory,
     notify::Notifier,
-    origin::Origins,
+    output::{Output, facts::Reason, stdout::Stdout},
     privileges,
-    stdout::Stdout,
-    text,
+    restarts::Restarts,
+    signals::Signals,
+    state::{Directory, State},
+    watches::{self, Watches},
 };
 
-/// How long the last lines wait for a reader that has stopped reading: whoever asked for an end wants it now.
-const LAST_LINE: Duration = Duration::from_millis(500);
-
-/// What is remembered of a watch for its last line. There may be thousands, so it is kept small.
-#[derive(Clone, Copy, Debug)]
-struct Tally {
-    watch: (NetnsId, InterfaceName),
-    /// Its place among the watches that have begun, from 1: their last lines come in the order of their first.
-    began: Option<NonZeroU32>,
-    ifindex: Option<NonZeroU32>,
-    delivered: u64,
-}
-
-impl Tally {
-    fn new(watch: (NetnsId, InterfaceName)) -> Self {
-        Self {
-            watch,
-            began: None,
-            ifindex: None,
-            delivered: 0,
-        }
-    }
-}
+/// How long the last records may take.
+const LAST_RECORDS: Duration = Duration::from_millis(500);
 
 /// Why the loop ended.
+#[derive(Debug)]
 enum End {
-    Reason(Reason),
+    Signal,
+    /// `--once` or `--wait` saw what it was to see.
+    Seen,
+    /// The time of `--wait` is over.
+    TimedOut,
+    /// `--must-exist`, and this one does not.
+    Absent(String),
     /// Whoever read standard output has gone: nobody is left to tell.
     ReaderGone,
     Failed(anyhow::Error),
@@ -65,14 +43,7 @@ enum End {
 /// Watches until something ends it.
 pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if args.check {
-        let check = ifmon::Check::run();
-        let shown = if args.json {
-            format!("{}\n", super::check::json(&check))
-        } else {
-            super::check::text(&check)
-        };
-        let written = Stdout::open()?.write(shown.as_bytes()).await;
-        return written.or_else(reader_gone).map(|()| Exit::Stopped);
+        return check(args.json).await;
     }
     let signals = Signals::new().context("cannot handle signals")?;
     let notifier = Notifier::new();
@@ -83,308 +54,338 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     };
     let elsewhere =
         !args.netns.is_empty() || args.interfaces.iter().any(|target| target.netns.is_some());
-    let (builder, tallies) = builder(&mut args)?;
-    let mut monitor = builder.start().await?;
+    let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
+    let (builder, watches, namespaces) = watches::builder(&mut args, directory.as_mut())?;
+    let monitor = builder.start().await?;
+    let backend = monitor.backend();
     if elsewhere {
-        warn_of_netns(monitor.backend());
+        warn_of_netns(backend);
     }
-    if args.exec.is_none() {
-        privileges::drop_all(monitor.backend()).context("cannot give up privileges")?;
+    if !args.mine.is_empty() && !backend.is_ebpf() {
+        log::warn!(
+            "--mine has no effect: {backend} cannot tell who makes a change, the BPF backends can"
+        );
+    }
+    let has_commands = args.exec.is_some() || args.on_restart.is_some();
+    let children = if has_commands {
+        log::info!("keeping all privileges for the commands");
+        Some(Children::new().context("cannot wait for commands")?)
     } else {
-        log::info!("keeping all privileges for the commands of --exec");
-    }
-    let mut output = Output::open(&args, tallies, notifier)?;
-    output.notifier.watch_over(monitor.handle());
-    #[cfg(feature = "metrics")]
-    if let Some(metrics) = metrics {
-        output.metrics = Some(metrics.serve(monitor.handle(), monitor.backend()));
-    }
-
-    let end = output.follow(&mut monitor, signals, &args).await;
-    output.notifier.stopping();
-    match end {
-        End::Reason(reason) => {
-            output.stop(&monitor, reason).await.or_else(reader_gone)?;
-            Ok(Exit::Stopped)
-        }
-        End::ReaderGone => {
-            output.finish_hooks().await;
-            Ok(Exit::Stopped)
-        }
-        End::Failed(error) => {
-            if let Some(Absent) = error.downcast_ref() {
-                // The context says which one.
-                complain(&error.to_string());
-                return Ok(Exit::Absent);
-            }
-            // Best effort: standard output may be what failed.
-            let _ = output.stop(&monitor, Reason::Error).await;
-            Err(error)
-        }
-    }
+        privileges::drop_all(backend).context("cannot give up privileges")?;
+        Children::adopted().context("cannot wait for children")?;
+        None
+    };
+    let restarts = args
+        .on_restart
+        .clone()
+        .zip(children.clone())
+        .map(|(command, children)| {
+            let limit = args.exec_timeout;
+            Restarts::new(children, Shell { command, limit }, monitor.handle())
+        });
+    let output = Output::open(&args, namespaces, children.as_ref())?;
+    notifier.watch_over(monitor.handle());
+    let mut run = Run {
+        #[cfg(feature = "metrics")]
+        metrics: metrics.map(|metrics| metrics.serve(monitor.handle(), backend)),
+        deadline: args.timeout.map(|timeout| Instant::now() + timeout),
+        args,
+        output,
+        restarts,
+        state: directory.map(|directory| State::new(directory, monitor.handle())),
+        watches,
+        notifier,
+        signals,
+        monitor,
+    };
+    let end = run.follow().await;
+    run.end(end).await
 }
 
-/// What is to be watched, and the tallies of the watches that this makes.
-///
-/// There may be thousands of interfaces: they are taken out of the arguments, and a namespace is looked for once.
-fn builder(args: &mut Args) -> Result<(Builder, Box<[Tally]>), Error> {
-    let mut watches = Vec::new();
-    let mut builder = Monitor::builder()
-        .backend(args.backend.into())
-        .open_filter(args.open_filter);
-    if let Some(bytes) = args.receive_buffer {
-        builder = builder.receive_buffer(bytes);
-    }
-    let mut names = Vec::new();
-    let interfaces = std::mem::take(&mut args.interfaces);
-    for targets in interfaces.chunk_by(|one, next| one.netns == next.netns) {
-        let here = targets.iter().map(|target| target.name);
-        match targets.first().and_then(|target| target.netns.as_deref()) {
-            Some(netns) => {
-                let netns = Netns::find(netns)?;
-                watches.extend(here.clone().map(|name| (netns.id(), name)));
-                let here: Vec<_> = here.collect();
-                builder = builder.watch_in(netns, here.iter().map(InterfaceName::as_bytes));
-            }
-            None if args.netns.is_empty() => {
-                let own = Netns::current()?.id();
-                for name in here {
-                    watches.push((own, name));
-                    builder = builder.watch(name.as_bytes());
-                }
-            }
-            None => names.extend(here),
-        }
-    }
-    for netns in &args.netns {
-        let netns = Netns::find(netns)?;
-        watches.extend(names.iter().map(|&name| (netns.id(), name)));
-        builder = builder.watch_in(netns, names.iter().map(InterfaceName::as_bytes));
-    }
-    watches.sort_unstable();
-    watches.dedup();
-    Ok((builder, watches.into_iter().map(Tally::new).collect()))
+/// `--check`.
+async fn check(json: bool) -> anyhow::Result<Exit> {
+    let check = ifmon::Check::run();
+    let shown = if json {
+        format!("{}\n", super::check::json(&check))
+    } else {
+        super::check::text(&check)
+    };
+    let mut stdout = Stdout::open()?;
+    stdout.push(shown.as_bytes());
+    let written = stdout.flush().await;
+    written.or_else(reader_gone).map(|()| Exit::Stopped)
 }
 
 /// A socket keeps its network namespace alive; a BPF program does not.
 fn warn_of_netns(backend: BackendKind) {
-    if matches!(
-        backend,
-        BackendKind::Netlink | BackendKind::NetlinkUnfiltered
-    ) {
+    if backend.keeps_netns_alive() {
         log::warn!(
             "watching another network namespace by {backend} keeps it alive until ifmon ends; fentry and kprobe do not"
         );
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("an interface does not exist")]
-struct Absent;
-
-/// Where events go: standard output, and the hooks.
-struct Output {
-    stdout: Stdout,
-    text: Option<text::Writer>,
-    hooks: Option<Hooks>,
-    origins: Origins,
-    /// Sorted by watch.
-    tallies: Box<[Tally]>,
-    /// How many watches have begun.
-    begun: u32,
+/// Everything that a run has in hand.
+struct Run {
+    args: Args,
+    monitor: Monitor,
+    output: Output,
+    restarts: Option<Restarts>,
+    state: Option<State>,
+    watches: Watches,
     notifier: Notifier,
+    signals: Signals,
+    /// When `--wait` gives up.
+    deadline: Option<Instant>,
     #[cfg(feature = "metrics")]
     metrics: Option<Metrics>,
 }
 
-impl Output {
-    fn open(args: &Args, tallies: Box<[Tally]>, notifier: Notifier) -> anyhow::Result<Self> {
-        let stdout = Stdout::open().context("cannot use standard output")?;
-        let own = Netns::current().ok().map(|netns| netns.id());
-        Ok(Self {
-            stdout,
-            text: (!args.json).then(|| text::Writer::new(own, args.color.wanted())),
-            hooks: args
-                .exec
-                .clone()
-                .map(|command| Hooks::new(command, args.exec_timeout)),
-            origins: Origins::default(),
-            tallies,
-            begun: 0,
-            notifier,
-            #[cfg(feature = "metrics")]
-            metrics: None,
-        })
-    }
-
-    /// Writes events as they come, until something ends it.
-    async fn follow(&mut self, monitor: &mut Monitor, mut signals: Signals, args: &Args) -> End {
+impl Run {
+    /// Hands events on as they come, until something ends it.
+    async fn follow(&mut self) -> End {
         loop {
+            // A slow reader or a slow hook holds the events up: the queue is the kernel's, and
+            // memory does not grow.
+            let is_ready = self.output.is_ready();
             let event = tokio::select! {
                 biased;
-                () = signals.next() => return End::Reason(Reason::Signal),
-                () = self.stdout.closed() => return End::ReaderGone,
-                event = monitor.next() => match event {
+                () = self.signals.end() => return End::Signal,
+                progress = self.output.progress() => match progress {
+                    Ok(()) => continue,
+                    Err(error) => return End::of(error),
+                },
+                event = self.monitor.next(), if is_ready => match event {
                     Some(Ok(event)) => event,
                     Some(Err(error)) => return End::Failed(error.into()),
                     None => return End::Failed(Error::Stopped.into()),
                 },
+                // After the events: what was told already counts as having happened before.
+                () = next_restart(&mut self.restarts), if is_ready => continue,
+                () = next_record(&mut self.state, &self.watches), if is_ready => continue,
+                () = passed(self.deadline) => return End::TimedOut,
             };
-            if let EventKind::Watching { ifindex: None } = event.kind {
-                if args.must_exist {
-                    let what = format!(
-                        "{} does not exist, and --must-exist was given",
-                        event.interface
-                    );
-                    return End::Failed(anyhow::Error::new(Absent).context(what));
-                }
-                log::warn!("{} does not exist yet; waiting for it", event.interface);
-            }
-            let last = args.once
-                && (event.should_restart() || matches!(event.kind, EventKind::Appeared { .. }));
-            let written = tokio::select! {
-                biased;
-                written = self.event(&event) => written,
-                () = signals.next() => return End::Reason(Reason::Signal),
-            };
-            if let Err(error) = written {
-                return match reader_gone(error) {
-                    Ok(()) => End::ReaderGone,
-                    Err(error) => End::Failed(error),
+            if let Err(end) = self.event(&event) {
+                // What was told is written first, for as long as that takes.
+                return match self.written().await {
+                    Ok(()) => end,
+                    Err(end) => end,
                 };
-            }
-            if last {
-                return End::Reason(Reason::Once);
             }
         }
     }
 
-    async fn event(&mut self, event: &Event) -> std::io::Result<()> {
-        let key = (event.netns, event.interface);
-        let is_begin = matches!(event.kind, EventKind::Watching { .. });
+    /// Takes an event; an error when it is the last.
+    fn event(&mut self, event: &Event) -> Result<(), End> {
+        let is_absent = matches!(event.kind, EventKind::Watching { ifindex: None });
+        if is_absent && self.args.wait != Some(WaitArg::Absent) {
+            let whereabouts = self.output.namespaces().whereabouts(event.netns);
+            let what = format!("{}{whereabouts} does not exist", event.interface);
+            if self.args.must_exist {
+                return Err(End::Absent(format!("{what}, and --must-exist was given")));
+            }
+            log::warn!("{what} yet; waiting for it");
+        }
         #[cfg(feature = "metrics")]
         if let Some(metrics) = &self.metrics {
             metrics.event(event);
         }
-        let at = self.tallies.binary_search_by_key(&key, |tally| tally.watch);
-        if let Some(tally) = at.ok().and_then(|at| self.tallies.get_mut(at)) {
-            if is_begin && tally.began.is_none() {
-                self.begun += 1;
-                tally.began = NonZeroU32::new(self.begun);
-            }
-            tally.delivered += 1;
-            let ifindex = match event.kind {
-                EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => {
-                    None
-                }
-                ref kind => kind.ifindex(),
-            };
-            tally.ifindex = ifindex.and_then(NonZeroU32::new);
-        }
-        let known = Known::of(event, &mut self.origins);
-        let line = Line::event(event, &known);
-        match &self.text {
-            Some(text) => self.stdout.write(&text.event(event, &known)).await?,
-            None => self.stdout.write(&line.to_json()).await?,
-        }
-        if let Some(hooks) = &self.hooks {
-            hooks.run(line.to_environment()).await;
-        }
-        if is_begin && self.begun as usize == self.tallies.len() {
-            let plural = if self.begun == 1 { "" } else { "s" };
-            let status = format!(
-                "watching {} interface{plural} by {}",
-                self.begun, event.backend
-            );
+        let all_have_begun = self.watches.event(event);
+        let state = self.state.as_mut();
+        let unfinished = state.map(|state| state.told((event.netns, event.interface)));
+        let told = self.output.event(event, unfinished.clone());
+        if all_have_begun {
+            let count = self.watches.begun();
+            let plural = if count == 1 { "" } else { "s" };
+            let status = format!("watching {count} interface{plural} by {}", event.backend);
             self.notifier.ready(&status);
-            super::memory::give_back();
+            memory::give_back();
+        }
+        let restart = told.restart;
+        if let Some(restarts) = &mut self.restarts {
+            let environment = told.environment.filter(|_| restart);
+            restarts.event(event, told.own, environment, unfinished);
+        }
+        let is_seen = self.args.once
+            && (restart || matches!(event.kind, EventKind::Appeared { .. }))
+            || self
+                .args
+                .wait
+                .is_some_and(|state| self.watches.are_all(state == WaitArg::Present));
+        if is_seen { Err(End::Seen) } else { Ok(()) }
+    }
+
+    /// Waits until all that was told is written.
+    async fn written(&mut self) -> Result<(), End> {
+        while !self.output.is_written() {
+            tokio::select! {
+                biased;
+                () = self.signals.end() => return Err(End::Signal),
+                progress = self.output.progress() => progress.map_err(End::of)?,
+            }
         }
         Ok(())
     }
 
-    /// Runs the hooks that are still waiting.
-    async fn finish_hooks(&mut self) {
-        if let Some(hooks) = self.hooks.take() {
-            hooks.finish().await;
+    /// Says what is left to be said, and waits for the commands that are left to be run.
+    async fn end(mut self, end: End) -> anyhow::Result<Exit> {
+        self.notifier.stopping();
+        match &end {
+            End::Absent(what) => complain(what),
+            End::TimedOut => complain(&self.waited_in_vain()),
+            End::Signal | End::Seen | End::ReaderGone | End::Failed(_) => {}
         }
-    }
-
-    /// The last line of each watch, unless nobody reads them; then the hooks that are still waiting.
-    async fn stop(&mut self, monitor: &Monitor, reason: Reason) -> std::io::Result<()> {
-        let counters = monitor.handle().counters().await.unwrap_or_default();
-        let Counters { seen, lost, .. } = counters;
-        let mut is_read = true;
-        let begun = self.tallies.iter().filter(|tally| tally.began.is_some());
-        let mut tallies: Vec<&Tally> = begun.collect();
-        tallies.sort_unstable_by_key(|tally| tally.began);
-        for tally in tallies {
-            let Tally {
-                watch: (netns, interface),
-                began: _,
-                ifindex,
-                delivered,
-            } = *tally;
-            let stopped = Stopped {
-                time: SystemTime::now(),
-                interface,
-                netns,
-                ifindex: ifindex.map(NonZeroU32::get),
-                backend: monitor.backend(),
-                reason,
-                seen,
-                delivered,
-                lost,
-            };
-            let line = Line::stopped(&stopped);
-            let text = match &self.text {
-                Some(text) => text.stopped(&stopped),
-                None => line.to_json(),
-            };
-            if is_read {
-                match timeout(LAST_LINE, self.stdout.write(&text)).await {
-                    Ok(written) => written?,
-                    Err(_) => is_read = false,
+        let counters = self.monitor.handle().counters().await.unwrap_or_default();
+        let accounts = self.watches.in_order();
+        let backend = self.monitor.backend();
+        self.output
+            .stopped(accounts, counters, backend, end.reason());
+        let Self {
+            output,
+            restarts,
+            state,
+            signals,
+            monitor,
+            watches,
+            ..
+        } = &mut self;
+        let finish = async {
+            let written = match end {
+                End::ReaderGone => Ok(()),
+                End::Signal | End::Seen | End::TimedOut | End::Absent(_) | End::Failed(_) => {
+                    output.finish_lines().await
                 }
+            };
+            output.finish_hooks().await;
+            if let Some(restarts) = restarts.as_mut() {
+                restarts.finish().await;
             }
-            if let Some(hooks) = &self.hooks {
-                hooks.run(line.to_environment()).await;
+            // What is not read here fast enough is told again at the next start.
+            let _ = timeout(LAST_RECORDS, finish_records(state, watches, monitor)).await;
+            written
+        };
+        let written = tokio::select! {
+            written = finish => written,
+            () = signals.end_at_once() => {
+                output.kill_hooks().await;
+                if let Some(restarts) = restarts {
+                    restarts.kill().await;
+                }
+                Ok(())
+            }
+        };
+        match end {
+            // Best effort: standard output may be what failed.
+            End::Failed(error) => Err(error),
+            End::Absent(_) => Ok(Exit::Absent),
+            End::TimedOut => Ok(Exit::TimedOut),
+            End::Signal | End::Seen | End::ReaderGone => {
+                written.or_else(reader_gone).map(|()| Exit::Stopped)
             }
         }
-        self.finish_hooks().await;
-        Ok(())
+    }
+
+    /// Which interfaces `--wait` waited for.
+    fn waited_in_vain(&self) -> String {
+        /// Enough to see what is wrong.
+        const NAMED: usize = 3;
+        let is_wanted = self.args.wait == Some(WaitArg::Present);
+        let missing: Vec<String> = self
+            .watches
+            .in_order()
+            .iter()
+            .filter(|account| account.holder().is_some() != is_wanted)
+            .map(|account| {
+                let (netns, interface) = account.watch;
+                format!("{interface}{}", self.output.namespaces().whereabouts(netns))
+            })
+            .collect();
+        let verb = match (is_wanted, missing.len()) {
+            (true, 1) => "does not exist",
+            (true, _) => "do not exist",
+            (false, 1) => "still exists",
+            (false, _) => "still exist",
+        };
+        let others = match missing.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        let named: Vec<&str> = missing.iter().take(NAMED).map(String::as_str).collect();
+        let seconds = self.args.timeout.unwrap_or_default().as_secs_f64();
+        format!(
+            "{}{others} {verb} after the {seconds} s of --timeout",
+            named.join(", ")
+        )
+    }
+}
+
+impl End {
+    /// Standard output cannot be written. A reader that has gone is a clean end.
+    fn of(error: io::Error) -> Self {
+        match reader_gone(error) {
+            Ok(()) => Self::ReaderGone,
+            Err(error) => Self::Failed(error),
+        }
+    }
+
+    const fn reason(&self) -> Reason {
+        match self {
+            // For most programs a reader that has gone is a signal (SIGPIPE).
+            Self::Signal | Self::ReaderGone => Reason::Signal,
+            Self::Seen => Reason::Once,
+            Self::TimedOut => Reason::Timeout,
+            Self::Absent(_) | Self::Failed(_) => Reason::Error,
+        }
+    }
+}
+
+/// Does what comes next for `--on-restart`.
+async fn next_restart(restarts: &mut Option<Restarts>) {
+    match restarts {
+        Some(restarts) => restarts.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes down what was told, for `--state`.
+async fn next_record(state: &mut Option<State>, watches: &Watches) {
+    match state {
+        Some(state) => state.next(watches).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes down what is left. What happens meanwhile is not told any more, and not written down.
+async fn finish_records(state: &mut Option<State>, watches: &Watches, monitor: &mut Monitor) {
+    let Some(state) = state else {
+        return;
+    };
+    let mut has_ended = false;
+    while !state.is_idle() {
+        tokio::select! {
+            biased;
+            event = monitor.next(), if !has_ended => match event {
+                Some(Ok(event)) => state.leave_untold((event.netns, event.interface)),
+                Some(Err(_)) | None => has_ended = true,
+            },
+            () = state.next(watches) => {}
+        }
+    }
+}
+
+/// Waits for a time that may never come.
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
 /// A reader that has gone is a clean end; any other failure to write is an error.
-fn reader_gone(error: std::io::Error) -> anyhow::Result<()> {
-    if error.kind() == std::io::ErrorKind::BrokenPipe {
+fn reader_gone(error: io::Error) -> anyhow::Result<()> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
         Ok(())
     } else {
         Err(anyhow::Error::new(error).context("cannot write to standard output"))
-    }
-}
-
-/// The signals that ask for an end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
     }
 }

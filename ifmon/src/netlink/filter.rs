@@ -1,12 +1,13 @@
-//! Builds the filter that the kernel runs on every link message before it reaches the socket: classic BPF, which any user
-//! may attach, even where every other BPF is refused.
+//! Builds the filter that the kernel runs on every link message before it reaches the socket:
+//! classic BPF, which any user may attach, even where every other BPF is refused.
 //!
-//! It lets through what [`Interest::concerns`] says concerns a watch: a link message of no particular address family,
-//! about a watched index or with a watched name. What it drops wakes nobody and is never charged to the socket's buffer.
-//! Where the watches are too many for a program of 4,096 instructions it grows coarser, and then lets through more;
-//! the same test in Rust comes after it in any case.
+//! It lets through what [`Interest::concerns`] says concerns a watch: a link message of no
+//! particular address family, about a watched index or with a watched name. What it drops wakes
+//! nobody and is never charged to the socket's buffer. Where the watches are too many for a program
+//! of 4,096 instructions, which a few hundred are, it grows coarser and lets through more. A filter
+//! with a map has no such limit, and that is `netlink-ebpf`; what matters to the device table is
+//! sorted out there in any case.
 
-mod hashed;
 mod program;
 
 use std::collections::BTreeSet;
@@ -42,63 +43,27 @@ impl Interest {
 pub(crate) enum Precision {
     /// What it lets through concerns a watch.
     Exact,
-    /// Compares names whole, and indexes by ranges: those of links that were made one after the other lie close.
+    /// Compares names whole, and indexes by ranges: those of links that were made one after the
+    /// other lie close.
     Ranges,
-    /// Compares ranges of the first four bytes of names, looks the hash of what passes up in a bitmap, as large as the
-    /// program has room for, and compares indexes by ranges.
-    Hashed,
-    /// The same with a smaller bitmap.
-    HashedSmall,
     /// Compares ranges of the first four bytes of names, and of indexes.
     Coarsest,
 }
 
 impl Precision {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Exact,
-        Self::Ranges,
-        Self::Hashed,
-        Self::HashedSmall,
-        Self::Coarsest,
-    ];
+    pub(crate) const ALL: [Self; 3] = [Self::Exact, Self::Ranges, Self::Coarsest];
 }
 
-/// Instructions of a program with a smaller bitmap: what it becomes in the kernel still fits into the 20 KiB that
-/// `net.core.optmem_max` grants a socket before Linux 6.7.
-const FEW_INSTRUCTIONS: usize = 2000;
 /// Ranges of a coarse filter: enough to keep most gaps, few enough to be quick.
 const MAX_RANGES: usize = 256;
-/// The same of the first four bytes of names beside a bitmap, whose room they take.
-const MAX_BEGINNINGS: usize = 32;
-
-/// `SKF_AD_OFF + SKF_AD_NLATTR`: the offset of the first attribute of type X at or after offset A, or 0.
+/// `SKF_AD_OFF + SKF_AD_NLATTR`: the offset of the first attribute of type X at or after offset A,
+/// or 0.
 const NLATTR: u32 = (-0x1000_i32 + 12) as u32;
 
 /// Builds a filter; `None` when this many watches do not fit at this precision.
 pub(crate) fn build(interest: &Interest, precision: Precision) -> Option<Vec<Instruction>> {
-    let most = match precision {
-        Precision::HashedSmall => FEW_INSTRUCTIONS,
-        _ => MAX_INSTRUCTIONS,
-    };
-    let program = match precision {
-        Precision::Hashed | Precision::HashedSmall => {
-            // What is left beside the smallest bitmap is for a larger one.
-            let least = assemble(interest, precision, 1).len();
-            assemble(
-                interest,
-                precision,
-                hashed::leaves(most.checked_sub(least)?),
-            )
-        }
-        _ => assemble(interest, precision, 0),
-    };
-    (program.len() <= most).then_some(program)
-}
-
-/// The program, with a bitmap of so many leaves where it has one.
-fn assemble(interest: &Interest, precision: Precision, leaves: usize) -> Vec<Instruction> {
     let mut program = Program::default();
-    let names = names(&mut program, &interest.names, precision, leaves);
+    let names = names(&mut program, &interest.names, precision);
     // The value of the attribute is found once; then its words are loaded relative to it.
     let names = program.emit(TAX, 0, names);
     let found = names;
@@ -116,7 +81,8 @@ fn assemble(interest: &Interest, precision: Precision, leaves: usize) -> Vec<Ins
             .collect(),
         _ => ranges(interest.indexes.iter().copied(), MAX_RANGES),
     };
-    // Loads are big-endian, the message is in the host's order; ranges are of the values as they are loaded.
+    // Loads are big-endian, the message is in the host's order; ranges are of the values as they
+    // are loaded.
     let mut ranges: Vec<(u32, u32)> = ranges;
     let indexes = if precision == Precision::Exact {
         for (low, high) in &mut ranges {
@@ -144,7 +110,8 @@ fn assemble(interest: &Interest, precision: Precision, leaves: usize) -> Vec<Ins
     let drop = program.verdict(false);
     let family = program.branch(JEQ, u32::from(AF_UNSPEC), kind, drop);
     program.emit(LD_B_ABS, HEADER as u32, family);
-    program.finish()
+    let program = program.finish();
+    (program.len() <= MAX_INSTRUCTIONS).then_some(program)
 }
 
 /// The value that a load gives for a number in the host's order.
@@ -184,12 +151,7 @@ fn swapped_index(program: &mut Program, next: Label) -> Label {
 }
 
 /// Compares the name in the attribute at X.
-fn names(
-    program: &mut Program,
-    names: &BTreeSet<InterfaceName>,
-    precision: Precision,
-    leaves: usize,
-) -> Label {
+fn names(program: &mut Program, names: &BTreeSet<InterfaceName>, precision: Precision) -> Label {
     let names: Vec<[u32; 4]> = names
         .iter()
         .map(|name| {
@@ -199,12 +161,8 @@ fn names(
             })
         })
         .collect();
-    let beginnings = |most| ranges(names.iter().map(|words| words[0]), most);
-    if matches!(precision, Precision::Hashed | Precision::HashedSmall) {
-        return hashed::names(program, &names, &beginnings(MAX_BEGINNINGS), leaves);
-    }
     if precision == Precision::Coarsest {
-        let ranges = beginnings(MAX_RANGES);
+        let ranges = ranges(names.iter().map(|words| words[0]), MAX_RANGES);
         let drop = program.verdict(false);
         let search = program.search(&ranges, drop, Program::pass);
         return program.emit(LD_W_IND, 4, search);
@@ -212,7 +170,8 @@ fn names(
     words(program, &names, 0)
 }
 
-/// A search by this word, then by the next one, and so on. `names` are sorted and alike up to this word.
+/// A search by this word, then by the next one, and so on. `names` are sorted and alike up to this
+/// word.
 fn words(program: &mut Program, names: &[[u32; 4]], word: usize) -> Label {
     let groups: Vec<&[[u32; 4]]> = names.chunk_by(|a, b| a[word] == b[word]).collect();
     let search = groups_of(program, &groups, word);
@@ -228,7 +187,8 @@ fn groups_of(program: &mut Program, groups: &[&[[u32; 4]]], word: usize) -> Labe
     let right = groups_of(program, right.get(1..).unwrap_or_default(), word);
     let left = groups_of(program, left, word);
     let value = group[0][word];
-    // A NUL ends the name (and the attribute is padded with NULs), so nothing follows that could differ.
+    // A NUL ends the name (and the attribute is padded with NULs), so nothing follows that could
+    // differ.
     let ends = value.to_be_bytes().contains(&0);
     let hit = if ends {
         program.verdict(true)

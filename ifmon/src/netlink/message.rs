@@ -1,7 +1,8 @@
 //! Reads link messages where they lie, without an allocation, and believes nothing about them.
 //!
-//! A parser of our own, because `netlink-packet-route` decodes a message whole or not at all: one interface alias that
-//! is not UTF-8 would hide a deletion. Layouts: `include/uapi/linux/netlink.h`, `rtnetlink.h`, `if_link.h`.
+//! A parser of our own, because `netlink-packet-route` decodes a message whole or not at all: one
+//! interface alias that is not UTF-8 would hide a deletion. Layouts:
+//! `include/uapi/linux/netlink.h`, `rtnetlink.h`, `if_link.h`.
 
 use crate::InterfaceName;
 
@@ -63,7 +64,8 @@ impl LinkMessage {
 /// The kernel says where a device went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
-    /// The namespace's id *in the numbering of the namespace that the device left* (`ip netns list-id`).
+    /// The namespace's id *in the numbering of the namespace that the device left* (`ip netns
+    /// list-id`).
     pub(crate) nsid: i32,
     /// Its index there (since 5.1).
     pub(crate) ifindex: Option<u32>,
@@ -95,8 +97,8 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>>
 impl<'a> Message<'a> {
     /// The message as a statement about a device; `None` for everything else.
     ///
-    /// A bridge reports its ports with the same message types and `AF_BRIDGE`: "deleted" then means that a living device
-    /// is no longer a port.
+    /// A bridge reports its ports with the same message types and `AF_BRIDGE`: "deleted" then means
+    /// that a living device is no longer a port.
     pub(crate) fn link(&self) -> Option<LinkMessage> {
         if !matches!(self.kind, RTM_NEWLINK | RTM_DELLINK) || *self.body.first()? != AF_UNSPEC {
             return None;
@@ -144,7 +146,8 @@ impl<'a> Message<'a> {
             .map_or(&[], |attribute| attribute.value)
     }
 
-    /// The id in an `RTM_NEWNSID`; `None` where the namespace has none (`NETNSA_NSID_NOT_ASSIGNED`, -1).
+    /// The id in an `RTM_NEWNSID`; `None` where the namespace has none (`NETNSA_NSID_NOT_ASSIGNED`,
+    /// -1).
     pub(crate) fn nsid(&self) -> Option<i32> {
         // `struct rtgenmsg`, padded.
         let attributes = attributes(self.body.get(4..)?);
@@ -171,7 +174,8 @@ struct Attribute<'a> {
     padded: &'a [u8],
 }
 
-/// The attributes of a message; nested ones are not entered. Stops at the first whose length cannot be right.
+/// The attributes of a message; nested ones are not entered. Stops at the first whose length cannot
+/// be right.
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
@@ -185,8 +189,9 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
     })
 }
 
-/// The value of an `IFLA_IFNAME`. The kernel ends a name with a NUL and pads it with more of them, which the filter in the
-/// kernel relies on, so a message with anything else there is not from the kernel.
+/// The value of an `IFLA_IFNAME`. The kernel ends a name with a NUL and pads it with more of them,
+/// which the filter in the kernel relies on, so a message with anything else there is not from the
+/// kernel.
 fn name_of(padded: &[u8]) -> Option<InterfaceName> {
     let end = padded.iter().position(|&byte| byte == 0)?;
     let (name, rest) = padded.split_at(end);

@@ -1,8 +1,10 @@
-//! Asks the kernel about one link: never a dump, which may be interrupted for ever while links come and go.
+//! Asks the kernel about one link: never a dump, which may be interrupted for ever while links come
+//! and go.
 //!
-//! The kernel answers a request for one link while it is being sent, so this neither waits nor needs a task. That, and
-//! an answer that cannot be lost to one odd attribute, is why it is not done through the `rtnetlink` crate: there an
-//! answer that cannot be decoded whole is dropped, and whoever asked waits for ever.
+//! The kernel answers a request for one link while it is being sent, so this neither waits nor
+//! needs a task. That, and an answer that cannot be lost to one odd attribute, is why it is not
+//! done through the `rtnetlink` crate: there an answer that cannot be decoded whole is dropped, and
+//! whoever asked waits for ever.
 
 use std::{
     io,
@@ -15,7 +17,8 @@ use super::{
 };
 use crate::{InterfaceName, Netns};
 
-/// Room for the answer: with the tables of all virtual functions left out, a link is described in 2 to 4 KiB.
+/// Room for the answer: with the tables of all virtual functions left out, a link is described in 2
+/// to 4 KiB.
 const ANSWER: usize = 32 * 1024;
 
 /// A socket for questions about links of one namespace. It keeps the namespace alive.
@@ -23,7 +26,6 @@ const ANSWER: usize = 32 * 1024;
 pub(crate) struct Query {
     socket: Socket,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Query {
@@ -31,11 +33,11 @@ impl Query {
         Ok(Self {
             socket: Socket::for_requests(netns)?,
             sequence: 0,
-            buffer: vec![0; ANSWER],
         })
     }
 
-    /// The index of the device that has this name now. A device that has it as an alternative name does not count.
+    /// The index of the device that has this name now. A device that has it as an alternative name
+    /// does not count.
     pub(crate) fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>> {
         Ok(self
             .ask(0, Some(name))?
@@ -57,21 +59,28 @@ impl Query {
         })
     }
 
-    /// The id that another namespace has in the numbering of this one (`ip netns list-id`), if it has one.
+    /// The id that another namespace has in the numbering of this one (`ip netns list-id`), if it
+    /// has one.
     pub(crate) fn nsid_of(&mut self, other: &Netns) -> io::Result<Option<i32>> {
-        let file = other.file().as_raw_fd().unsigned_abs();
+        let Some(file) = other.file() else {
+            return Ok(None);
+        };
+        let file = file.as_raw_fd().unsigned_abs();
         let question = get_nsid(self.next(), file);
         Ok(self
             .exchange(&question, |message| Some(message.nsid()))?
             .flatten())
     }
 
-    /// Returns once every change of a link that had begun before has ended, and was told to all who listen.
+    /// Returns once every change of a link that had begun before has ended, and was told to all who
+    /// listen.
     ///
-    /// A device goes out of sight well before the kernel says so, and on newer kernels (seen on 7.2) a request for one
-    /// link does not wait for RTNL, under which it all happens. An ethtool request does; this one asks for the link state
-    /// of `lo`, which anybody may. Should it be refused, nothing is waited for, and false says so: then an answer can be
-    /// ahead of what was told, and a change perhaps be told as recovered, or as that of another device.
+    /// A device goes out of sight well before the kernel says so, and on newer kernels (seen on
+    /// 7.2) a request for one link does not wait for RTNL, under which it all happens. An
+    /// ethtool request does; this one asks for the link state of `lo`, which anybody may.
+    /// Should it be refused, nothing is waited for, and false says so: then an answer can be
+    /// ahead of what was told, and a change perhaps be told as recovered, or as that of another
+    /// device.
     pub(crate) fn wait_for_changes(&self) -> bool {
         /// `SIOCETHTOOL` and `ETHTOOL_GLINK` of `include/uapi/linux/`
         const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -98,7 +107,8 @@ impl Query {
             value: &raw mut value,
             rest: [0; 16],
         };
-        // SAFETY: both structures are laid out as the kernel wants them for this request, and outlive the call.
+        // SAFETY: both structures are laid out as the kernel wants them for this request, and
+        // outlive the call.
         let result = unsafe {
             libc::ioctl(
                 self.socket.as_fd().as_raw_fd(),
@@ -139,12 +149,15 @@ impl Query {
         read: impl Fn(&Message<'_>) -> Option<T>,
     ) -> io::Result<Option<T>> {
         self.socket.send(question)?;
+        // Not kept: there can be a socket for each of many namespaces.
+        let mut buffer = [0; ANSWER];
         loop {
-            let Some(length) = self.socket.receive(&mut self.buffer)? else {
+            let Some(length) = self.socket.receive(&mut buffer)? else {
                 continue;
             };
-            // A datagram that was cut off holds the header, the index and the name all the same: they come first.
-            let datagram = self.buffer.get(..length).unwrap_or(&self.buffer);
+            // A datagram that was cut off holds the header, the index and the name all the same:
+            // they come first.
+            let datagram = buffer.get(..length).unwrap_or(&buffer);
             for message in messages(datagram) {
                 if message.sequence != self.sequence {
                     continue;
@@ -158,7 +171,7 @@ impl Query {
                     return Ok(Some(answer));
                 }
             }
-            if length > self.buffer.len() {
+            if length > buffer.len() {
                 return Err(io::Error::other(format!(
                     "the answer has {length} bytes, more than ifmon expects"
                 )));

@@ -31,6 +31,28 @@ impl Socket {
         netns.run(|| Self::open(SocketFlags::NONBLOCK, RTMGRP_LINK))
     }
 
+    /// A socket that will hear of every link of its namespace. It never blocks.
+    pub(crate) fn unsubscribed(netns: &Netns) -> io::Result<Self> {
+        netns.run(|| Self::open(SocketFlags::NONBLOCK, 0))
+    }
+
+    /// From here on it hears of every link.
+    pub(crate) fn subscribe(&self) -> io::Result<()> {
+        /// `RTNLGRP_LINK` of `include/uapi/linux/rtnetlink.h`
+        const RTNLGRP_LINK: libc::c_int = 1;
+        set_option(
+            self.as_fd(),
+            (libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP),
+            &RTNLGRP_LINK,
+        )
+    }
+
+    /// A number that no other socket of the host has.
+    pub(crate) fn cookie(&self) -> io::Result<u64> {
+        let Self(socket) = self;
+        Ok(sockopt::socket_cookie(socket)?)
+    }
+
     fn open(flags: SocketFlags, groups: u32) -> io::Result<Self> {
         let socket = socket_with(
             AddressFamily::NETLINK,
@@ -43,7 +65,8 @@ impl Socket {
         Ok(Self(socket))
     }
 
-    /// Asks for a receive buffer of this many bytes, beyond `net.core.rmem_max` where the caller has CAP_NET_ADMIN.
+    /// Asks for a receive buffer of this many bytes, beyond `net.core.rmem_max` where the caller
+    /// has CAP_NET_ADMIN.
     pub(crate) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
         let Self(socket) = self;
         sockopt::set_socket_recv_buffer_size_force(socket, bytes)
@@ -51,9 +74,11 @@ impl Socket {
             .map_err(Into::into)
     }
 
-    /// One datagram from the kernel: its whole length, which is more than the buffer's when it was cut off.
+    /// One datagram from the kernel: its whole length, which is more than the buffer's when it was
+    /// cut off.
     ///
-    /// `None` for a datagram from anybody else. Any process may send to a netlink socket's port; only the kernel's is 0.
+    /// `None` for a datagram from anybody else. Any process may send to a netlink socket's port;
+    /// only the kernel's is 0.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Self(socket) = self;
         let (_, length, sender) = recvfrom(socket, buffer, RecvFlags::TRUNC)?;
@@ -70,7 +95,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Puts a filter on the socket, in place of the one before. It takes effect between two messages.
+    /// Puts a filter on the socket, in place of the one before. It takes effect between two
+    /// messages.
     pub(crate) fn attach_filter(&self, program: &[Instruction]) -> io::Result<()> {
         attach_filter(self.as_fd(), program)
     }
@@ -78,7 +104,11 @@ impl Socket {
     /// Takes the filter off.
     pub(crate) fn detach_filter(&self) -> io::Result<()> {
         let none: libc::c_int = 0;
-        match set_option(self.as_fd(), libc::SO_DETACH_FILTER, &none) {
+        match set_option(
+            self.as_fd(),
+            (libc::SOL_SOCKET, libc::SO_DETACH_FILTER),
+            &none,
+        ) {
             // There was none.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             result => result,
@@ -92,16 +122,20 @@ pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &[Instruction]) -> 
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
         filter: program.as_ptr().cast_mut().cast(),
     };
-    set_option(socket, libc::SO_ATTACH_FILTER, &filter)
+    set_option(socket, (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER), &filter)
 }
 
-fn set_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the pointer and the length describe `value`, which the kernel only reads; a `sock_fprog` in it points to
-    // as many instructions as it says, and they outlive the call.
+fn set_option<T>(
+    socket: BorrowedFd<'_>,
+    (level, option): (libc::c_int, libc::c_int),
+    value: &T,
+) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which the kernel only reads; a
+    // `sock_fprog` in it points to as many instructions as it says, and they outlive the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
             std::ptr::from_ref(value).cast(),
             size_of::<T>() as libc::socklen_t,

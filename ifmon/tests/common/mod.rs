@@ -14,7 +14,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 pub(crate) struct Namespace(File);
 
 impl Namespace {
-    /// Puts the calling thread into a new one. `None`, with the reason on standard error, where that is not allowed.
+    /// Puts the calling thread into a new one. `None`, with the reason on standard error, where
+    /// that is not allowed.
     pub(crate) fn enter_new() -> Option<Self> {
         // SAFETY: the thread shares nothing that depends on its network namespace.
         if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {

@@ -86,7 +86,8 @@ fn instructions(id: u32) -> io::Result<u32> {
         info: u64,
     }
     let call = |command: libc::c_int, attributes: &mut Attributes| -> io::Result<libc::c_int> {
-        // SAFETY: `attributes` is as long as is said; what its `info` points to is alive and as long as its `length`.
+        // SAFETY: `attributes` is as long as is said; what its `info` points to is alive and as
+        // long as its `length`.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

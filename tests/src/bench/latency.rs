@@ -7,11 +7,14 @@ use anyhow::Result;
 use super::{
     figure::Figures,
     measure::Plan,
-    requests::{Requests, add_bridge},
+    process,
     statistics::quantile,
     subject::{Running, Subject, WATCHED, WATCHED_INDEX},
 };
-use crate::{namespace::Namespace, program::PATIENCE};
+use crate::{
+    requests::{Requests, add_bridge},
+    {namespace::Namespace, program::PATIENCE},
+};
 
 const ROW: &str = "latency";
 /// Changes between two changes of who is measured.
@@ -21,6 +24,7 @@ const POLLED: usize = 10;
 
 pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let blocks = plan.scale(1000, 500, 100) / BLOCK;
+    let _first = process::First::come()?;
     let namespace = Namespace::new()?;
     let mut requests = Requests::new(&namespace)?;
     let mut all: Vec<(Subject, Vec<f64>)> = plan
@@ -61,8 +65,9 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// Creates the watched link, waits until that is told, and deletes it. Creation, because other changes wait in the kernel
-/// for a time that says nothing of who listens: deletion everywhere, a rename before Linux 6.2.
+/// Creates the watched link, waits until that is told, and deletes it. Creation, because other
+/// changes wait in the kernel for a time that says nothing of who listens: deletion everywhere, a
+/// rename before Linux 6.2.
 fn changes(
     requests: &mut Requests,
     running: &mut Running,

@@ -1,8 +1,9 @@
 //! `bench measure`: goes through the rows and prints the figures as JSON.
 
-use std::{fs, thread};
+use std::{fs, process::Command, thread};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use super::{bystanders, figure::Figures, latency, start, subject::Subject, unrelated, watches};
 use crate::program;
@@ -38,6 +39,16 @@ impl Plan {
         }
     }
 
+    /// What the kernel's account of the time of a BPF program is in.
+    pub(super) fn bpf_unit(&self) -> &'static str {
+        if self.emulated {
+            // Its clock counts them.
+            "instructions"
+        } else {
+            "ns"
+        }
+    }
+
     pub(super) fn ifmon(&self) -> impl Iterator<Item = Subject> {
         self.subjects
             .iter()
@@ -68,13 +79,19 @@ pub(super) fn run(options: &[&str]) -> Result<()> {
         );
     }
     let mut subjects = if emulated {
-        ["fentry", "kprobe", "netlink"].map(Subject::Ifmon).to_vec()
+        vec!["fentry", "kprobe", "netlink-ebpf", "netlink"]
+    } else if has_socket_filter()? {
+        vec!["netlink-ebpf", "netlink", "netlink-unfiltered"]
     } else {
-        ["netlink", "netlink-unfiltered"]
-            .map(Subject::Ifmon)
-            .to_vec()
-    };
-    subjects.extend([Subject::IpMonitor, Subject::Subscribe, Subject::Poll]);
+        eprintln!("left out: netlink-ebpf, which does not work on this kernel");
+        vec!["netlink", "netlink-unfiltered"]
+    }
+    .into_iter()
+    .map(Subject::Ifmon)
+    .collect::<Vec<_>>();
+    subjects.extend([Subject::IpMonitor, Subject::Subscribe]);
+    subjects.extend(Subject::go().map(|_| Subject::Go));
+    subjects.push(Subject::Poll);
     let plan = Plan {
         emulated,
         quick,
@@ -97,6 +114,17 @@ pub(super) fn run(options: &[&str]) -> Result<()> {
     }
     println!("{}", figures.to_json());
     failed.map_or(Ok(()), Err)
+}
+
+/// Does this kernel take a BPF program as the filter of a socket?
+fn has_socket_filter() -> Result<bool> {
+    let output = Command::new(program::path())
+        .args(["--check", "--json"])
+        .output()?;
+    let check: Value = serde_json::from_slice(&output.stdout)?;
+    let backends = check["backends"].as_array().context("no backends")?;
+    let works = |check: &Value| check["backend"] == "netlink-ebpf" && check["works"] == true;
+    Ok(backends.iter().any(works))
 }
 
 /// The machine and its kernel, in words.

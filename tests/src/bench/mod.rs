@@ -1,7 +1,8 @@
-//! What ifmon costs, beside what people use today: everyone is measured in the same run and on the same work.
+//! What ifmon costs, beside what people use today: everyone is measured in the same run and on the
+//! same work.
 //!
-//! `bench measure` prints its figures as JSON, `bench report` makes a table, a chart and a file of them, and `bench peer`
-//! is one of those that ifmon is compared with.
+//! `bench measure` prints its figures as JSON, `bench report` makes a table, a chart and a file of
+//! them, and `bench peer` is one of those that ifmon is compared with.
 
 mod bpf;
 mod bystanders;
@@ -13,7 +14,6 @@ mod measure;
 mod peer;
 mod process;
 mod report;
-mod requests;
 mod start;
 mod statistics;
 mod subject;

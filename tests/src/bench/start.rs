@@ -8,11 +8,11 @@ use super::{
     figure::Figures,
     measure::Plan,
     process::Usage,
-    requests::Requests,
     statistics::median,
     subject::{Running, Subject, WATCHED, WATCHED_INDEX},
 };
 use crate::namespace::Namespace;
+use crate::requests::Requests;
 
 const ROW: &str = "start";
 const GROUP: u32 = 7;
@@ -53,22 +53,24 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
             let name = &subject.name();
             let what = format!("with {links} links");
             figures.push(ROW, &what, name, median(times), "ms");
-            if matches!(subject, Subject::Ifmon("netlink")) && !plan.emulated {
-                figures.goal(10.0);
+            match subject {
+                Subject::Ifmon("netlink-ebpf") if !plan.emulated => figures.goal(5.0),
+                Subject::Ifmon("netlink") if !plan.emulated => figures.goal(10.0),
+                _ => {}
             }
             let what = format!("with {links} links, CPU");
             figures.push(ROW, &what, name, median(cpu), "ms");
         }
     }
     requests.delete_group(GROUP)?;
-    if plan.ifmon().any(Subject::is_bpf) {
+    if plan.ifmon().any(Subject::is_tracing) {
         let mut times = Vec::new();
         for _ in 0..runs {
             let begin = Instant::now();
-            ifmon::kernel::btf::read_layout(ifmon::kernel::btf::VMLINUX)?;
+            ifmon::internals::read_btf()?;
             times.push(begin.elapsed().as_secs_f64() * 1e3);
         }
-        for subject in plan.ifmon().filter(|subject| subject.is_bpf()) {
+        for subject in plan.ifmon().filter(|subject| subject.is_tracing()) {
             figures.push(
                 ROW,
                 "reading BTF alone",

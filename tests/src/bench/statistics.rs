@@ -1,4 +1,5 @@
-//! Medians and quantiles: on a shared machine a mean says more about the neighbours than about the work.
+//! Medians and quantiles: on a shared machine a mean says more about the neighbours than about the
+//! work.
 
 /// The value below which `fraction` of the samples lie; 0 without samples.
 pub(super) fn quantile(samples: &[f64], fraction: f64) -> f64 {

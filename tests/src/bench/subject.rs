@@ -2,13 +2,15 @@
 
 use std::{
     env,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{lines::Lines, process::Usage, requests::Requests};
+use super::{lines::Lines, process::Usage};
+use crate::requests::Requests;
 use crate::{
     namespace::Namespace,
     program::{self, PATIENCE},
@@ -30,6 +32,8 @@ pub(super) enum Subject {
     IpMonitor,
     /// Takes and decodes every link message.
     Subscribe,
+    /// The same in Go, as the design did that this project replaces.
+    Go,
     /// Reads the table of links every two seconds.
     Poll,
 }
@@ -40,12 +44,22 @@ impl Subject {
             Self::Ifmon(backend) => format!("ifmon {backend}"),
             Self::IpMonitor => "`ip monitor`".to_owned(),
             Self::Subscribe => "unfiltered subscription".to_owned(),
+            Self::Go => "vishvananda/netlink, in Go".to_owned(),
             Self::Poll => "polling every 2 s".to_owned(),
         }
     }
 
     pub(super) fn is_bpf(self) -> bool {
+        self.is_tracing() || matches!(self, Self::Ifmon("netlink-ebpf"))
+    }
+
+    pub(super) fn is_tracing(self) -> bool {
         matches!(self, Self::Ifmon("fentry" | "kprobe"))
+    }
+
+    /// The peer in Go, where it was built.
+    pub(super) fn go() -> Option<PathBuf> {
+        env::var_os("GO_PEER").map(PathBuf::from)
     }
 
     /// ifmon as it is meant to be used, which the goals are about.
@@ -71,6 +85,7 @@ impl Subject {
                 return Ok(command);
             }
             Self::Subscribe => peer("subscribe")?,
+            Self::Go => Command::new(Self::go().context("the peer in Go was not built")?),
             Self::Poll => peer("poll")?,
         };
         command.args(interfaces);
@@ -110,7 +125,9 @@ impl Running {
         match subject {
             Subject::IpMonitor => running.probe(namespace)?,
             Subject::Ifmon(_) => running.lines()?.expect(interfaces.len(), PATIENCE)?,
-            Subject::Subscribe | Subject::Poll => running.lines()?.expect(1, PATIENCE)?,
+            Subject::Subscribe | Subject::Go | Subject::Poll => {
+                running.lines()?.expect(1, PATIENCE)?
+            }
         }
         running.start = begin.elapsed();
         Ok(running)

@@ -1,4 +1,5 @@
-//! What changes cost each program that do not concern it: all of them see the same changes at the same time.
+//! What changes cost each program that do not concern it: all of them see the same changes at the
+//! same time.
 
 use anyhow::Result;
 
@@ -7,10 +8,12 @@ use super::{
     measure::Plan,
     process::Usage,
     report::number,
-    requests::{Requests, rename, set_arp, set_mtu},
     subject::{Running, WATCHED, WATCHED_INDEX},
 };
-use crate::namespace::Namespace;
+use crate::{
+    namespace::Namespace,
+    requests::{Requests, rename, set_arp, set_mtu},
+};
 
 const ROW: &str = "unrelated";
 /// Pairs of links that live at the same time.

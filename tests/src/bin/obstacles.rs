@@ -1,7 +1,9 @@
-//! Makes each obstacle that BPF meets in real life, and sees that ifmon finds it, names it, and steps down.
+//! Makes each obstacle that BPF meets in real life, and sees that ifmon finds it, names it, and
+//! steps down.
 //!
-//! Run as root in an emulated kernel where the BPF backends work; prints a line for each obstacle and ends with the
-//! counts. The obstacles: what a process may not do, what a host does not show, what a kernel does not have.
+//! Run as root in an emulated kernel where the BPF backends work; prints a line for each obstacle
+//! and ends with the counts. The obstacles: what a process may not do, what a host does not show,
+//! what a kernel does not have.
 
 use std::process::ExitCode;
 

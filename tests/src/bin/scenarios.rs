@@ -16,14 +16,15 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 use tests::{
+    backend::{self, BACKENDS},
     room::{Device, Room},
     stage::{LeftOut, Stage},
-    table::{BACKENDS, Devices, Scenario, scenarios},
+    table::{Devices, Scenario, scenarios},
 };
 
 const USAGE: &str = "scenarios [--backends LIST] [--list] [PART OF A NAME]...
 
-LIST is comma-separated: fentry, kprobe, netlink, netlink-unfiltered. IFMON in the environment is the program to test.
+LIST is comma-separated: fentry, kprobe, netlink-ebpf, netlink, netlink-unfiltered. IFMON in the environment is the program to test.
 Ends with 0 when nothing failed, 1 when something did, 2 on wrong usage. The first line is the kernel's version; one for
 each scenario follows; the last ones are for each backend: backend NAME passed=N failed=N left-out=N EVENT=N...";
 
@@ -58,7 +59,8 @@ impl Options {
             match arg.as_str() {
                 "--backends" => {
                     let list = args.next().context("--backends wants a list")?;
-                    options.backends = list.split(',').map(backend).collect::<Result<_>>()?;
+                    options.backends =
+                        list.split(',').map(backend::named).collect::<Result<_>>()?;
                 }
                 "--list" => {
                     for scenario in scenarios() {
@@ -83,13 +85,6 @@ impl Options {
         }
         self.filter.is_empty() || self.filter.iter().any(|part| scenario.name.contains(part))
     }
-}
-
-fn backend(name: &str) -> Result<BackendKind> {
-    BACKENDS
-        .into_iter()
-        .find(|backend| backend.as_str() == name)
-        .with_context(|| format!("there is no backend {name}"))
 }
 
 #[derive(Default)]
@@ -180,7 +175,8 @@ fn report(what: &str, result: Result<()>, begin: Instant, tally: &mut Tally) -> 
     stdout.flush()
 }
 
-/// Names of namespaces are files in /run; these are to be seen by nobody else, and to be gone afterwards.
+/// Names of namespaces are files in /run; these are to be seen by nobody else, and to be gone
+/// afterwards.
 fn own_mounts() -> Result<()> {
     // SAFETY: this process has one thread yet.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;

@@ -1,11 +1,15 @@
-//! Storms, losses, blocked readers, races, sudden death: drives the built ifmon through all of it, and says what it saw.
+//! Storms, losses, blocked readers, races, sudden death: drives the built ifmon through all of it,
+//! and says what it saw.
 //!
 //! Run as root, here or in an emulated kernel.
 
 use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
-use tests::stress::{PARTS, Settings};
+use tests::{
+    backend::{self, UNPRIVILEGED},
+    stress::{PARTS, Settings},
+};
 
 const USAGE: &str = "usage: stress [--backend BACKEND]... [--seed N] [--quick] [PART]...";
 
@@ -29,7 +33,7 @@ fn run() -> Result<bool> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
         match arg.as_str() {
-            "--backend" => backends.push(value()?),
+            "--backend" => backends.push(backend::named(&value()?)?),
             "--seed" => seed = Some(value()?.parse().context("a seed is a number")?),
             "--quick" => quick = true,
             "--help" => {
@@ -41,9 +45,7 @@ fn run() -> Result<bool> {
         }
     }
     if backends.is_empty() {
-        backends = ["netlink", "netlink-unfiltered"]
-            .map(str::to_owned)
-            .to_vec();
+        backends = UNPRIVILEGED.to_vec();
     }
     let seed = seed.unwrap_or_else(|| std::process::id().into());
     let version = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
@@ -61,7 +63,6 @@ fn run() -> Result<bool> {
             seed,
             quick,
         };
-        let backend = &settings.backend;
         for part in PARTS {
             let name = part.name;
             if !part.is_for(&settings)

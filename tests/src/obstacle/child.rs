@@ -1,8 +1,14 @@
 //! Runs ifmon as a process that lacks something.
 
-use std::{io, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeSet,
+    io,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
     process::{Gid, Resource, Rlimit, Uid, setrlimit},
@@ -13,7 +19,12 @@ use rustix::{
     },
 };
 
+use serde_json::Value;
+
+use super::process::Lack;
 use crate::{
+    backend::WHO,
+    format,
     links::{Kind, Links},
     namespace::Namespace,
     program::{self, Ifmon},
@@ -34,26 +45,46 @@ pub(super) struct Setting {
     pub(super) seccomp: Option<i32>,
     /// This limit on locked memory, in bytes, and no CAP_SYS_RESOURCE.
     pub(super) memlock: Option<u64>,
+    /// One of the things that most processes have.
+    pub(super) lack: Option<Lack>,
 }
 
 impl Setting {
-    /// `auto` takes one of these backends, says each of `why` on standard error, and gives right verdicts.
+    /// `auto` takes one of these backends, says each of `why` on standard error, and gives right
+    /// verdicts.
     pub(super) fn steps_to(&self, backends: &[&str], why: &[&str]) -> Result<()> {
+        self.takes("auto", backends, why)
+    }
+
+    /// The same for any choice of a backend.
+    pub(super) fn takes(&self, choice: &str, backends: &[&str], why: &[&str]) -> Result<()> {
         let namespace = Namespace::new()?;
         let links = Links::new(&namespace)?;
-        let ifmon = Ifmon::spawn(self.command(&namespace, "auto", true)?)?;
+        let begin = format::now();
+        let ifmon = self.start(&namespace, choice)?;
         let Some(watching) = ifmon.next()? else {
             bail!("ended at once: {}", ifmon.finish()?.stderr.trim());
         };
         let backend = watching["backend"].as_str().unwrap_or_default().to_owned();
-        // In a user namespace of its own the process has a network namespace of its own too, out of reach.
+        // In a user namespace of its own the process has a network namespace of its own too, out of
+        // reach.
         if !self.user_namespace {
             links.add("wg0", Kind::Veth { peer: "peer0" }, Some(70))?;
             ifmon.expect("wg0", "appeared")?;
             links.delete("wg0")?;
-            ifmon.expect("wg0", "deleted")?;
+            let deleted = ifmon.expect("wg0", "deleted")?;
+            format::check(&deleted, &backend, begin)?;
+            if backend == "netlink-ebpf" {
+                self.tells_what_it_said(&deleted)?;
+            }
         }
         let outcome = ifmon.stop()?;
+        ensure!(
+            outcome.status.success(),
+            "ended with {}: {}",
+            outcome.status,
+            outcome.stderr.trim()
+        );
         ensure!(
             backends.contains(&backend.as_str()),
             "took {backend}, not one of {backends:?}: {}",
@@ -73,7 +104,7 @@ impl Setting {
     /// This backend, asked for by name, is an error of one line that says why.
     pub(super) fn fails(&self, backend: &str, why: &str) -> Result<()> {
         let namespace = Namespace::new()?;
-        let outcome = Ifmon::spawn(self.command(&namespace, backend, true)?)?.finish()?;
+        let outcome = self.start(&namespace, backend)?.finish()?;
         let stderr = outcome.stderr.trim();
         ensure!(
             outcome.status.code() == Some(1),
@@ -93,28 +124,61 @@ impl Setting {
     }
 
     /// Does fentry work here, without any obstacle?
-    pub(super) fn has_fentry(&self) -> Result<bool> {
-        let output = Command::new(program::path())
-            .args(["--check", "--json"])
-            .output()?;
-        let check: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        Ok(check["backends"][0]["works"] == true)
+    pub(super) fn has_fentry() -> Result<bool> {
+        Ok(Self::default().check()?["backends"][0]["works"] == true)
     }
 
-    fn command(&self, namespace: &Namespace, backend: &str, json: bool) -> Result<Command> {
+    /// What `--check` says of who made a change.
+    pub(super) fn who(&self) -> Result<BTreeSet<String>> {
+        let check = self.check()?;
+        let parts = check["who"].as_array().context("no who in --check")?;
+        let parts = parts.iter().filter_map(Value::as_str).map(str::to_owned);
+        Ok(parts.collect())
+    }
+
+    fn check(&self) -> Result<Value> {
         let mut command = Command::new(program::path());
-        if json {
-            command.arg("--json");
-        }
-        command.args(["--backend", backend, "wg0"]);
+        command.args(["--check", "--json"]);
+        command.stdout(Stdio::piped());
+        let output = self
+            .spawn(&mut self.apply_to(command))?
+            .wait_with_output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Has the line those parts of who made the change that `--check` promises, and no other?
+    fn tells_what_it_said(&self, line: &Value) -> Result<()> {
+        let told = WHO.iter().filter(|part| !line["by"][**part].is_null());
+        let told: BTreeSet<String> = told.map(|&part| part.to_owned()).collect();
+        let said = self.who()?;
+        ensure!(told == said, "--check said {said:?}, and there is {line}");
+        Ok(())
+    }
+
+    /// Starts ifmon in a network namespace.
+    pub(super) fn start(&self, namespace: &Namespace, backend: &str) -> Result<Ifmon> {
+        let mut command = Command::new(program::path());
+        command.args(["--json", "--backend", backend, "wg0"]);
         namespace.enter(&mut command)?;
+        Ifmon::spawn_by(self.apply_to(command), |command| self.spawn(command))
+    }
+
+    fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        match self.lack {
+            Some(lack) => lack.spawn(command),
+            None => command.spawn(),
+        }
+    }
+
+    fn apply_to(&self, mut command: Command) -> Command {
         let setting = self.clone();
-        // SAFETY: this runs in a child of a program with other threads, between fork and exec. It makes system calls;
-        // the few allocations in it could only hang this test, and the C library guards its allocator across fork.
+        // SAFETY: this runs in a child of a program with other threads, between fork and exec. It
+        // makes system calls; the few allocations in it could only hang this test, and the
+        // C library guards its allocator across fork.
         unsafe {
             command.pre_exec(move || setting.apply());
         }
-        Ok(command)
+        command
     }
 
     fn apply(&self) -> io::Result<()> {
@@ -125,14 +189,18 @@ impl Setting {
             btf,
             seccomp,
             memlock,
+            lack,
         } = self;
-        if hide.is_some() || btf.is_some() {
+        if hide.is_some() || btf.is_some() || lack.is_some_and(Lack::needs_mounts) {
             // SAFETY: the child has one thread, and nothing that depends on the mount namespace.
             unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
             mount_change(
                 "/",
                 MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
             )?;
+        }
+        if let Some(lack) = lack {
+            lack.apply()?;
         }
         if let Some(path) = hide {
             mount("tmpfs", path, "tmpfs", MountFlags::empty(), None)?;
@@ -164,7 +232,7 @@ impl Setting {
 }
 
 /// Only what a person can use: no log of the verifier, no backtrace.
-fn plain(stderr: &str) -> Result<()> {
+pub(super) fn plain(stderr: &str) -> Result<()> {
     for line in stderr.lines() {
         ensure!(line.starts_with("ifmon: "), "not ifmon's own words: {line}");
     }

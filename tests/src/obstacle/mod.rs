@@ -1,6 +1,7 @@
 //! Obstacles to BPF, and what ifmon has to say of each.
 
 mod child;
+mod process;
 
 use std::{
     fs,
@@ -11,6 +12,7 @@ use anyhow::{Context as _, ensure};
 use rustix::thread::CapabilitySet;
 
 use self::child::Setting;
+use crate::backend;
 
 /// How an obstacle was met.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ pub const ALL: &[Obstacle] = &[
         meet: no_capabilities,
     },
     Obstacle {
-        name: "CAP_PERFMON is missing",
+        name: "CAP_BPF alone",
         meet: half_of_the_capabilities,
     },
     Obstacle {
@@ -97,6 +99,30 @@ pub const ALL: &[Obstacle] = &[
         meet: memlock_far_too_small,
     },
     Obstacle {
+        name: "a pid namespace of its own",
+        meet: process::pid_namespace,
+    },
+    Obstacle {
+        name: "a time namespace of its own",
+        meet: process::time_namespace,
+    },
+    Obstacle {
+        name: "no second thread",
+        meet: process::one_thread,
+    },
+    Obstacle {
+        name: "no /proc",
+        meet: process::no_proc,
+    },
+    Obstacle {
+        name: "no /sys but its BTF",
+        meet: process::bare_sys,
+    },
+    Obstacle {
+        name: "as many programs on the function as it takes",
+        meet: process::crowded_function,
+    },
+    Obstacle {
         name: "lockdown=integrity",
         meet: lockdown_integrity,
     },
@@ -106,48 +132,84 @@ pub const ALL: &[Obstacle] = &[
     },
 ];
 
-/// The backends that can be taken with BPF; fentry is not on every architecture.
-const BPF: &[&str] = &["fentry", "kprobe"];
+/// The backends on a function of the kernel; fentry is not on every architecture.
+const TRACING: &[&str] = &["fentry", "kprobe"];
+/// What is left where tracing is refused.
+const SOCKET: &[&str] = &["netlink-ebpf"];
 const NETLINK: &[&str] = &["netlink"];
 
 fn none() -> Result {
-    Setting::default().steps_to(BPF, &[]).into()
+    Setting::default().steps_to(TRACING, &[]).into()
 }
 
-/// Everything that stands in the way of both hooks: `auto` takes netlink and says why, once; asked for by name, a BPF
-/// backend is an error that says the same.
-fn refused(setting: &Setting, why: &str) -> Result {
+/// Everything that stands in the way of tracing: `auto` takes the filter of a netlink socket and
+/// says why, once; asked for by name, a tracing backend is an error that says the same.
+fn tracing_refused(setting: &Setting, why: &str) -> Result {
     (|| {
-        setting.steps_to(NETLINK, &[why])?;
+        setting.steps_to(SOCKET, &[why])?;
+        setting.takes("ebpf", SOCKET, &[why])?;
         setting.fails("fentry", why)?;
-        setting.fails("kprobe", why)?;
-        setting.fails("ebpf", why)
+        setting.fails("kprobe", why)
     })()
     .into()
 }
 
+/// What stands in the way of all BPF, for `tracing` and `socket` reasons: `auto` takes netlink.
+fn refused_for(setting: &Setting, tracing: &str, socket: &str) -> Result {
+    (|| {
+        setting.steps_to(NETLINK, &[tracing])?;
+        setting.fails("fentry", tracing)?;
+        setting.fails("kprobe", tracing)?;
+        setting.fails("netlink-ebpf", socket)?;
+        setting.fails("ebpf", tracing)
+    })()
+    .into()
+}
+
+/// The same where one reason holds for all.
+fn refused(setting: &Setting, why: &str) -> Result {
+    refused_for(setting, why, why)
+}
+
 fn no_capabilities() -> Result {
-    refused(
+    refused_for(
         &Setting {
             capabilities: Some(CapabilitySet::empty()),
             ..Setting::default()
         },
         "CAP_BPF and CAP_PERFMON are needed",
+        "CAP_BPF is needed",
     )
 }
 
+/// Enough for the filter of a socket, which then tells of who made a change what takes no look at
+/// the kernel's memory.
 fn half_of_the_capabilities() -> Result {
-    refused(
-        &Setting {
-            capabilities: Some(CapabilitySet::BPF),
-            ..Setting::default()
-        },
-        "CAP_PERFMON is needed",
-    )
+    let setting = Setting {
+        capabilities: Some(CapabilitySet::BPF),
+        ..Setting::default()
+    };
+    match tracing_refused(&setting, "CAP_PERFMON is needed") {
+        Result::Passed => who_is(&setting, false).into(),
+        other => other,
+    }
 }
 
-/// Debian's `perf_event_paranoid` of 3 refuses kprobes, and fentry still works where there are trampolines. There is no
-/// right to make a namespace, so the loader's proof cannot be had, and that is said.
+/// Of who made a change, `--check` promises what this kernel tells.
+fn who_is(setting: &Setting, perfmon: bool) -> anyhow::Result<()> {
+    let [always, sometimes] = backend::who_by_kernel(backend::kernel()?, perfmon);
+    let said = setting.who()?;
+    let may_be = |part: &str| always.contains(&part) || sometimes.contains(&part);
+    ensure!(
+        always.iter().all(|&part| said.contains(part)) && said.iter().all(|part| may_be(part)),
+        "--check says {said:?} of who made a change, not {always:?} and perhaps {sometimes:?}"
+    );
+    Ok(())
+}
+
+/// Debian's `perf_event_paranoid` of 3 refuses kprobes, and fentry still works where there are
+/// trampolines. There is no right to make a namespace, so the loader's proof cannot be had: nothing
+/// that whoever gave these capabilities has to mend, so that nothing is said.
 fn just_enough_capabilities() -> Result {
     let setting = Setting {
         capabilities: Some(CapabilitySet::BPF | CapabilitySet::PERFMON),
@@ -157,10 +219,13 @@ fn just_enough_capabilities() -> Result {
         fs::write("/proc/sys/kernel/perf_event_paranoid", "3\n")
             .context("cannot set perf_event_paranoid")?;
         setting.fails("kprobe", "kernel.perf_event_paranoid is 3")?;
-        if setting.has_fentry()? {
-            setting.steps_to(&["fentry"], &["could not prove"])?;
+        if Setting::has_fentry()? {
+            setting.steps_to(&["fentry"], &[])?;
+        } else {
+            setting.steps_to(SOCKET, &["kernel.perf_event_paranoid is 3"])?;
         }
-        Ok(())
+        setting.takes("netlink-ebpf", SOCKET, &[])?;
+        who_is(&setting, true)
     })()
     .into()
 }
@@ -176,12 +241,14 @@ fn user_namespace() -> Result {
 }
 
 fn no_sys() -> Result {
-    refused(
+    // How many processors have counters of their own is said there, too.
+    refused_for(
         &Setting {
             hide: Some(PathBuf::from("/sys")),
             ..Setting::default()
         },
         "/sys/kernel/btf/vmlinux",
+        "counters cannot be read",
     )
 }
 
@@ -230,7 +297,7 @@ fn rename(btf: &mut [u8], name: &str) -> anyhow::Result<()> {
 
 fn btf_without_field() -> Result {
     match with_btf(|btf| rename(btf, "reg_state")) {
-        Ok(setting) => refused(&setting, "reg_state"),
+        Ok(setting) => tracing_refused(&setting, "reg_state"),
         Err(error) => Result::Failed(error),
     }
 }
@@ -252,17 +319,16 @@ fn btf_without_function() -> Result {
     .into()
 }
 
-/// The one thing that no reader of BTF can find out by itself: a field that is said to be where another is. The proof on
-/// a live device finds it.
+/// The one thing that no reader of BTF can find out by itself: a field that is said to be where
+/// another is. The proof on a live device finds it.
 fn btf_with_wrong_offset() -> Result {
     const WHY: &str = "does not read this kernel right";
     (|| {
         let setting = with_btf(|btf| swap_ifindex(btf))?;
-        setting.steps_to(NETLINK, &[WHY])?;
+        setting.steps_to(SOCKET, &[WHY])?;
         setting.fails("kprobe", WHY)?;
-        setting.fails("ebpf", WHY)?;
         // Where there are no trampolines, fentry does not get as far as to be put to the proof.
-        if setting.has_fentry()? {
+        if Setting::has_fentry()? {
             setting.fails("fentry", WHY)?;
         }
         Ok(())
@@ -312,7 +378,7 @@ fn btf_cut_short() -> Result {
         Ok(())
     };
     match with_btf(cut) {
-        Ok(setting) => refused(&setting, "BTF"),
+        Ok(setting) => tracing_refused(&setting, "BTF"),
         Err(error) => Result::Failed(error),
     }
 }
@@ -323,13 +389,17 @@ fn kernel_counts_locked_memory() -> bool {
     (numbers.next(), numbers.next()) < (Some(5), Some(11))
 }
 
-/// Before 5.11 the default limit of 64 KiB holds only small maps: they are made smaller, and it works.
+/// Before 5.11 the default limit of 64 KiB holds only small maps: they are made smaller, and it
+/// works.
 fn memlock() -> Result {
-    Setting {
+    let setting = Setting {
         memlock: Some(64 * 1024),
         ..Setting::default()
-    }
-    .steps_to(BPF, &[])
+    };
+    (|| {
+        setting.steps_to(TRACING, &[])?;
+        setting.takes("netlink-ebpf", SOCKET, &[])
+    })()
     .into()
 }
 
@@ -358,7 +428,7 @@ fn lock_down(mode: &str) -> anyhow::Result<bool> {
 /// Integrity is what secure boot brings, and no obstacle.
 fn lockdown_integrity() -> Result {
     match lock_down("integrity") {
-        Ok(true) => Setting::default().steps_to(BPF, &[]).into(),
+        Ok(true) => Setting::default().steps_to(TRACING, &[]).into(),
         Ok(false) => Result::LeftOut("this kernel has no lockdown".to_owned()),
         Err(error) => Result::Failed(error),
     }
@@ -366,7 +436,7 @@ fn lockdown_integrity() -> Result {
 
 fn lockdown_confidentiality() -> Result {
     match lock_down("confidentiality") {
-        Ok(true) => refused(&Setting::default(), "lockdown mode \"confidentiality\""),
+        Ok(true) => tracing_refused(&Setting::default(), "lockdown mode \"confidentiality\""),
         Ok(false) => Result::LeftOut("this kernel has no lockdown".to_owned()),
         Err(error) => Result::Failed(error),
     }

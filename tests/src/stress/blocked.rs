@@ -40,7 +40,8 @@ pub(super) fn resident(pid: u32) -> Result<u64> {
 /// A process whose lines wait until somebody takes them.
 struct Blocked {
     child: Child,
-    /// Without any room: who reads the pipe holds a line until it is taken, and takes no other from there meanwhile.
+    /// Without any room: who reads the pipe holds a line until it is taken, and takes no other
+    /// from there meanwhile.
     lines: Receiver<io::Result<String>>,
 }
 
@@ -48,7 +49,7 @@ impl Blocked {
     fn start(namespace: &Namespace, settings: &Settings) -> Result<Self> {
         let mut command = Command::new(path());
         command
-            .args(["--json", "--quiet", "--backend", &settings.backend])
+            .args(["--json", "--quiet", "--backend", settings.backend.as_str()])
             .args([WATCHED, MARK])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
@@ -96,7 +97,8 @@ impl Drop for Blocked {
     }
 }
 
-/// Memory does not grow, the end is told right once somebody reads, and a signal ends it though nobody does.
+/// Memory does not grow, the end is told right once somebody reads, and a signal ends it though
+/// nobody does.
 pub(super) fn blocked(settings: &Settings) -> Result<String> {
     let namespace = Namespace::new()?;
     let links = Links::new(&namespace)?;

@@ -16,15 +16,21 @@ use crate::{
     program::{self, Ifmon},
 };
 
-/// Reading the socket fails, and then opening another one does, some times; changes go on meanwhile. Each time the
-/// state is read again and what changed is told, once.
+/// Reading the socket fails, and then opening another one does, some times; changes go on
+/// meanwhile. Each time the state is read again and what changed is told, once.
 pub(super) fn broken(settings: &Settings) -> Result<String> {
     let rounds = settings.scaled(60);
     let namespace = Namespace::new()?;
     let links = Links::new(&namespace)?;
     let mut random = Random(settings.seed);
     let mut command = Command::new(program::path());
-    command.args(["--json", "--backend", &settings.backend, WATCHED, MARK]);
+    command.args([
+        "--json",
+        "--backend",
+        settings.backend.as_str(),
+        WATCHED,
+        MARK,
+    ]);
     namespace.enter(&mut command)?;
     let (read, open) = (libc::SYS_recvfrom, libc::SYS_socket);
     calls::ask(&mut command, [read, open]);
@@ -115,8 +121,8 @@ pub(super) fn broken(settings: &Settings) -> Result<String> {
         .filter(|line| line.contains("opening it again"))
         .count();
     ensure!(
-        warnings == rounds as usize,
-        "{warnings} warnings for {rounds} failures: {}",
+        warnings == (rounds + refused) as usize,
+        "{warnings} warnings for {rounds} failures and {refused} of opening again: {}",
         outcome.stderr
     );
     let last = outcome.lines.last().context("no last line")?;

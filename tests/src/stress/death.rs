@@ -1,6 +1,9 @@
 //! What is kept while it runs, and what is left when it is killed.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
@@ -25,12 +28,13 @@ fn field(pid: u32, name: &str, radix: u32) -> Result<u64> {
     Ok(u64::from_str_radix(value.trim(), radix)?)
 }
 
-/// No capability but what the backend needs, and none can be had again; with `--exec` the commands have them all.
+/// No capability but what the backend needs, and none can be had again; with `--exec` the commands
+/// have them all.
 pub(super) fn privileges(settings: &Settings) -> Result<String> {
     let namespace = Namespace::new()?;
     let mut kept = Vec::new();
     for exec in [false, true] {
-        let mut args = vec!["--backend", &settings.backend, WATCHED, MARK];
+        let mut args = vec!["--backend", settings.backend.as_str(), WATCHED, MARK];
         if exec {
             args.extend(["--exec", "true"]);
         }
@@ -43,7 +47,11 @@ pub(super) fn privileges(settings: &Settings) -> Result<String> {
         if exec {
             ensure!(permitted & !CAP_BPF != 0, "--exec has no privileges left");
         } else {
-            let allowed = if settings.is_bpf() { CAP_BPF } else { 0 };
+            let allowed = if settings.backend.is_ebpf() {
+                CAP_BPF
+            } else {
+                0
+            };
             ensure!(
                 (effective | permitted) & !allowed == 0 && no_new == 1,
                 "CapEff {effective:x}, CapPrm {permitted:x}, NoNewPrivs {no_new}"
@@ -58,31 +66,63 @@ pub(super) fn privileges(settings: &Settings) -> Result<String> {
     ))
 }
 
-/// How many BPF programs, maps and links the kernel has.
-fn objects() -> Result<[u32; 3]> {
-    // `enum bpf_cmd` of include/uapi/linux/bpf.h: BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID, BPF_LINK_GET_NEXT_ID.
-    let mut counts = [0; 3];
-    for (count, command) in counts.iter_mut().zip([11, 12, 31]) {
-        // start_id, next_id, open_flags
-        let mut attributes = [0_u32; 3];
-        loop {
-            // SAFETY: the attributes of these commands, with their size; the kernel writes `next_id`.
-            let result = unsafe {
-                libc::syscall(
-                    libc::SYS_bpf,
-                    command,
-                    attributes.as_mut_ptr(),
-                    size_of_val(&attributes),
-                )
-            };
-            if result != 0 {
-                break;
+/// The ids of the BPF programs, maps and links of the kernel. It gives none of them twice.
+#[derive(Debug)]
+struct Objects([BTreeSet<u32>; 3]);
+
+impl Objects {
+    fn now() -> Self {
+        // `enum bpf_cmd` of include/uapi/linux/bpf.h: BPF_PROG_GET_NEXT_ID, BPF_MAP_GET_NEXT_ID,
+        // BPF_LINK_GET_NEXT_ID.
+        Self([11, 12, 31].map(|command| {
+            let mut ids = BTreeSet::new();
+            // start_id, next_id, open_flags
+            let mut attributes = [0_u32; 3];
+            loop {
+                // SAFETY: the attributes of these commands, with their size; the kernel writes
+                // `next_id`.
+                let result = unsafe {
+                    libc::syscall(
+                        libc::SYS_bpf,
+                        command,
+                        attributes.as_mut_ptr(),
+                        size_of_val(&attributes),
+                    )
+                };
+                if result != 0 {
+                    return ids;
+                }
+                ids.insert(attributes[1]);
+                attributes[0] = attributes[1];
             }
-            *count += 1;
-            attributes[0] = attributes[1];
-        }
+        }))
     }
-    Ok(counts)
+
+    /// Those that were not there before.
+    fn since(&self, before: &Self) -> Self {
+        let Self([programs, maps, links]) = self;
+        let Self([programs_before, maps_before, links_before]) = before;
+        Self([
+            programs - programs_before,
+            maps - maps_before,
+            links - links_before,
+        ])
+    }
+
+    /// Those of these that there still are.
+    fn left(&self) -> Self {
+        let Self([programs, maps, links]) = self;
+        let Self([programs_now, maps_now, links_now]) = Self::now();
+        Self([
+            programs & &programs_now,
+            maps & &maps_now,
+            links & &links_now,
+        ])
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(BTreeSet::is_empty)
+    }
 }
 
 /// How many netlink sockets there are in a namespace. The first line is a heading.
@@ -95,46 +135,47 @@ fn sockets(namespace: &Namespace) -> Result<usize> {
 pub(super) fn death(settings: &Settings) -> Result<String> {
     let namespace = Namespace::new()?;
     let mounts = || std::fs::read_to_string("/proc/self/mounts");
-    let (mounts_before, before) = (mounts()?, (objects()?, sockets(&namespace)?));
-    let ifmon = Ifmon::start(&namespace, &["--backend", &settings.backend, WATCHED, MARK])?;
+    // What an ifmon before this one had may still be on its way out.
+    let (mounts_before, before) = (mounts()?, Objects::now());
+    let sockets_before = sockets(&namespace)?;
+    let ifmon = Ifmon::start(
+        &namespace,
+        &["--backend", settings.backend.as_str(), WATCHED, MARK],
+    )?;
     begin(&ifmon)?;
-    let during = (objects()?, sockets(&namespace)?);
-    if settings.is_bpf() {
-        ensure!(
-            during
-                .0
-                .iter()
-                .zip(before.0)
-                .all(|(during, before)| *during >= before)
-                && during.0 != before.0,
-            "no BPF objects while it runs: {before:?} and {during:?}"
-        );
-        ensure!(
-            during.1 == before.1,
-            "a socket keeps the namespace alive: {before:?} and {during:?}"
-        );
-    } else {
-        ensure!(
-            during.0 == before.0 && during.1 > before.1,
-            "not by netlink: {before:?} and {during:?}"
-        );
-    }
+    let own = Objects::now().since(&before);
+    let Objects([programs, maps, links]) = &own;
+    ensure!(
+        settings.backend.is_ebpf() != (programs.is_empty() || maps.is_empty())
+            && (settings.backend.is_ebpf() || own.is_empty()),
+        "programs, maps and links while it runs: {own:?}"
+    );
+    let counts = [programs, maps, links].map(BTreeSet::len);
+    let sockets_during = sockets(&namespace)?;
+    ensure!(
+        (sockets_during > sockets_before) == settings.backend.keeps_netns_alive(),
+        "a socket keeps a namespace alive: {sockets_before} before and {sockets_during}"
+    );
     ifmon.signal(Signal::KILL)?;
     ifmon.finish()?;
     // The kernel frees them after a grace period.
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let after = (objects()?, sockets(&namespace)?);
-        if after == before {
+        let (left, sockets_after) = (own.left(), sockets(&namespace)?);
+        if left.is_empty() && sockets_after == sockets_before {
             break;
         }
         if Instant::now() > deadline {
-            bail!("programs, maps, links and sockets: {before:?} before, {after:?} after");
+            bail!(
+                "programs, maps and links that are left: {left:?}; \
+                 sockets: {sockets_before} before, {sockets_after} after"
+            );
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     ensure!(mounts()? == mounts_before, "a mount is left");
     Ok(format!(
-        "programs, maps, links, and sockets in the namespace: {before:?} before and after, {during:?} during"
+        "programs, maps, links: {counts:?} while it ran, none left; \
+         sockets in the namespace: {sockets_before}, {sockets_during}, {sockets_before}"
     ))
 }

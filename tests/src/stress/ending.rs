@@ -23,7 +23,8 @@ use crate::{
 /// What a ring buffer of a page takes many times over.
 const CHANGES: u32 = 200;
 
-/// The record of the end is lost. All the same the interface is told to be deleted, once, and the other watch goes on.
+/// The record of the end is lost. All the same the interface is told to be deleted, once, and the
+/// other watch goes on.
 pub(super) fn ending(settings: &Settings) -> Result<String> {
     let rounds = settings.scaled(40);
     let mut lost = 0;
@@ -45,7 +46,7 @@ fn round(settings: &Settings) -> Result<u64> {
     home.add(WATCHED, 101)?;
     let mut command = Command::new(program::path());
     command
-        .args(["--json", "--quiet", "--backend", &settings.backend])
+        .args(["--json", "--quiet", "--backend", settings.backend.as_str()])
         .args(["--receive-buffer", "4096"])
         .args(
             [(&home, WATCHED), (&home, MARK), (&doomed, WATCHED)]
@@ -57,7 +58,7 @@ fn round(settings: &Settings) -> Result<u64> {
     let args = [
         "--quiet",
         "--backend",
-        &settings.backend,
+        settings.backend.as_str(),
         "--receive-buffer",
         "4096",
         &alone,

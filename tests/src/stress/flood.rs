@@ -8,17 +8,20 @@ use super::{
     follow::{ALIAS, Followed, MARK, WATCHED, begin},
 };
 use crate::{
+    backend::{counts_losses, knows_new_devices},
     links::{Kind, Links},
     namespace::Namespace,
     program::Ifmon,
 };
 
-/// 100,000 changes of others, 1,000 cycles of ours, and every one of ours is told once and in order.
+/// 100,000 changes of others, 1,000 cycles of ours, and every one of ours is told once and in
+/// order.
 pub(super) fn storm(settings: &Settings) -> Result<String> {
     flood(settings, &[], 100_000, 1_000)
 }
 
-/// The same with a queue that holds next to nothing, and a process that is stopped (SIGSTOP) half of the time.
+/// The same with a queue that holds next to nothing, and a process that is stopped (SIGSTOP) half
+/// of the time.
 pub(super) fn overflow(settings: &Settings) -> Result<String> {
     flood(settings, &["--receive-buffer", "4096"], 100_000, 1_000)
 }
@@ -29,7 +32,7 @@ fn flood(settings: &Settings, more: &[&str], others: u32, cycles: u32) -> Result
     let mut random = Random(settings.seed);
     let (others, cycles) = (settings.scaled(others), settings.scaled(cycles));
     let other = links.add("other0", Kind::Veth { peer: "other1" }, None)?;
-    let mut args = vec!["--backend", &settings.backend, WATCHED, MARK];
+    let mut args = vec!["--backend", settings.backend.as_str(), WATCHED, MARK];
     args.extend(more);
     let ifmon = Ifmon::start(&namespace, &args)?;
     let mut followed = begin(&ifmon)?;
@@ -99,13 +102,14 @@ fn flood(settings: &Settings, more: &[&str], others: u32, cycles: u32) -> Result
     followed.expect(&links)?;
     if is_short {
         ensure!(followed.resyncs > 0, "nothing was lost");
-    } else if settings.backend != "netlink" {
-        // Which has to learn the index of each new device, and may look at what that does meanwhile.
+    } else if knows_new_devices(settings.backend) {
+        // Which has to learn the index of each new device, and may look at what that does
+        // meanwhile.
         ensure!(followed.resyncs == 0, "{} losses", followed.resyncs);
     }
     // With netlink, nobody can tell where in the lines the losses of an overflow are.
-    if settings.is_bpf() || !is_short {
-        followed.explain(&happened, settings.backend == "netlink")?;
+    if counts_losses(settings.backend) || !is_short {
+        followed.explain(&happened, !knows_new_devices(settings.backend))?;
     }
     let Followed {
         told,
@@ -124,14 +128,15 @@ fn flood(settings: &Settings, more: &[&str], others: u32, cycles: u32) -> Result
     ))
 }
 
-/// The process is stopped while things happen: what did not fit is made good, and what was undone is not told.
+/// The process is stopped while things happen: what did not fit is made good, and what was undone
+/// is not told.
 pub(super) fn stopped(settings: &Settings) -> Result<String> {
     let namespace = Namespace::new()?;
     let links = Links::new(&namespace)?;
     let ours = links.add(WATCHED, Kind::Veth { peer: "peer0" }, None)?;
     let args = [
         "--backend",
-        &settings.backend,
+        settings.backend.as_str(),
         "--receive-buffer",
         "4096",
         WATCHED,
@@ -156,13 +161,14 @@ pub(super) fn stopped(settings: &Settings) -> Result<String> {
     );
     let told = followed.told.len() as u64 - 1 - followed.resyncs - followed.recovered;
     let lost = followed.lost;
-    if settings.is_bpf() {
+    if counts_losses(settings.backend) {
         ensure!(
             lost.is_some_and(|lost| told + lost == changes),
             "{told} told and {lost:?} lost are not {changes}"
         );
     }
-    // An odd number was told before the loss where the last of them was a renaming; else nothing is to be said.
+    // An odd number was told before the loss where the last of them was a renaming; else nothing is
+    // to be said.
     ensure!(
         followed.recovered == told % 2,
         "{told} told, and {} recovered of what was undone",
@@ -174,7 +180,7 @@ pub(super) fn stopped(settings: &Settings) -> Result<String> {
     );
 
     // Changes go on while the full queue is read: a gap can be in its midst.
-    if settings.is_bpf() {
+    if counts_losses(settings.backend) {
         let mut gaps = Followed::after(&followed);
         let mut happened = Vec::new();
         let mut churn = || -> Result<()> {
@@ -198,7 +204,8 @@ pub(super) fn stopped(settings: &Settings) -> Result<String> {
         followed = Followed::after(&gaps);
     }
 
-    // Renamed and told; then back, in the midst of a loss. With BPF nothing is lost: other names concern nobody.
+    // Renamed and told; then back, in the midst of a loss. With BPF nothing is lost: other names
+    // concern nobody.
     links.rename_index(ours, ALIAS)?;
     followed.until_mark(&ifmon, &links)?;
     let before = (followed.told.len(), followed.resyncs);
@@ -211,7 +218,7 @@ pub(super) fn stopped(settings: &Settings) -> Result<String> {
     ifmon.signal(Signal::CONT)?;
     followed.until_mark(&ifmon, &links)?;
     followed.expect(&links)?;
-    let is_lost = !settings.is_bpf();
+    let is_lost = !settings.backend.is_ebpf();
     ensure!(
         (followed.resyncs > before.1) == is_lost
             && followed

@@ -116,11 +116,12 @@ impl Followed {
         self.told.iter().skip(from).any(|told| told.event == event)
     }
 
-    /// Are the lines what happened, each change once and in order? What `resynced` stands for may be missing in its place,
-    /// and no more than that.
+    /// Are the lines what happened, each change once and in order? What `resynced` stands for may
+    /// be missing in its place, and no more than that.
     ///
-    /// With a filter that is to learn the index of each new device (`learns`), what that does next may go unheard: it needs
-    /// no line where it was undone, nor where the device is gone, which then is the line.
+    /// With a filter that is to learn the index of each new device (`learns`), what that does next
+    /// may go unheard: it needs no line where it was undone, nor where the device is gone,
+    /// which then is the line.
     pub(super) fn explain(&self, happened: &[(&str, u64)], learns: bool) -> Result<()> {
         // How many of the changes may be accounted for.
         let mut places = vec![0];
@@ -198,6 +199,22 @@ impl Followed {
         // Of several names that are looked up together, the mark can be told first.
         links.delete(MARK)?;
         until(&["deleted"])
+    }
+
+    /// Takes lines until they say who has the name now. Those of different watches need not come in
+    /// the order of the changes, where something had to be looked up.
+    pub(super) fn until_truth(&mut self, ifmon: &Ifmon, links: &Links) -> Result<()> {
+        while self.expect(links).is_err() {
+            let line = ifmon.next().with_context(|| {
+                let wrong = self.expect(links).err();
+                wrong.map_or_else(String::new, |error| error.to_string())
+            })?;
+            let line = line.context("ended early")?;
+            if line["interface"] == WATCHED {
+                self.line(&line)?;
+            }
+        }
+        Ok(())
     }
 
     /// The end of it: who has the name now.

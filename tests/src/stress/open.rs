@@ -17,7 +17,6 @@ use crate::{
     links::{Kind, Links},
     namespace::Namespace,
     program::{self, Ifmon, PATIENCE},
-    table::BACKENDS,
 };
 use rustix::process::Signal;
 
@@ -27,7 +26,8 @@ const WATCHED: [&[&str]; 2] = [&["wg0", "wg1", MARK], &["wg0"]];
 /// Room for every change, which is what an open filter sends.
 const ROOM: u32 = 8 << 20;
 
-/// With the filter wide open every change comes through, and what is told is the same; what is counted adds up.
+/// With the filter wide open every change comes through, and what is told is the same; what is
+/// counted adds up.
 pub(super) fn open(settings: &Settings) -> Result<String> {
     comes_through(settings)?;
     let attempts = settings.scaled(10_000);
@@ -105,13 +105,19 @@ pub(super) fn open(settings: &Settings) -> Result<String> {
     ))
 }
 
-/// Is it open? What concerns nobody fills the queue of a process that is stopped, so that two changes of ours are lost.
+/// Is it open? What concerns nobody fills the queue of a process that is stopped, so that two
+/// changes of ours are lost.
 fn comes_through(settings: &Settings) -> Result<()> {
     for open in [false, true] {
         let Place { namespace, links } = Place::new()?;
         let ours = links.add(follow::WATCHED, Kind::Veth { peer: "peer0" }, None)?;
         let other = links.add("other0", Kind::Veth { peer: "other1" }, None)?;
-        let mut args = vec!["--backend", &settings.backend, "--receive-buffer", "4096"];
+        let mut args = vec![
+            "--backend",
+            settings.backend.as_str(),
+            "--receive-buffer",
+            "4096",
+        ];
         args.extend(open.then_some("--open-filter"));
         args.extend([follow::WATCHED, MARK]);
         let ifmon = Ifmon::start(&namespace, &args)?;
@@ -167,7 +173,7 @@ impl Place {
 fn start(settings: &Settings, places: &[Place; 2], open: bool) -> Result<Ifmon> {
     let mut command = Command::new(program::path());
     command
-        .args(["--json", "--quiet", "--backend", &settings.backend])
+        .args(["--json", "--quiet", "--backend", settings.backend.as_str()])
         .args(["--receive-buffer", &ROOM.to_string()])
         .args(open.then_some("--open-filter"));
     for (place, names) in places.iter().zip(WATCHED) {
@@ -229,10 +235,6 @@ struct Library {
 
 impl Library {
     fn start(settings: &Settings, places: &[Place; 2]) -> Result<Self> {
-        let kind = BACKENDS
-            .into_iter()
-            .find(|backend| backend.as_str() == settings.backend)
-            .context("no such backend")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -240,7 +242,7 @@ impl Library {
         let mut handles = Vec::new();
         for open in [false, true] {
             let mut builder = Monitor::builder()
-                .backend(BackendChoice::Only(kind))
+                .backend(BackendChoice::Only(settings.backend))
                 .receive_buffer(ROOM)
                 .open_filter(open);
             for (place, names) in places.iter().zip(WATCHED) {

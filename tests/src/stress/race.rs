@@ -20,8 +20,8 @@ use crate::{
     program::Ifmon,
 };
 
-/// The interface is made, renamed and deleted as fast as the kernel can, and each time `watching` and the lines that
-/// follow add up to what is.
+/// The interface is made, renamed and deleted as fast as the kernel can, and each time `watching`
+/// and the lines that follow add up to what is.
 pub(super) fn race(settings: &Settings) -> Result<String> {
     let starts = settings.scaled(1_000);
     let namespace = Namespace::new()?;
@@ -53,12 +53,18 @@ pub(super) fn race(settings: &Settings) -> Result<String> {
             }
         });
         let mut start = || -> Result<()> {
-            let args = ["--quiet", "--backend", &settings.backend, WATCHED, MARK];
+            let args = [
+                "--quiet",
+                "--backend",
+                settings.backend.as_str(),
+                WATCHED,
+                MARK,
+            ];
             let ifmon = Ifmon::start(&namespace, &args)?;
             let mut followed = begin(&ifmon)?;
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             followed.until_mark(&ifmon, &links)?;
-            followed.expect(&links)?;
+            followed.until_truth(&ifmon, &links)?;
             lines += followed.told.len();
             present += u32::from(followed.holder.is_some());
             Ok(())

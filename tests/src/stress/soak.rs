@@ -8,23 +8,28 @@ use super::{
     follow::{ALIAS, MARK, WATCHED, begin},
 };
 use crate::{
+    backend::TRACING,
     links::{Kind, Links},
     namespace::Namespace,
     program::Ifmon,
 };
 
-/// A million changes (200,000 with BPF, which is emulated), half of them ours, and the memory of the first thousand.
+/// A million changes (200,000 with tracing, which is emulated), half of them ours, and the memory
+/// of the first thousand.
 pub(super) fn soak(settings: &Settings) -> Result<String> {
     let namespace = Namespace::new()?;
     let links = Links::new(&namespace)?;
-    let total = settings.scaled(if settings.is_bpf() {
+    let total = settings.scaled(if TRACING.contains(&settings.backend) {
         200_000
     } else {
         1_000_000
     });
     let ours = links.add(WATCHED, Kind::Veth { peer: "peer0" }, None)?;
     let other = links.add("other0", Kind::Veth { peer: "other1" }, None)?;
-    let ifmon = Ifmon::start(&namespace, &["--backend", &settings.backend, WATCHED, MARK])?;
+    let ifmon = Ifmon::start(
+        &namespace,
+        &["--backend", settings.backend.as_str(), WATCHED, MARK],
+    )?;
     let mut followed = begin(&ifmon)?;
     let mut first = None;
     for made in (4..=total).step_by(4) {

@@ -92,7 +92,8 @@ fn both_names(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-/// Two names were its: that another device has one of them now does not make it a stranger to the other.
+/// Two names were its: that another device has one of them now does not make it a stranger to the
+/// other.
 fn first_of_two(stage: &mut Stage) -> Result<()> {
     stage.home.add("wg0", 100)?;
     stage.watch(&[("wg0", Some(100)), ("wg1", None)])?;

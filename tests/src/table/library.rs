@@ -1,7 +1,7 @@
 //! The library itself: watches that come and go while events are read.
 
 use anyhow::{Context as _, Result, ensure};
-use ifmon::{BackendChoice, EventKind, Handle, InterfaceName, Monitor, Netns};
+use ifmon::{BackendChoice, EventKind, Handle, InterfaceName, Monitor, Netns, Target};
 use tokio::{
     runtime::{Builder, Runtime},
     time::timeout,
@@ -26,7 +26,7 @@ impl<'a> Engine<'a> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let builder = Monitor::builder()
             .backend(BackendChoice::Only(stage.backend))
-            .watch_in(Netns::find(&home.path())?, [name]);
+            .watch_in(Netns::find(home.path())?, [name]);
         let monitor = runtime.block_on(builder.start())?;
         Ok(Self {
             home,
@@ -37,15 +37,15 @@ impl<'a> Engine<'a> {
     }
 
     fn watch(&mut self, name: &str, ifindex: Option<u32>) -> Result<()> {
-        let netns = Netns::find(&self.home.path())?;
-        let watch = self.handle.watch(netns, InterfaceName::new(name)?);
+        let netns = Netns::find(self.home.path())?;
+        let watch = self.handle.watch(Target::new(name)?.in_netns(netns));
         self.runtime.block_on(watch)?;
         self.see(name, EventKind::Watching { ifindex })
     }
 
     /// Whether there was such a watch.
     fn unwatch(&mut self, name: &str) -> Result<bool> {
-        let netns = Netns::find(&self.home.path())?.id();
+        let netns = Netns::find(self.home.path())?.id();
         let unwatch = self.handle.unwatch(netns, InterfaceName::new(name)?);
         Ok(self.runtime.block_on(unwatch)?)
     }

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::{Scenario, veth};
 use crate::{
+    backend::sees_unannounced_devices,
     room::errno,
     stage::Stage,
     want::{appeared, deleted, recreated, renamed, returned},
@@ -24,8 +25,9 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("a registration that is vetoed", registration_vetoed),
 ];
 
-/// No device can be called like this: the kernel has settings of that name (`sysctl_dev_name_is_allowed`). Whoever makes
-/// the settings finds out when `rtnetlink_event` was told already, and has the change taken back.
+/// No device can be called like this: the kernel has settings of that name
+/// (`sysctl_dev_name_is_allowed`). Whoever makes the settings finds out when `rtnetlink_event` was
+/// told already, and has the change taken back.
 const VETOED: &str = "default";
 
 fn is_vetoed(result: Result<()>) -> Result<()> {
@@ -87,7 +89,8 @@ fn strange(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-/// In JSON, what is not UTF-8 is U+FFFD. No sentinel beside it: that the right device is meant shows by the index.
+/// In JSON, what is not UTF-8 is U+FFFD. No sentinel beside it: that the right device is meant
+/// shows by the index.
 fn not_utf8(stage: &mut Stage) -> Result<()> {
     const NAME: &[u8] = b"wg\xff0";
     const SHOWN: &str = "wg\u{fffd}0";
@@ -140,12 +143,12 @@ fn rename_vetoed(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-/// BPF sees the device for the moment that it has; no link message ever tells of it.
+/// A tracing program sees the device for the moment that it has; no link message ever tells of it.
 fn registration_vetoed(stage: &mut Stage) -> Result<()> {
     stage.watch(&[(VETOED, None)])?;
     for round in 0..2 {
         is_vetoed(stage.home.add(VETOED, 100))?;
-        if stage.is_bpf() {
+        if sees_unannounced_devices(stage.backend) {
             let here = if round == 0 {
                 appeared(100)
             } else {

@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use super::{BPF, Scenario, all, only, veth};
+use super::{Scenario, all, only, veth};
 use crate::{
+    backend::TRACING,
     namespace::Namespace,
     room::{Device, NamedNetns, Room},
     stage::{SENTINEL, Stage, left_out},
@@ -27,14 +28,14 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("watched by the name of the namespace", netns_by_name),
     veth("watched by a process in the namespace", netns_by_process),
     veth("the peer's namespace ends", peer_ends),
-    // A netlink socket keeps its namespace alive, so these are for BPF.
-    only(BPF, veth("a watched namespace ends", watched_ends)),
+    // A socket keeps its namespace alive, so these are for tracing.
+    only(TRACING, veth("a watched namespace ends", watched_ends)),
     only(
-        BPF,
+        TRACING,
         veth("the only watched namespace ends", only_watched_ends),
     ),
     only(
-        BPF,
+        TRACING,
         veth("the number of a namespace comes again", number_again),
     ),
 ];
@@ -113,7 +114,8 @@ fn moved_to_other_name(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-/// Kernels that overwrite the name before they tell of the move show two devices with our name for a moment.
+/// Kernels that overwrite the name before they tell of the move show two devices with our name for
+/// a moment.
 fn called_like_ours_elsewhere(stage: &mut Stage) -> Result<()> {
     let away = stage.room()?;
     stage.home.add("wg0", 100)?;
@@ -130,7 +132,8 @@ fn called_like_ours_elsewhere(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-/// The kernel applies the pattern twice: to the name in the new namespace, and then as a rename like any other.
+/// The kernel applies the pattern twice: to the name in the new namespace, and then as a rename
+/// like any other.
 fn moved_by_pattern(stage: &mut Stage) -> Result<()> {
     let away = stage.room()?;
     stage.home.add("wg0", 100)?;
@@ -181,7 +184,7 @@ fn netns_by_name(stage: &mut Stage) -> Result<()> {
     let args = [format!("{name}/wg0"), format!("{name}/{SENTINEL}")];
     stage.watch_with(&args, &[(id, "wg0", Some(100)), (id, SENTINEL, None)])?;
     room.delete(100)?;
-    stage.see_in(id, "wg0", deleted(100))?;
+    stage.see_in(id, "wg0", deleted(100).in_named(&name))?;
     stage.nothing_more(&[&room])
 }
 
@@ -249,7 +252,8 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     stage.watch_rooms(&[(&doomed, "wg0", Some(100)), (&other, "wg0", None)])?;
     stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
-    // The number is free a moment after the device is gone. The lowest free one is given, so those below are used up.
+    // The number is free a moment after the device is gone. The lowest free one is given, so those
+    // below are used up.
     let mut below = Vec::new();
     let next = loop {
         let namespace = Namespace::new()?;

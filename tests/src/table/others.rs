@@ -15,7 +15,8 @@ use crate::{
 
 pub(super) const TABLE: &[Scenario] = &[veth("as ip monitor saw it", as_ip_monitor_saw_it)];
 
-/// `ip monitor` tells of every message; those that delete wg0 or give it another name are as many as the verdicts.
+/// `ip monitor` tells of every message; those that delete wg0 or give it another name are as many
+/// as the verdicts.
 fn as_ip_monitor_saw_it(stage: &mut Stage) -> Result<()> {
     let mut command = Command::new("ip");
     command

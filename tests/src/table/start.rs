@@ -17,6 +17,9 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("--once: moved", once_moved),
     veth("--once: appeared", once_appeared),
     veth("--once: one event ends two watches", once_ends_two_watches),
+    veth("--wait: for all to be there", wait_present),
+    veth("--wait: for all to be gone", wait_absent),
+    veth("--wait: in vain", wait_in_vain),
 ];
 
 fn absent(stage: &mut Stage) -> Result<()> {
@@ -98,4 +101,53 @@ fn once_ends_two_watches(stage: &mut Stage) -> Result<()> {
     stage.home.delete(101)?;
     stage.see("wg1", deleted(101))?;
     stage.ends(0, "once").map(drop)
+}
+
+fn wait_present(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg1", 101)?;
+    let watches = [("wg0", None), ("wg1", Some(101))];
+    stage.watch_home_with(&["--wait"], &watches)?;
+    // There and gone again: both have to be there at a time.
+    stage.home.delete(101)?;
+    stage.see("wg1", deleted(101))?;
+    stage.home.add("wg0", 100)?;
+    stage.see("wg0", appeared(100))?;
+    stage.home.add("wg1", 102)?;
+    stage.see("wg1", recreated(102, 101))?;
+    stage.ends(0, "once").map(drop)
+}
+
+fn wait_absent(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.home.add("wg1", 101)?;
+    let watches = [("wg0", Some(100)), ("wg1", Some(101))];
+    stage.watch_home_with(&["--wait", "absent"], &watches)?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    stage.home.rename(101, "old1")?;
+    stage.see("wg1", renamed(101, "old1"))?;
+    stage.ends(0, "once")?;
+    // What is so already is not waited for.
+    stage.start(&["--wait=absent", "--quiet", "wg0"], true)?;
+    let lines = stage.ends_anyhow(0)?.lines;
+    ensure!(lines.len() == 2, "told: {lines:?}");
+    Ok(())
+}
+
+fn wait_in_vain(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.start(&["--wait", "--timeout", "0.1", "-q", "wg0", "wg1"], true)?;
+    let outcome = stage.ends_anyhow(4)?;
+    ensure!(
+        outcome.stderr == "ifmon: wg1 does not exist after the 0.1 s of --timeout\n",
+        "on standard error: {}",
+        outcome.stderr
+    );
+    let last = outcome.lines.last();
+    ensure!(
+        last.is_some_and(|line| line["event"] == "stopped" && line["reason"] == "timeout"),
+        "told: {:?}",
+        outcome.lines
+    );
+    Ok(())
 }

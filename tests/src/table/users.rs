@@ -21,8 +21,9 @@ use rustix::{
     },
 };
 
-use super::{BACKENDS, ONCE, Scenario, UNPRIVILEGED, only, veth};
+use super::{ONCE, Scenario, only, veth};
 use crate::{
+    backend::{self, BACKENDS, EBPF, UNPRIVILEGED},
     program,
     stage::{Stage, left_out},
     want::{deleted, moved, recreated, renamed, returned},
@@ -35,6 +36,10 @@ pub(super) const TABLE: &[Scenario] = &[
         veth("an ordinary user, a foreign /sys", foreign_sysfs),
     ),
     only(ONCE, veth("an ordinary user, auto", auto_as_ordinary_user)),
+    only(
+        NETLINK_EBPF,
+        veth("who made a change, as far as the kernel says", who_is_told),
+    ),
     only(ONCE, veth("auto takes the best that works", auto)),
     only(
         ONCE,
@@ -42,10 +47,13 @@ pub(super) const TABLE: &[Scenario] = &[
     ),
 ];
 
+const NETLINK_EBPF: &[BackendKind] = &[BackendKind::NetlinkEbpf];
+
 /// `nobody`, who has no capability.
 const NOBODY: u32 = 65534;
 
-/// The program as an ordinary user can start it, wherever it is: by a descriptor, which needs no way through folders.
+/// The program as an ordinary user can start it, wherever it is: by a descriptor, which needs no
+/// way through folders.
 fn program() -> Result<(File, Command)> {
     let name = program::path();
     let path = if name.components().count() > 1 {
@@ -83,7 +91,7 @@ fn ordinary_user(stage: &mut Stage) -> Result<()> {
     stage.home.enter(&mut command)?;
     as_nobody(&mut command);
     stage.home.add("wg0", 100)?;
-    if stage.is_bpf() {
+    if stage.backend.is_ebpf() {
         command.arg("wg0");
         stage.launch(command)?;
         return refused(stage);
@@ -119,7 +127,8 @@ fn refused(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The same name there, on a device that stays while ours is replaced: nothing must be concluded from that.
+/// The same name there, on a device that stays while ours is replaced: nothing must be concluded
+/// from that.
 fn foreign_sysfs(stage: &mut Stage) -> Result<()> {
     let (foreign, away) = (stage.room()?, stage.room()?);
     foreign.add("wg0", 100)?;
@@ -161,7 +170,24 @@ fn auto_as_ordinary_user(stage: &mut Stage) -> Result<()> {
     changes(stage)
 }
 
-/// What comes of asking for this backend by name. Exit code 3 says that it works: then the link is what is missing.
+/// What the kernel lets a socket filter ask, as it was found out on each of them by hand.
+fn who_is_told(stage: &mut Stage) -> Result<()> {
+    let told = backend::who(stage.backend)?;
+    let [always, sometimes] = backend::who_by_kernel(backend::kernel()?, true);
+    ensure!(
+        always.iter().all(|&part| told.contains(part))
+            && told.iter().all(|part| {
+                always.contains(&part.as_str()) || sometimes.contains(&part.as_str())
+            }),
+        "{told:?} is told of who made a change, not {always:?} and perhaps {sometimes:?}"
+    );
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    changes(stage)
+}
+
+/// What comes of asking for this backend by name. Exit code 3 says that it works: then the link is
+/// what is missing.
 fn ask_for(stage: &Stage, backend: BackendKind) -> Result<Output> {
     let mut command = Command::new(program::path());
     command.args([
@@ -199,7 +225,7 @@ fn auto(stage: &mut Stage) -> Result<()> {
 /// What was asked for by name is not replaced by something else.
 fn refused_by_name(stage: &mut Stage) -> Result<()> {
     let mut refused = 0;
-    for backend in [BackendKind::Fentry, BackendKind::Kprobe] {
+    for &backend in EBPF {
         if works(stage, backend)? {
             continue;
         }

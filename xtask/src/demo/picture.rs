@@ -1,8 +1,10 @@
-//! Text with the colours of a terminal as an SVG picture. It knows the codes that ifmon and the demo write.
+//! Text with the colours of a terminal as an SVG picture. It knows the codes that ifmon and the
+//! demo write.
 
 use std::fmt::Write as _;
 
-/// Columns of the picture, whatever the text: longer lines are broken, so that its size depends on nothing else.
+/// Columns of the picture, whatever the text: longer lines are broken, so that its size depends on
+/// nothing else.
 const COLUMNS: usize = 92;
 const CELL_WIDTH: f32 = 8.4;
 const LINE_HEIGHT: usize = 20;
@@ -41,7 +43,8 @@ text {{ font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
             let word = text.trim();
             if !word.is_empty() {
                 let before = width - text.trim_start().chars().count();
-                // Each span is put where it belongs and stretched to its width, whatever the viewer's font is.
+                // Each span is put where it belongs and stretched to its width, whatever the
+                // viewer's font is.
                 let _ = writeln!(
                     svg,
                     r#"<text x="{:.1}" y="{y}" textLength="{:.1}"{}>{}</text>"#,

@@ -21,7 +21,8 @@ use crate::command;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Links that come and go at a time.
 const BATCH: u32 = 20;
-/// Those that come and go between two changes: noise for ifmon, and time to read for whoever looks on.
+/// Those that come and go between two changes: noise for ifmon, and time to read for whoever looks
+/// on.
 const BETWEEN: u32 = 40;
 
 pub(super) struct Stage {

@@ -26,6 +26,7 @@ pub(super) fn package(package: &Path, items: &[Item], root: &Path) -> Result<()>
         fs::create_dir_all(root.join(DATABASE).join(folder))?;
     }
     fs::write(root.join(DATABASE).join("status"), "")?;
+    lintian(package)?;
 
     dpkg(root, &["--install".as_ref(), package.as_os_str()])?;
     for item in items {
@@ -96,6 +97,22 @@ fn program(path: &Path) -> Result<()> {
         "the program is not static: {said}"
     );
     println!("{}: static, {} KiB", version.trim(), size / 1024);
+    Ok(())
+}
+
+/// Debian's own review of packages. What is argued stands in the package's overrides.
+fn lintian(package: &Path) -> Result<()> {
+    if !host::is_program("lintian") {
+        println!("left out: lintian is not there to review the package");
+        return Ok(());
+    }
+    command::run(
+        Command::new("lintian")
+            .args(["--allow-root", "--fail-on", "error,warning"])
+            .arg(package),
+    )
+    .context("the package has faults")?;
+    println!("lintian has nothing to say but what is argued");
     Ok(())
 }
 

@@ -13,8 +13,9 @@ use anyhow::{Context as _, Result};
 use super::toolchain::Toolchain;
 use crate::{command, workspace};
 
-/// An object that is shipped. A kprobe finds its arguments in the processor's `pt_regs`, so there is one for each
-/// architecture; and one that logs, since a log that is switched off still costs a map and a third of the program.
+/// An object that is shipped. A kprobe finds its arguments in the processor's `pt_regs`, so there
+/// is one for each architecture; and one that logs, since a log that is switched off still costs a
+/// map and a third of the program.
 #[derive(Clone, Copy)]
 pub(super) struct Variant {
     pub(super) arch: &'static str,
@@ -43,7 +44,8 @@ pub(super) const VARIANTS: [Variant; 4] = [
 const PACKAGE: &str = "ifmon-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Said here as a whole, so that neither the workspace's release profile nor a user's cargo configuration has a say.
+/// Said here as a whole, so that neither the workspace's release profile nor a user's cargo
+/// configuration has a say.
 pub(super) const PROFILE: [&str; 9] = [
     "profile.release.opt-level=3",
     "profile.release.lto='fat'",
@@ -56,8 +58,10 @@ pub(super) const PROFILE: [&str; 9] = [
     "profile.release.incremental=false",
 ];
 
-/// BTF is made from debug information, of which the rest is stripped in the end.
-pub(super) const LINK_ARGS: [&str; 1] = ["--btf"];
+/// BTF is made from debug information, of which the rest is stripped in the end. Without the other,
+/// each sixteen zeros are a call of `memset`, whose arithmetic with pointers is refused to who has
+/// no CAP_PERFMON.
+pub(super) const LINK_ARGS: [&str; 2] = ["--btf", "--disable-expand-memcpy-in-order"];
 
 impl Variant {
     fn name(self) -> String {
@@ -71,7 +75,8 @@ impl Variant {
     }
 }
 
-/// The object, built in `target_dir`, where others may have been built: cargo sees what they can share.
+/// The object, built in `target_dir`, where others may have been built: cargo sees what they can
+/// share.
 pub(super) fn object(
     toolchain: &Toolchain,
     variant: Variant,
@@ -145,7 +150,8 @@ fn concat(flag: &str, path: &Path) -> OsString {
     flag
 }
 
-/// The directories that hold the unpacked dependencies: one for each registry, named after its address.
+/// The directories that hold the unpacked dependencies: one for each registry, named after its
+/// address.
 fn registries() -> Result<Vec<PathBuf>> {
     // A registry that has not been used yet has no directory yet.
     command::run(

@@ -1,7 +1,7 @@
 //! The record beside the objects of all that decides their bytes.
 //!
-//! It needs none of the tools that build them, so that an ordinary test run notices a source that was changed and an
-//! object that was not.
+//! It needs none of the tools that build them, so that an ordinary test run notices a source that
+//! was changed and an object that was not.
 
 use std::{
     collections::BTreeSet,
@@ -61,7 +61,8 @@ pub(super) fn compare(root: &Path) -> Result<Option<String>> {
         now.lines().collect::<BTreeSet<_>>(),
         then.lines().collect::<BTreeSet<_>>(),
     );
-    // The last word of a line names what the line is about, but for versions, where it is the first.
+    // The last word of a line names what the line is about, but for versions, where it is the
+    // first.
     let about = |line: &&str| {
         let word = match line.split_once("  ") {
             Some((_, path)) => path,
@@ -79,7 +80,8 @@ pub(super) fn compare(root: &Path) -> Result<Option<String>> {
     )))
 }
 
-/// Everything of the package that the compiler reads, and the objects; in a fixed order, with `/` between the parts.
+/// Everything of the package that the compiler reads, and the objects; in a fixed order, with `/`
+/// between the parts.
 fn files(root: &Path) -> Result<Vec<String>> {
     let mut files = vec![format!("{PACKAGE_DIR}/Cargo.toml")];
     let mut dirs = vec![PathBuf::from(PACKAGE_DIR).join("src")];
@@ -113,8 +115,9 @@ struct Locked<'a> {
     dependencies: Vec<&'a str>,
 }
 
-/// The packages of aya that the program depends on. What they depend on in turn are tools that write code at compile
-/// time; to pin those as well would ask for a new object with every `cargo update`, and give the same one.
+/// The packages of aya that the program depends on. What they depend on in turn are tools that
+/// write code at compile time; to pin those as well would ask for a new object with every `cargo
+/// update`, and give the same one.
 fn aya_packages(lock: &str) -> Vec<Locked<'_>> {
     let mut packages = locked(lock);
     let mut wanted = vec![PACKAGE_DIR];

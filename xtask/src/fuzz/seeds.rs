@@ -62,7 +62,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     attribute
 }
 
-/// The least BTF in which ifmon finds all that it looks for; a kernel's own would hide that under thousands of types.
+/// The least BTF in which ifmon finds all that it looks for; a kernel's own would hide that under
+/// thousands of types.
 pub(super) fn small_btf() -> Vec<u8> {
     const STRINGS: &str = "\0net\0ns\0inum\0net_device\0name\0ifindex\0nd_net\0reg_state\0task_struct\0flags\0\
                            netdev_notifier_info\0dev\0netdev_cmd\0NETDEV_REGISTER\0NETDEV_UNREGISTER\0\

@@ -22,8 +22,9 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Builds ifmon in the release profile. The scenarios are built like the unit tests, so that what both need is
-    /// compiled once, and so that a panic ends a scenario and not the program.
+    /// Builds ifmon in the release profile. The scenarios are built like the unit tests, so that
+    /// what both need is compiled once, and so that a panic ends a scenario and not the
+    /// program.
     pub(super) fn build(arch: Arch) -> Result<Self> {
         let standalone = Standalone::new(arch)?;
         let programs = Self {

@@ -19,24 +19,62 @@ const LIMIT: Duration = Duration::from_secs(1200);
 /// A test that fails may leave much behind.
 const MEMORY: u32 = 768;
 
-const ALL: &str = "fentry,kprobe,netlink,netlink-unfiltered";
-const WITHOUT_FENTRY: &str = "kprobe,netlink,netlink-unfiltered";
+/// The backends that are tried on a kernel: all that it has, where all are asked for.
+///
+/// Otherwise each of them is tried on the oldest kernel and on the newest, and `netlink-ebpf`, whose
+/// verifier, helpers and messages differ most from one to the other, on all. In between one of
+/// `fentry` and `kprobe` stands for both: they run the same program behind another entry.
+fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
+    const WITH_FENTRY: [&str; 5] = [
+        "fentry",
+        "kprobe",
+        "netlink-ebpf",
+        "netlink",
+        "netlink-unfiltered",
+    ];
+    let name = kernel.to_string();
+    let backends: &[&str] = match (arch, name.as_str()) {
+        _ if all => &WITH_FENTRY,
+        (Arch::X86_64, "bookworm") => &["fentry", "netlink-ebpf"],
+        (Arch::X86_64, "trixie") => &["kprobe", "netlink-ebpf"],
+        (Arch::Aarch64, "bullseye" | "bookworm") => &["kprobe", "netlink-ebpf"],
+        (Arch::Aarch64, "trixie") => &["fentry", "netlink-ebpf"],
+        (Arch::Aarch64, "sid") => &["fentry", "kprobe", "netlink-ebpf", "netlink"],
+        _ => &WITH_FENTRY,
+    };
+    let has_fentry = has_fentry(kernel, arch);
+    backends
+        .iter()
+        .filter(|&&backend| has_fentry || backend != "fentry")
+        .copied()
+        .collect()
+}
+
+/// Obstacles are kernel code that is the same for each processor: on ARM the newest kernel stands
+/// for the others, unless all are asked for.
+fn has_obstacles(kernel: &Kernel, arch: Arch, all: bool) -> bool {
+    all || arch == Arch::X86_64 || kernel.to_string() == "sid"
+}
 
 /// The emulated machines, with the programs that they get.
 pub(super) struct Machines {
     /// Getting a kernel and building are done by one at a time.
     built: Mutex<BTreeMap<Arch, Programs>>,
+    /// Each backend and each obstacle on each kernel.
+    all: bool,
 }
 
 impl Machines {
     /// The host's programs are built already.
-    pub(super) fn new(host: Arch, programs: &Programs) -> Self {
+    pub(super) fn new(host: Arch, programs: &Programs, all: bool) -> Self {
         Self {
+            all,
             built: Mutex::new(BTreeMap::from([(host, programs.clone())])),
         }
     }
 
-    /// Runs the scenarios in a machine, and without a filter the rest; what they say is shown at the end.
+    /// Runs the scenarios in a machine, and without a filter the rest; what they say is shown at
+    /// the end.
     pub(super) fn run(
         &self,
         kernel: &Kernel,
@@ -50,11 +88,12 @@ impl Machines {
             Err(error) => return left_out_or_failed(&place, error),
         };
         let begin = Instant::now();
-        // They lock the kernel down, so they have a machine of their own. It is as users have it; the others have no waits
-        // that nobody looks at.
-        let met = filter.is_none().then(|| obstacles(&machine, &place));
+        // They lock the kernel down, so they have a machine of their own. It is as users have it;
+        // the others have no waits that nobody looks at.
+        let met = (filter.is_none() && has_obstacles(kernel, arch, self.all))
+            .then(|| obstacles(&machine, &place));
         machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
-        let (results, error) = scenarios(&machine, kernel, arch, filter);
+        let (results, error) = scenarios(&machine, &backends(kernel, arch, self.all), filter);
         let endured = (filter.is_none() && stress::is_for(kernel, arch))
             .then(|| stress::emulated(&machine, &place));
         let (met, endured) = (met.unwrap_or_default(), endured.unwrap_or_default());
@@ -98,16 +137,11 @@ impl Machines {
 /// What they printed, and why there is not more of it.
 fn scenarios(
     machine: &Machine,
-    kernel: &Kernel,
-    arch: Arch,
+    backends: &[&str],
     filter: Option<&str>,
 ) -> (Results, Option<String>) {
-    let backends = if has_fentry(kernel, arch) {
-        ALL
-    } else {
-        WITHOUT_FENTRY
-    };
-    let command: Vec<&str> = ["/scenarios", "--backends", backends]
+    let backends = backends.join(",");
+    let command: Vec<&str> = ["/scenarios", "--backends", &backends]
         .into_iter()
         .chain(filter)
         .collect();
@@ -173,7 +207,8 @@ fn obstacles(machine: &Machine, place: &str) -> Met {
     met
 }
 
-/// On 64-bit ARM, BPF trampolines came with Linux 6.4: programs for them load before, and cannot be attached.
+/// On 64-bit ARM, BPF trampolines came with Linux 6.4: programs for them load before, and cannot be
+/// attached.
 fn has_fentry(kernel: &Kernel, arch: Arch) -> bool {
     let is_old = matches!(kernel.to_string().as_str(), "bullseye" | "bookworm");
     arch == Arch::X86_64 || !is_old

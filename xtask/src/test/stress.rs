@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use super::{Counts, build::Programs};
+use super::{Counts, build::Programs, native::has_socket_filter};
 use crate::{
     host,
     vm::{Arch, Kernel, Machine},
@@ -23,7 +23,7 @@ const PARTS: [&str; 7] = [
     "death",
 ];
 
-/// On the kernel that runs this, with the backends that work wherever namespaces do.
+/// On the kernel that runs this, with the backends that it has without tracing.
 pub(super) fn native(programs: &Programs) -> Result<Counts> {
     if !host::is_root() {
         return Ok(Counts::left_out(
@@ -31,8 +31,14 @@ pub(super) fn native(programs: &Programs) -> Result<Counts> {
         ));
     }
     println!("short stress run on this kernel");
+    let backends: &[&str] = if has_socket_filter(programs)? {
+        &["netlink-ebpf", "netlink", "netlink-unfiltered"]
+    } else {
+        &["netlink", "netlink-unfiltered"]
+    };
     let output = Command::new(&programs.stress)
         .arg("--quick")
+        .args(backends.iter().flat_map(|backend| ["--backend", backend]))
         .env("IFMON", &programs.ifmon)
         .stdin(Stdio::null())
         .output()

@@ -1,5 +1,6 @@
-//! Debian packages of any suite and architecture, through apt with a state of its own: the machine's sources, lists and
-//! installed packages are neither used nor changed, and signatures and checksums are verified as ever.
+//! Debian packages of any suite and architecture, through apt with a state of its own: the
+//! machine's sources, lists and installed packages are neither used nor changed, and signatures and
+//! checksums are verified as ever.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,8 @@ const TOOLS: [Tool; 2] = [
     },
 ];
 
-/// The keys of all suites; the machine's own sources may name a file with those of its release only.
+/// The keys of all suites; the machine's own sources may name a file with those of its release
+/// only.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The package lists of one suite for one architecture.
@@ -43,15 +45,7 @@ impl Apt {
             let sub = dir.join(sub);
             fs::create_dir_all(&sub).with_context(|| format!("cannot make {}", sub.display()))?;
         }
-        let Source { uri, keyrings } = Source::find()?;
-        let signed_by = match keyrings.as_slice() {
-            [] => String::new(),
-            keyrings => format!("[signed-by={}] ", keyrings.join(",")),
-        };
-        fs::write(
-            dir.join("sources.list"),
-            format!("deb {signed_by}{uri} {suite} main\n"),
-        )?;
+        fs::write(dir.join("sources.list"), sources(suite)?)?;
         // Nothing is installed, as far as this apt knows.
         fs::write(dir.join("state/status"), "")?;
         let apt = Self {
@@ -66,7 +60,8 @@ impl Apt {
         Ok(apt)
     }
 
-    /// Downloads `packages` and what they depend on, directly or not, as far as `follow` says yes; into `into`.
+    /// Downloads `packages` and what they depend on, directly or not, as far as `follow` says yes;
+    /// into `into`.
     pub(super) fn download(
         &self,
         packages: &[&str],
@@ -125,7 +120,8 @@ impl Apt {
             "Dir::Etc::sourceparts=/dev/null".to_owned(),
             format!("APT::Architecture={architecture}"),
             format!("APT::Architectures={architecture}"),
-            // The unprivileged user that apt changes to could not write into a directory of root's.
+            // The unprivileged user that apt changes to could not write into a directory of
+            // root's.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Retries=3".to_owned(),
         ];
@@ -137,6 +133,16 @@ impl Apt {
         command.env("LC_ALL", "C");
         command
     }
+}
+
+/// The `sources.list` of a suite: the archive that this machine uses, with another suite.
+pub(crate) fn sources(suite: &str) -> Result<String> {
+    let Source { uri, keyrings } = Source::find()?;
+    let signed_by = match keyrings.as_slice() {
+        [] => String::new(),
+        keyrings => format!("[signed-by={}] ", keyrings.join(",")),
+    };
+    Ok(format!("deb {signed_by}{uri} {suite} main\n"))
 }
 
 /// Unpacks every package in `packages` into `root`.
@@ -167,7 +173,8 @@ impl Source {
         if let Some(source) = Self::configured()? {
             return Ok(source);
         }
-        // What an archive calls itself is known from its lists, which a fresh system may not have fetched yet.
+        // What an archive calls itself is known from its lists, which a fresh system may not have
+        // fetched yet.
         if host::is_root() {
             host::update_package_lists()?;
         }
@@ -206,7 +213,8 @@ fn field<'a>(target: &'a str, key: &str) -> Option<&'a str> {
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
 }
 
-/// Security updates are an archive of their own, with another label; it has no package of every suite.
+/// Security updates are an archive of their own, with another label; it has no package of every
+/// suite.
 fn is_debian(target: &str) -> bool {
     field(target, "Origin") == Some("Debian")
         && field(target, "Label") == Some("Debian")
@@ -227,7 +235,8 @@ fn signed_by(sources: &str) -> Vec<String> {
     keyrings
 }
 
-/// Reads what `apt-cache depends --recurse` prints: a package at the start of a line, below it one dependency a line.
+/// Reads what `apt-cache depends --recurse` prints: a package at the start of a line, below it one
+/// dependency a line.
 fn dependencies(text: &str) -> BTreeMap<&str, Vec<&str>> {
     let mut graph: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut package = "";

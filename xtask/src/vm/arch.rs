@@ -43,13 +43,15 @@ impl Arch {
         }
     }
 
-    /// Machine and processor. KVM is never used: the same machine everywhere, and many hosts cannot nest it.
+    /// Machine and processor. KVM is never used: the same machine everywhere, and many hosts cannot
+    /// nest it.
     pub(super) const fn machine(self) -> &'static [&'static str] {
         match self {
-            // Copies a byte at a time, and an instruction on both sides of each access to user memory, take a fifth of the
-            // time under emulation.
+            // Copies a byte at a time, and an instruction on both sides of each access to user
+            // memory, take a fifth of the time under emulation.
             Self::X86_64 => &["-machine", "q35", "-cpu", "max,-erms,-fsrm,-smap"],
-            // The architected algorithm of pointer authentication takes half of the time under emulation.
+            // The architected algorithm of pointer authentication takes half of the time under
+            // emulation.
             Self::Aarch64 => &["-machine", "virt", "-cpu", "max,pauth-impdef=on"],
         }
     }
@@ -71,7 +73,8 @@ impl Arch {
             .with_context(|| format!("ifmon does not run on {}", env::consts::ARCH))
     }
 
-    /// A target whose programs can be linked here without any shared library. A foreign one brings its own C library.
+    /// A target whose programs can be linked here without any shared library. A foreign one brings
+    /// its own C library.
     pub(crate) fn rust_target(self) -> String {
         let library = if self.is_host() { "gnu" } else { "musl" };
         format!("{self}-unknown-linux-{library}")

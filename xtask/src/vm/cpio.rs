@@ -1,4 +1,5 @@
-//! Writes the archive format that the kernel unpacks at boot ("newc", `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! Writes the archive format that the kernel unpacks at boot ("newc",
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::collections::BTreeSet;
 
@@ -52,7 +53,8 @@ impl Archive {
         self.inode += 1;
         let size = u32::try_from(content.len()).expect("no file of 4 GB goes into an initramfs");
         let name_size = u32::try_from(path.len() + 1).expect("a path is short");
-        // Inode, mode, uid, gid, links, time, size, device (2), device of a special file (2), name's size, checksum.
+        // Inode, mode, uid, gid, links, time, size, device (2), device of a special file (2),
+        // name's size, checksum.
         let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
@@ -96,7 +98,8 @@ mod tests {
         let mut archive = Archive::default();
         archive.file("x", 0o100_644, b"12345");
         let bytes = archive.finish();
-        // 110 bytes of header, the name and its end: padded from 112 to 112; then five bytes, padded to eight.
+        // 110 bytes of header, the name and its end: padded from 112 to 112; then five bytes,
+        // padded to eight.
         assert_eq!(&bytes[110..112], b"x\0");
         assert_eq!(&bytes[112..120], b"12345\0\0\0");
         assert_eq!(&bytes[120..126], b"070701");

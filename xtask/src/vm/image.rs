@@ -20,8 +20,8 @@ use crate::{scratch::ScratchDir, workspace};
 
 const INIT: &str = include_str!("init.sh");
 
-/// Loaded at boot where the kernel has them: first what the machine talks through, then the devices under test, with
-/// options that keep a module from making a device by itself.
+/// Loaded at boot where the kernel has them: first what the machine talks through, then the devices
+/// under test, with options that keep a module from making a device by itself.
 const MODULES: [(&str, &str); 15] = [
     ("virtio_pci", ""),
     ("virtio_console", ""),
@@ -40,8 +40,9 @@ const MODULES: [(&str, &str); 15] = [
     ("sch_netem", ""),
 ];
 
-/// Programs and libraries are from the same suite for every kernel, so that only the kernel differs. It is the newest
-/// stable one: programs that were linked on this or an older system find a C library that is new enough.
+/// Programs and libraries are from the same suite for every kernel, so that only the kernel
+/// differs. It is the newest stable one: programs that were linked on this or an older system find
+/// a C library that is new enough.
 const USERLAND: Suite = Suite::Trixie;
 
 /// A kernel and its base file system, ready to boot.
@@ -114,7 +115,8 @@ impl Image {
     }
 }
 
-/// Stands for how an image is made, so that one made in another way is not used: the sources that make it.
+/// Stands for how an image is made, so that one made in another way is not used: the sources that
+/// make it.
 fn recipe() -> String {
     let sources = [
         INIT,

@@ -16,6 +16,30 @@ done < /lib/modules/order
 # The ports appear some time after their driver. They are no terminals: bytes go through as they are.
 until [ -c /dev/vport0p3 ]; do sleep 0.01; done
 
+if [ -e /system.tar ]; then
+    mkdir /system
+    mount -t tmpfs -o mode=755,size=100% tmpfs /system
+    tar -x -f /system.tar -C /system
+    rm /system.tar
+    mount -t tmpfs -o mode=755 tmpfs /run
+    mkdir -p /run/systemd/system
+    mv /machine /run/machine
+    # The command is a service, and its end is the machine's.
+    cat > /run/systemd/system/command.service <<'END'
+[Unit]
+Description=The command that this machine is for
+[Service]
+Type=exec
+ExecStartPre=/bin/sh -c 'echo ready > /dev/vport0p3'
+ExecStart=/bin/sh /run/machine/command
+ExecStopPost=/bin/sh -c 'echo "exit $EXIT_STATUS" > /dev/vport0p3; systemctl poweroff -ff'
+StandardOutput=file:/dev/vport0p1
+StandardError=file:/dev/vport0p2
+END
+    for dir in /proc /sys /dev /run; do mount --move "$dir" "/system$dir"; done
+    exec switch_root /system /sbin/init
+fi
+
 mkdir -p /dev/pts /dev/shm /run /tmp
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm

@@ -35,6 +35,15 @@ impl fmt::Display for Suite {
     }
 }
 
+impl FromStr for Suite {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = Self::ALL.into_iter().find(|suite| suite.name() == text);
+        named.ok_or_else(|| format!("no suite ({})", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kernel {
     Suite(Suite),
@@ -46,7 +55,7 @@ impl FromStr for Kernel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(suite) = Suite::ALL.into_iter().find(|suite| suite.name() == text) {
+        if let Ok(suite) = text.parse() {
             return Ok(Self::Suite(suite));
         }
         let path = PathBuf::from(text);

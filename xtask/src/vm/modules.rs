@@ -21,8 +21,8 @@ pub(super) struct Module {
     pub(super) content: Vec<u8>,
 }
 
-/// The modules `names` and those that they depend on, each after its dependencies. Names that `tree` does not have are
-/// left out: what matters to a kernel may be built into it.
+/// The modules `names` and those that they depend on, each after its dependencies. Names that
+/// `tree` does not have are left out: what matters to a kernel may be built into it.
 pub(super) fn in_load_order(tree: &Path, names: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     collect(tree, &mut files)?;
@@ -106,7 +106,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     command::bytes(Command::new(tool.program).arg("-dc").arg(path))
 }
 
-/// What `.modinfo` says: Debian's packages have no `modules.dep`, which is made when one is installed.
+/// What `.modinfo` says: Debian's packages have no `modules.dep`, which is made when one is
+/// installed.
 fn depends(module: &[u8]) -> Result<Vec<String>> {
     let value = module
         .split(|&byte| byte == 0)

@@ -14,13 +14,16 @@ use anyhow::{Context as _, Result, bail};
 use super::arch::Arch;
 use crate::scratch::ScratchDir;
 
-/// How long the kernel may take until it says that it is ready; many times what it needs on a busy machine.
+/// How long the kernel may take until it says that it is ready; many times what it needs on a busy
+/// machine.
 const BOOT_TIME: Duration = Duration::from_secs(180);
+/// The same for one that goes on to a system of its own before it does.
+const SYSTEM_BOOT_TIME: Duration = Duration::from_secs(900);
 /// How often the files that the emulator writes are looked at.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Files that the emulator writes. Files, because nothing is lost in them when the machine is switched off at once
-/// after it wrote, and because the emulator never has to wait for a reader.
+/// Files that the emulator writes. Files, because nothing is lost in them when the machine is
+/// switched off at once after it wrote, and because the emulator never has to wait for a reader.
 const STDOUT: &str = "stdout";
 const STDERR: &str = "stderr";
 const STATUS: &str = "status";
@@ -32,6 +35,8 @@ pub(super) struct Boot<'a> {
     pub(super) arch: Arch,
     pub(super) kernel: &'a Path,
     pub(super) initramfs: &'a Path,
+    /// Does it go on to a system of its own?
+    pub(super) has_system: bool,
     pub(super) cmdline: &'a str,
     pub(super) memory: u32,
     pub(super) cpus: u32,
@@ -55,6 +60,11 @@ pub(super) fn run(
     let mut emulator = Emulator::start(boot, dir)?;
 
     let begin = Instant::now();
+    let boot_time = if boot.has_system {
+        SYSTEM_BOOT_TIME
+    } else {
+        BOOT_TIME
+    };
     let mut is_ready = false;
     loop {
         let Emulator(child) = &mut emulator;
@@ -66,10 +76,10 @@ pub(super) fn run(
         }
         let elapsed = begin.elapsed();
         is_ready = is_ready || fs::metadata(dir.join(STATUS))?.len() > 0;
-        if !is_ready && elapsed > BOOT_TIME {
+        if !is_ready && elapsed > boot_time {
             bail!(
                 "the machine did not start within {} s{}",
-                BOOT_TIME.as_secs(),
+                boot_time.as_secs(),
                 console(dir)
             );
         }
@@ -106,21 +116,24 @@ impl Emulator {
             arch,
             kernel,
             initramfs,
+            has_system: _,
             cmdline,
             memory,
             cpus,
             counts_instructions,
             timeout: _,
         } = boot;
-        // A panic ends the machine at once: it reboots, which `-no-reboot` makes the end. `quiet` keeps all but errors
-        // from the console, which costs time. Code that has been translated is found again only at the address where it
-        // was (seen with 7.2): programs that always begin at the same one start in a tenth of the time.
+        // A panic ends the machine at once: it reboots, which `-no-reboot` makes the end. `quiet`
+        // keeps all but errors from the console, which costs time. Code that has been
+        // translated is found again only at the address where it was (seen with 7.2):
+        // programs that always begin at the same one start in a tenth of the time.
         let cmdline = format!(
             "console={} quiet panic=-1 norandmaps {cmdline}",
             arch.console()
         );
         let program = arch.emulator().program;
-        // When xtask (or the thread that waits here) is killed, the emulator goes as well, and does not run on unseen.
+        // When xtask (or the thread that waits here) is killed, the emulator goes as well, and does
+        // not run on unseen.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", program])

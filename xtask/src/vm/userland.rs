@@ -1,4 +1,5 @@
-//! The programs inside the emulated machine: busybox, and iproute2 with the libraries that it needs.
+//! The programs inside the emulated machine: busybox, and iproute2 with the libraries that it
+//! needs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,8 @@ use anyhow::{Context as _, Result};
 
 use super::cpio::Archive;
 
-/// Not busybox-static, which is made for rescue: whatever it starts, it prefers its own `ip` to the one on the PATH.
+/// Not busybox-static, which is made for rescue: whatever it starts, it prefers its own `ip` to the
+/// one on the PATH.
 pub(super) const PACKAGES: [&str; 2] = ["busybox", "iproute2"];
 const PROGRAMS: [&str; 3] = ["busybox", "ip", "bridge"];
 /// Beyond what the programs need: every dynamically linked Rust program wants these.
@@ -79,8 +81,8 @@ impl Libraries {
             .with_context(|| format!("no package has {name}"))
     }
 
-    /// Those that a program or library names anywhere as a string: all that it needs, since those names are among its
-    /// strings, and at worst one too many.
+    /// Those that a program or library names anywhere as a string: all that it needs, since those
+    /// names are among its strings, and at worst one too many.
     fn named_in(&self, content: &[u8]) -> Vec<String> {
         let Self(found) = self;
         content

@@ -1,5 +1,5 @@
-//! An assembler for classic BPF. A program is made from its end to its start: classic BPF only jumps forward, so every
-//! target is known by then.
+//! An assembler for classic BPF. A program is made from its end to its start: classic BPF only
+//! jumps forward, so every target is known by then.
 
 /// `struct sock_filter`
 pub(crate) type Instruction = libc::sock_filter;
@@ -13,22 +13,14 @@ pub(super) const LD_H_ABS: u16 = 0x28;
 pub(super) const LD_B_ABS: u16 = 0x30;
 pub(super) const LD_W_IND: u16 = 0x40;
 pub(super) const LD_IMM: u16 = 0x00;
-pub(super) const LD_MEM: u16 = 0x60;
 pub(super) const LDX_IMM: u16 = 0x01;
 pub(super) const LDX_MEM: u16 = 0x61;
 pub(super) const ST: u16 = 0x02;
-pub(super) const STX: u16 = 0x03;
-pub(super) const MUL: u16 = 0x24;
 pub(super) const OR_X: u16 = 0x4c;
-pub(super) const AND: u16 = 0x54;
 pub(super) const LSH: u16 = 0x64;
-pub(super) const RSH: u16 = 0x74;
-pub(super) const RSH_X: u16 = 0x7c;
-pub(super) const XOR_X: u16 = 0xac;
 pub(super) const TAX: u16 = 0x07;
 pub(super) const JEQ: u16 = 0x15;
 pub(super) const JGT: u16 = 0x25;
-pub(super) const JSET: u16 = 0x45;
 const JA: u16 = 0x05;
 const RET: u16 = 0x06;
 
@@ -70,7 +62,8 @@ impl Program {
         self.verdict(true)
     }
 
-    /// Compares A with `k`. A branch reaches 255 instructions; further targets get a jump of their own.
+    /// Compares A with `k`. A branch reaches 255 instructions; further targets get a jump of their
+    /// own.
     pub(super) fn branch(&mut self, code: u16, k: u32, yes: Label, no: Label) -> Label {
         let no = self.near(no);
         let yes = self.near(yes);
@@ -80,7 +73,8 @@ impl Program {
         self.push(code, (here - yes) as u8, (here - no) as u8, k)
     }
 
-    /// A label within reach of a branch that has yet to be put, with room for one more jump between.
+    /// A label within reach of a branch that has yet to be put, with room for one more jump
+    /// between.
     pub(super) fn near(&mut self, target: Label) -> Label {
         let distance = self.reversed.len() - target;
         if distance < 254 {
@@ -90,7 +84,8 @@ impl Program {
         }
     }
 
-    /// A binary search for A among sorted ranges; `hit` is asked for where it is needed, so that it is always near.
+    /// A binary search for A among sorted ranges; `hit` is asked for where it is needed, so that it
+    /// is always near.
     pub(super) fn search(
         &mut self,
         ranges: &[(u32, u32)],

@@ -1,5 +1,8 @@
-//! The parser believes nothing: no bytes make it panic, and what it does not understand it leaves alone.
+//! The parser believes nothing: no bytes make it panic, and what it does not understand it leaves
+//! alone.
 
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_route::RouteNetlinkMessage;
 use proptest::prelude::*;
 
 use super::*;
@@ -28,7 +31,8 @@ fn name(name: &str) -> InterfaceName {
 
 #[test]
 fn reads_what_the_kernel_says() {
-    // The kernel's own search for an attribute, which the filter uses, does not look at its flags either.
+    // The kernel's own search for an attribute, which the filter uses, does not look at its flags
+    // either.
     for flags in [0, NLA_FLAGS] {
         let attributes: [(u16, &[u8]); 1] = [(IFLA_IFNAME | flags, b"wg0\0")];
         let new = message(RTM_NEWLINK, AF_UNSPEC, 7, &attributes);
@@ -85,6 +89,26 @@ fn leaves_alone_what_is_no_statement_about_a_device() {
         message(RTM_NEWLINK, AF_UNSPEC, 7, &[(18, b"\x08\0\x03\0wg0\0")]),
     ] {
         assert_eq!(link(&datagram), None, "{datagram:?}");
+    }
+}
+
+/// Why messages are not read with `netlink-packet-route`. When this fails, look at it again.
+#[test]
+fn an_alias_that_is_not_utf8_hides_no_deletion() {
+    const IFLA_IFALIAS: u16 = 20;
+    for (alias, is_decoded) in [(b"caf\xc3\xa9\0", true), (b"caf\xe9!\0", false)] {
+        let attributes: [(u16, &[u8]); 2] = [(IFLA_IFNAME, b"wg0\0"), (IFLA_IFALIAS, alias)];
+        let datagram = message(RTM_DELLINK, AF_UNSPEC, 7, &attributes);
+        let decoded = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram);
+        assert_eq!(decoded.is_ok(), is_decoded, "{decoded:?}");
+        assert_eq!(
+            link(&datagram),
+            Some(LinkMessage::Deleted {
+                ifindex: 7,
+                name: name("wg0"),
+                moved: None
+            })
+        );
     }
 }
 

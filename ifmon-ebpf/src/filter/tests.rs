@@ -1,0 +1,698 @@
+//! A kernel of hash maps, and the events of a host between which nothing else happens.
+
+extern crate std;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    vec::Vec,
+};
+
+use super::{Change, Event, Kernel, Notice, observe};
+use crate::{
+    Counters, DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, NETREG_UNREGISTERING, Name,
+    NameKey, NameState, Place, Record, USERSPACE_ID, flag,
+};
+
+const NETNS: u32 = 4_026_531_840;
+const OTHER: u32 = 4_026_532_000;
+const EPOCH: u32 = 77;
+const NETNS_EPOCH: u32 = 88;
+const CPU: u32 = 3;
+/// An address for a device that moves.
+const ADDRESS: u64 = 0xffff_8880_0000_1000;
+
+#[derive(Default)]
+struct Maps {
+    names: HashMap<NameKey, NameState>,
+    devices: BTreeMap<u64, DeviceState>,
+    links: HashMap<Link, u64>,
+    namespaces: HashMap<u32, u32>,
+    counters: Counters,
+    /// As `Control::devices`.
+    count: u32,
+    crowd: u32,
+    is_traced: bool,
+    /// The ring buffer takes no more.
+    is_full: bool,
+    sent: Vec<Record>,
+    /// `matched` at the last attempt to send.
+    matched_before: u64,
+}
+
+impl Kernel for Maps {
+    fn name(&mut self, key: &NameKey) -> Option<&mut NameState> {
+        self.names.get_mut(key)
+    }
+
+    fn device(&mut self, id: u64) -> Option<&mut DeviceState> {
+        self.devices.get_mut(&id)
+    }
+
+    fn insert_device(&mut self, id: u64, state: &DeviceState) -> bool {
+        let is_new = !self.devices.contains_key(&id);
+        if is_new {
+            self.devices.insert(id, *state);
+            self.count += 1;
+        }
+        is_new
+    }
+
+    fn remove_device(&mut self, id: u64) {
+        if self.devices.remove(&id).is_some() && id & USERSPACE_ID == 0 {
+            self.count -= 1;
+        }
+    }
+
+    fn is_crowded(&mut self) -> bool {
+        self.count > self.crowd
+    }
+
+    fn link(&mut self, link: &Link) -> Option<u64> {
+        self.links.get(link).copied()
+    }
+
+    fn set_link(&mut self, link: &Link, id: u64) {
+        self.links.insert(*link, id);
+    }
+
+    fn remove_link(&mut self, link: &Link) {
+        self.links.remove(link);
+    }
+
+    fn has_namespace(&mut self, netns: u32) -> bool {
+        self.namespaces.contains_key(&netns)
+    }
+
+    fn end_namespace(&mut self, netns: u32) -> Option<u32> {
+        self.namespaces.remove(&netns)
+    }
+
+    fn counters(&mut self) -> Option<&mut Counters> {
+        Some(&mut self.counters)
+    }
+
+    fn cpu(&mut self) -> u32 {
+        CPU
+    }
+
+    fn is_traced(&mut self) -> bool {
+        self.is_traced
+    }
+
+    fn send(&mut self, change: &Change) -> bool {
+        self.matched_before = self.counters.matched;
+        if !self.is_full {
+            self.sent.push(change.record());
+        }
+        !self.is_full
+    }
+}
+
+fn place(netns: u32, name: &str, ifindex: u32) -> Place {
+    Place {
+        name: Name::new(name.as_bytes()).expect("it is short"),
+        netns,
+        ifindex,
+    }
+}
+
+fn wg0() -> Place {
+    place(NETNS, "wg0", 7)
+}
+
+fn wg1() -> Place {
+    place(NETNS, "wg1", 7)
+}
+
+fn id(number: u64) -> u64 {
+    number << 16 | u64::from(CPU)
+}
+
+/// The record of a change by which one watched name is lost.
+fn left(id: u64, from: Place, to: Place, from_count: u64) -> Record {
+    Record {
+        id,
+        from,
+        to,
+        from_count,
+        from_epoch: EPOCH,
+        flags: flag::LEFT_NAME,
+        ..Record::default()
+    }
+}
+
+/// The record of a change by which one watched name is taken.
+fn took(id: u64, from: Place, to: Place, to_count: u64) -> Record {
+    Record {
+        id,
+        from,
+        to,
+        to_count,
+        to_epoch: EPOCH,
+        flags: flag::TOOK_NAME,
+        ..Record::default()
+    }
+}
+
+const NOWHERE: Place = Place {
+    name: Name([0; 2]),
+    netns: 0,
+    ifindex: 0,
+};
+
+impl Maps {
+    /// With room, and watches of these names.
+    fn watching<const N: usize>(watches: [Place; N]) -> Self {
+        let mut maps = Self {
+            crowd: 100,
+            ..Self::default()
+        };
+        watches.iter().for_each(|place| maps.watch(place));
+        maps
+    }
+
+    fn watch(&mut self, place: &Place) {
+        let state = NameState {
+            epoch: EPOCH,
+            ..NameState::default()
+        };
+        self.names.insert(NameKey::of(place), state);
+        self.namespaces.insert(place.netns, NETNS_EPOCH);
+    }
+
+    /// Userspace found this device when a watch began.
+    fn found(&mut self, place: Place) -> u64 {
+        let id = USERSPACE_ID | u64::from(place.ifindex);
+        let state = DeviceState {
+            place,
+            ..DeviceState::default()
+        };
+        self.devices.insert(id, state);
+        self.links.insert(Link::of(&place), id);
+        self.told(place, id);
+        id
+    }
+
+    /// Userspace tells who holds the name at the start of its watch, if it is watched.
+    fn told(&mut self, place: Place, id: u64) {
+        if let Some(name) = self.names.get_mut(&NameKey::of(&place)) {
+            name.id = id;
+            name.ifindex = place.ifindex;
+        }
+    }
+
+    /// An event of the device, and the record of it.
+    fn event(&mut self, event: Event, here: Place) -> Option<Record> {
+        self.notice(Notice {
+            address: ADDRESS,
+            ..Notice::new(event, here)
+        })
+    }
+
+    fn notice(&mut self, notice: Notice) -> Option<Record> {
+        let reg_state = match notice.event {
+            Event::Exists | Event::Deleted | Event::Moved => 0,
+            Event::Registered | Event::Renamed | Event::Leaving => NETREG_REGISTERED,
+            Event::Unregistered => NETREG_UNREGISTERING,
+            Event::Repeated => NETREG_UNREGISTERING + 1,
+        };
+        let Counters {
+            seen,
+            matched,
+            ignored,
+            ..
+        } = self.counters;
+        let flags = observe(
+            self,
+            &Notice {
+                reg_state,
+                ..notice
+            },
+        );
+        assert_eq!(self.counters.seen, seen + 1);
+        assert_eq!(
+            self.counters.matched + self.counters.ignored,
+            matched + ignored + 1,
+            "each event is counted as one or the other"
+        );
+        for state in self.names.values() {
+            assert_eq!(state.opened, state.closed);
+        }
+        for state in self.devices.values() {
+            assert_eq!(state.opened, state.closed);
+        }
+        let record = self.sent.pop();
+        assert!(self.sent.is_empty(), "one event, one record at most");
+        if let Some(record) = record {
+            assert_eq!(record.reg_state, reg_state);
+            assert_eq!(flags, Some(record.flags));
+        }
+        record.map(|record| Record {
+            reg_state: 0,
+            ..record
+        })
+    }
+
+    fn name_of(&self, place: Place) -> NameState {
+        self.names[&NameKey::of(&place)]
+    }
+
+    /// Nothing is kept about any device.
+    fn assert_empty(&self) {
+        assert_eq!(self.devices, BTreeMap::new());
+        assert_eq!(self.links, HashMap::new());
+        assert_eq!(self.count, 0);
+    }
+}
+
+/// The same change, as the two kinds of program are told of it.
+const CREATED: [Event; 2] = [Event::Registered, Event::Exists];
+const RENAMED: [Event; 2] = [Event::Renamed, Event::Exists];
+const DELETED: [Event; 2] = [Event::Unregistered, Event::Deleted];
+
+#[test]
+fn a_device_takes_a_watched_name_and_goes() {
+    for (created, deleted) in CREATED.into_iter().zip(DELETED) {
+        let mut maps = Maps::watching([wg0()]);
+        let record = maps.event(created, wg0());
+        assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
+        assert_eq!(
+            maps.name_of(wg0()),
+            NameState {
+                opened: 1,
+                id: id(1),
+                ifindex: 7,
+                epoch: EPOCH,
+                closed: 1
+            }
+        );
+        assert_eq!(maps.links[&Link::of(&wg0())], id(1));
+        assert_eq!(maps.devices[&id(1)].homes, 1);
+
+        let record = maps.event(deleted, wg0());
+        assert_eq!(record, Some(left(id(1), wg0(), NOWHERE, 2)));
+        assert_eq!(
+            maps.name_of(wg0()),
+            NameState {
+                opened: 2,
+                id: id(1),
+                ifindex: 0,
+                epoch: EPOCH,
+                closed: 2
+            }
+        );
+        maps.assert_empty();
+
+        let record = maps.event(created, wg0());
+        assert_eq!(record, Some(took(id(2), NOWHERE, wg0(), 3)));
+    }
+}
+
+#[test]
+fn a_device_that_nobody_asked_about_leaves_no_trace() {
+    for ((created, renamed), deleted) in CREATED.into_iter().zip(RENAMED).zip(DELETED) {
+        let mut maps = Maps::watching([wg0()]);
+        let names = maps.names.clone();
+        for (event, here) in [
+            (created, place(NETNS, "wg00", 8)),
+            (renamed, place(NETNS, "wg", 8)),
+            (deleted, place(NETNS, "wg", 8)),
+            // The same name and index, elsewhere.
+            (created, place(OTHER, "wg0", 7)),
+            (deleted, place(OTHER, "wg0", 7)),
+        ] {
+            assert_eq!(maps.event(event, here), None);
+        }
+        assert_eq!(maps.names, names);
+        maps.assert_empty();
+        assert_eq!(maps.counters.ignored, 5);
+    }
+}
+
+#[test]
+fn a_known_device_is_followed_from_name_to_name() {
+    for (created, renamed) in CREATED.into_iter().zip(RENAMED) {
+        let mut maps = Maps::watching([wg0()]);
+        maps.event(created, wg0());
+        let record = maps.event(renamed, wg1());
+        assert_eq!(record, Some(left(id(1), wg0(), wg1(), 2)));
+        assert_eq!(maps.devices[&id(1)].place, wg1());
+        assert_eq!(maps.devices[&id(1)].opened, 1);
+
+        // Back again: it is the same one.
+        let record = maps.event(renamed, wg0());
+        assert_eq!(record, Some(took(id(1), wg1(), wg0(), 3)));
+        assert_eq!(maps.devices[&id(1)].homes, 1);
+    }
+}
+
+#[test]
+fn a_rename_between_two_watched_names_is_one_record() {
+    for (created, renamed) in CREATED.into_iter().zip(RENAMED) {
+        let mut maps = Maps::watching([wg0(), wg1()]);
+        maps.event(created, wg0());
+        let record = maps.event(renamed, wg1());
+        let expected = Record {
+            from_count: 2,
+            from_epoch: EPOCH,
+            flags: flag::LEFT_NAME | flag::TOOK_NAME,
+            ..took(id(1), wg0(), wg1(), 1)
+        };
+        assert_eq!(record, Some(expected));
+        assert_eq!(maps.devices[&id(1)].homes, 2);
+    }
+}
+
+#[test]
+fn another_device_is_renamed_into_a_watched_name() {
+    for renamed in RENAMED {
+        let mut maps = Maps::watching([wg0()]);
+        let record = maps.event(renamed, wg0());
+        assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
+    }
+}
+
+#[test]
+fn a_message_about_the_same_device_and_name_says_nothing() {
+    for event in RENAMED {
+        let mut maps = Maps::watching([wg0()]);
+        let found = maps.found(wg0());
+        assert_eq!(maps.event(event, wg0()), None);
+        assert_eq!(maps.name_of(wg0()).opened, 0);
+        assert_eq!(maps.devices[&found].opened, 0);
+        assert_eq!(maps.counters.ignored, 1);
+    }
+}
+
+#[test]
+fn a_device_that_userspace_found_holds_the_name_before_its_first_change() {
+    for (renamed, deleted) in RENAMED.into_iter().zip(DELETED) {
+        let mut maps = Maps::watching([wg0()]);
+        let found = maps.found(wg0());
+        let record = maps.event(renamed, wg1());
+        assert_eq!(record, Some(left(found, wg0(), wg1(), 1)));
+        assert_eq!(maps.devices[&found].homes, 1);
+
+        let record = maps.event(renamed, wg0());
+        assert_eq!(record, Some(took(found, wg1(), wg0(), 2)));
+        assert_eq!(maps.devices[&found].homes, 1);
+
+        let record = maps.event(deleted, wg0());
+        assert_eq!(record, Some(left(found, wg0(), NOWHERE, 3)));
+        // What userspace inserted was not counted.
+        maps.assert_empty();
+    }
+}
+
+#[test]
+fn before_the_first_change_a_device_that_is_not_known_holds_nothing() {
+    for deleted in DELETED {
+        let mut maps = Maps::watching([wg0()]);
+        assert_eq!(maps.event(deleted, wg0()), None);
+        assert_eq!(maps.name_of(wg0()).opened, 0);
+    }
+}
+
+#[test]
+fn a_device_that_is_known_from_another_watch_holds_the_name_of_a_new_one() {
+    for (created, deleted) in CREATED.into_iter().zip(DELETED) {
+        let mut maps = Maps::watching([wg0()]);
+        maps.event(created, wg0());
+        maps.event(Event::Renamed, wg1());
+        maps.watch(&wg1());
+        maps.told(wg1(), id(1));
+        let record = maps.event(deleted, wg1());
+        assert_eq!(record, Some(left(id(1), wg1(), NOWHERE, 1)));
+    }
+}
+
+#[test]
+fn who_holds_a_name_by_the_word_of_userspace_is_not_forgotten_for_want_of_room() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.crowd = 0;
+    maps.event(Event::Registered, wg0());
+    maps.event(Event::Renamed, wg1());
+    maps.watch(&wg1());
+    maps.told(wg1(), id(1));
+    // The first name goes to another device, and no home of the second one was counted.
+    maps.event(Event::Registered, place(NETNS, "wg0", 8));
+    assert_eq!(maps.devices[&id(1)].homes, 0);
+    let record = maps.event(Event::Unregistered, wg1());
+    assert_eq!(record, Some(left(id(1), wg1(), NOWHERE, 1)));
+}
+
+#[test]
+fn who_had_the_name_once_does_not_lose_it_again() {
+    for ((created, renamed), deleted) in CREATED.into_iter().zip(RENAMED).zip(DELETED) {
+        let mut maps = Maps::watching([wg0()]);
+        maps.event(created, wg0());
+        maps.event(renamed, wg1());
+        let other = place(NETNS, "wg0", 8);
+        let record = maps.event(created, other);
+        assert_eq!(record, Some(took(id(2), NOWHERE, other, 3)));
+        assert_eq!(maps.devices[&id(1)].homes, 0);
+        assert_eq!(maps.event(deleted, wg1()), None);
+        assert_eq!(maps.name_of(wg0()).ifindex, 8);
+    }
+}
+
+#[test]
+fn a_device_whose_rename_was_missed_does_not_lose_what_another_has() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.found(wg0());
+    let other = place(NETNS, "wg0", 8);
+    assert_eq!(
+        maps.event(Event::Exists, other),
+        Some(took(id(1), NOWHERE, other, 1))
+    );
+    assert_eq!(maps.event(Event::Deleted, wg1()), None);
+    assert_eq!(maps.name_of(wg0()).ifindex, 8);
+}
+
+#[test]
+fn the_holder_before_is_forgotten_when_there_are_many() {
+    for (created, renamed) in CREATED.into_iter().zip(RENAMED) {
+        for (crowd, is_kept) in [(2, true), (1, false)] {
+            let mut maps = Maps::watching([wg0()]);
+            maps.crowd = crowd;
+            maps.event(created, wg0());
+            maps.event(renamed, wg1());
+            maps.event(created, place(NETNS, "wg0", 8));
+            assert_eq!(maps.devices.contains_key(&id(1)), is_kept);
+            assert_eq!(maps.links.contains_key(&Link::of(&wg1())), is_kept);
+            assert_eq!(maps.count, 1 + u32::from(is_kept));
+            assert_eq!(maps.links[&Link::of(&place(NETNS, "wg0", 8))], id(2));
+        }
+    }
+}
+
+#[test]
+fn the_last_holder_of_another_watched_name_is_kept() {
+    let mut maps = Maps::watching([wg0(), wg1()]);
+    maps.crowd = 0;
+    maps.event(Event::Exists, wg0());
+    maps.event(Event::Exists, wg1());
+    maps.event(Event::Exists, place(NETNS, "wg0", 8));
+    assert_eq!(maps.devices[&id(1)].homes, 1);
+}
+
+#[test]
+fn a_move_is_one_record_when_the_device_arrives() {
+    let there = place(OTHER, "eth0", 2);
+    let mut maps = Maps::watching([wg0()]);
+    let found = maps.found(wg0());
+    let leaving = Event::Leaving;
+    let registered = Event::Registered;
+    // 5.10 has given it the name that it will have there, when its own is taken.
+    assert_eq!(maps.event(leaving, place(NETNS, "eth0", 7)), None);
+    let between = Link::between(ADDRESS);
+    assert!(i32::try_from(between.ifindex).is_err(), "no index");
+    assert_eq!(maps.links, HashMap::from([(between, found)]));
+
+    let record = maps.event(registered, there);
+    assert_eq!(record, Some(left(found, wg0(), there, 1)));
+    assert_eq!(maps.links, HashMap::from([(Link::of(&there), found)]));
+
+    // And back: the same device, by another index.
+    let back = place(NETNS, "wg0", 9);
+    assert_eq!(maps.event(leaving, there), None);
+    assert_eq!(
+        maps.event(registered, back),
+        Some(took(found, there, back, 2))
+    );
+}
+
+#[test]
+fn a_move_of_a_device_that_nobody_knows_is_none_of_ours() {
+    let mut maps = Maps::watching([wg0()]);
+    let leaving = Event::Leaving;
+    assert_eq!(maps.event(leaving, place(NETNS, "eth0", 3)), None);
+    maps.assert_empty();
+    // But for the name that it has where it arrives.
+    let record = maps.event(Event::Registered, wg0());
+    assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
+}
+
+#[test]
+fn a_forgotten_device_arrives_as_a_new_one() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.crowd = 1;
+    maps.event(Event::Registered, wg0());
+    maps.event(Event::Renamed, wg1());
+    maps.event(Event::Leaving, wg1());
+    // Another device gets its index while it is between the two, and then the name.
+    let other = place(NETNS, "wg0", 7);
+    maps.notice(Notice {
+        address: ADDRESS + 0x1000,
+        ..Notice::new(Event::Registered, other)
+    });
+    assert_eq!(maps.links[&Link::of(&other)], id(2));
+    assert_eq!(maps.count, 1);
+
+    let there = place(OTHER, "eth0", 2);
+    assert_eq!(maps.event(Event::Registered, there), None);
+    assert_eq!(maps.links, HashMap::from([(Link::of(&other), id(2))]));
+}
+
+#[test]
+fn a_new_device_is_not_the_one_that_had_its_index() {
+    let mut maps = Maps::watching([wg0()]);
+    let found = maps.found(wg1());
+    let record = maps.event(Event::Registered, wg0());
+    assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
+    assert!(!maps.devices.contains_key(&found));
+
+    // And where its name is not watched, nothing is kept of it.
+    maps.event(Event::Registered, wg1());
+    maps.assert_empty();
+}
+
+#[test]
+fn an_entry_without_a_device_is_as_none() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.links.insert(Link::of(&wg0()), USERSPACE_ID | 1);
+    assert_eq!(maps.event(Event::Deleted, wg0()), None);
+    let record = maps.event(Event::Exists, wg0());
+    assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
+    assert_eq!(maps.links[&Link::of(&wg0())], id(1));
+}
+
+#[test]
+fn an_id_that_another_run_has_taken_meanwhile_is_not_given_again() {
+    let mut maps = Maps::watching([wg0(), wg1()]);
+    maps.event(Event::Exists, place(NETNS, "wg1", 6));
+    // As if it had counted from the same number.
+    maps.counters.ids = 0;
+    let record = maps.event(Event::Exists, wg0());
+    assert_eq!(record, Some(took(id(2), NOWHERE, wg0(), 1)));
+}
+
+#[test]
+fn a_deletion_that_is_told_again_concerns_nobody() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.found(wg0());
+    assert_eq!(maps.event(Event::Repeated, wg0()), None);
+    assert_eq!(maps.links.len(), 1);
+    assert_eq!(maps.counters.ignored, 1);
+}
+
+#[test]
+fn a_message_of_a_move_says_where_the_device_went() {
+    let mut maps = Maps::watching([wg0()]);
+    let found = maps.found(wg0());
+    let moved = |here| Notice {
+        nsid: -1,
+        to_ifindex: 4,
+        ..Notice::new(Event::Moved, here)
+    };
+    // 5.10 may say the name that it will have there.
+    let record = maps.notice(moved(place(NETNS, "eth0", 7)));
+    let there = Place {
+        ifindex: 4,
+        ..NOWHERE
+    };
+    let expected = Record {
+        flags: flag::LEFT_NAME | flag::MOVED,
+        nsid: -1,
+        ..left(found, wg0(), there, 1)
+    };
+    assert_eq!(record, Some(expected));
+    maps.assert_empty();
+    // Of another device it says nothing.
+    assert_eq!(maps.notice(moved(wg1())), None);
+}
+
+#[test]
+fn the_end_of_a_namespace_is_told_once() {
+    let lo = place(NETNS, "lo", LOOPBACK_IFINDEX);
+    let mut maps = Maps::watching([wg0()]);
+    let gone = Record {
+        from: lo,
+        from_epoch: NETNS_EPOCH,
+        flags: flag::NETNS_GONE,
+        ..Record::default()
+    };
+    // Netlink messages say nothing of the sort.
+    assert_eq!(maps.event(Event::Deleted, lo), None);
+    assert_eq!(maps.event(Event::Unregistered, place(OTHER, "lo", 1)), None);
+    assert_eq!(maps.event(Event::Unregistered, place(NETNS, "lo", 2)), None);
+    assert_eq!(maps.event(Event::Unregistered, lo), Some(gone));
+    assert_eq!(maps.event(Event::Unregistered, lo), None);
+
+    // Where the loopback device itself is watched, the epoch is the namespace's.
+    let mut maps = Maps::watching([lo]);
+    let found = maps.found(lo);
+    let expected = Record {
+        id: found,
+        from_count: 1,
+        flags: flag::NETNS_GONE | flag::LEFT_NAME,
+        ..gone
+    };
+    assert_eq!(maps.event(Event::Unregistered, lo), Some(expected));
+}
+
+#[test]
+fn what_the_ring_buffer_does_not_take_is_counted_and_true_all_the_same() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.is_full = true;
+    assert_eq!(maps.event(Event::Exists, wg0()), None);
+    assert_eq!(maps.matched_before, 1, "counted before it is tried");
+    assert_eq!(maps.counters.dropped, 1);
+    assert_eq!(maps.name_of(wg0()).ifindex, 7);
+}
+
+#[test]
+fn who_is_traced_has_every_change_sent() {
+    let mut maps = Maps::watching([]);
+    maps.is_traced = true;
+    let traced = Record {
+        flags: flag::TRACED,
+        ..Record::default()
+    };
+    let registered = Event::Registered;
+    let expected = Record {
+        to: wg0(),
+        ..traced
+    };
+    assert_eq!(maps.event(registered, wg0()), Some(expected));
+    assert_eq!(maps.event(Event::Exists, wg0()), Some(expected));
+    let expected = Record {
+        from: wg0(),
+        ..traced
+    };
+    assert_eq!(maps.event(Event::Unregistered, wg0()), Some(expected));
+    assert_eq!(maps.event(Event::Deleted, wg0()), Some(expected));
+    // Told again, it may be about another device by now: that one is not named.
+    maps.found(wg0());
+    let repeated = maps.event(Event::Repeated, wg0());
+    assert_eq!(repeated, Some(traced));
+    maps.event(Event::Deleted, wg0());
+    // It counts as one that concerns nobody, also when there is no room for it.
+    maps.is_full = true;
+    maps.event(Event::Exists, wg0());
+    let Counters {
+        matched, dropped, ..
+    } = maps.counters;
+    assert_eq!((matched, dropped), (0, 0));
+    maps.assert_empty();
+}

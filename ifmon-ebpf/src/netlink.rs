@@ -1,0 +1,235 @@
+//! The event of a link message, as the filter of a subscribed socket finds it.
+//!
+//! The message is what `rtnl_fill_ifinfo` makes of a device (`net/core/rtnetlink.c`), one to a
+//! packet, in the host's byte order. Every read is bounded by the packet's length, and every walk
+//! by a number of steps. What cannot be read says nothing.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::generated::bpf_get_socket_cookie,
+    programs::{SkBuffContext, sk_buff::SkBuff},
+};
+use ifmon_ebpf::{
+    Link, Name, Place,
+    filter::{Event, Notice},
+};
+
+use crate::maps;
+
+/// `struct nlmsghdr` and `struct ifinfomsg`
+#[repr(C)]
+struct Header {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+    family: u8,
+    padding: u8,
+    device_type: u16,
+    ifindex: u32,
+    device_flags: u32,
+    change: u32,
+}
+
+/// `struct nlattr`
+#[repr(C)]
+struct Attribute {
+    length: u16,
+    kind: u16,
+}
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+/// A bridge reports its ports with the same messages and `AF_BRIDGE`.
+const AF_UNSPEC: u8 = 0;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_NEW_NETNSID: u16 = 45;
+const IFLA_NEW_IFINDEX: u16 = 49;
+/// What is not flags of `nla_type`.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+// At most so many steps to each; multiples of sixteen.
+
+/// It is the first attribute, in all kernels so far.
+const STEPS_TO_NAME: usize = 16;
+/// It comes behind some fifty others, of the seventy kinds that there are.
+const STEPS_TO_NETNSID: usize = 96;
+
+/// `bpf_skb_load_bytes` reads no further. To the verifier every step is alike by this.
+const LAST_BYTE: usize = 0xffff;
+
+// `Name` has its bytes in memory's order.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// What the message says. `CALLS` is for who has no CAP_PERFMON before 6.17, see [`find`].
+#[inline(always)]
+pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice> {
+    let header: Header = packet.load(0).ok()?;
+    let is_deletion = header.kind == RTM_DELLINK;
+    if !is_deletion && header.kind != RTM_NEWLINK || header.family != AF_UNSPEC {
+        return None;
+    }
+    // SAFETY: the context is the program's own.
+    let cookie = unsafe { bpf_get_socket_cookie(packet.as_ptr()) };
+    let link = Link {
+        netns: maps::netns_of_socket(cookie)?,
+        ifindex: header.ifindex,
+    };
+    // Where a device went that nobody knows is nobody's concern.
+    let (mut nsid, mut to_ifindex) = (0, 0);
+    let event = if !is_deletion {
+        Event::Exists
+    } else if maps::id_of(&link).is_some()
+        && destination::<CALLS>(packet, &mut nsid, &mut to_ifindex)
+    {
+        Event::Moved
+    } else {
+        Event::Deleted
+    };
+    let here = Place {
+        name: name::<CALLS>(packet)?,
+        netns: link.netns,
+        ifindex: link.ifindex,
+    };
+    Some(Notice {
+        nsid,
+        to_ifindex,
+        ..Notice::new(event, here)
+    })
+}
+
+/// The name in the message.
+#[inline(always)]
+fn name<const CALLS: bool>(packet: &SkBuffContext) -> Option<Name> {
+    let (at, size) = find::<STEPS_TO_NAME, CALLS>(packet, IFLA_IFNAME)?;
+    text(packet, at, size)
+}
+
+/// A name of this size, its NUL included. It is padded with zeros to a multiple of four, as all
+/// attributes are, and read by as much at a time: reads of a size that the verifier has to work out
+/// are not understood by all kernels.
+#[inline(always)]
+fn text(packet: &SkBuffContext, at: usize, size: usize) -> Option<Name> {
+    let word = |begin| -> Option<u64> {
+        if begin < size {
+            packet.load::<u32>(at + begin).ok().map(u64::from)
+        } else {
+            Some(0)
+        }
+    };
+    let (first, second) = (word(0)? | word(4)? << 32, word(8)? | word(12)? << 32);
+    // It has room for 15 bytes and a NUL.
+    (size <= size_of::<Name>() && second >> 56 == 0).then_some(Name([first, second]))
+}
+
+/// Did the deleted device move, and where to?
+#[inline(always)]
+fn destination<const CALLS: bool>(
+    packet: &SkBuffContext,
+    nsid: &mut i32,
+    ifindex: &mut u32,
+) -> bool {
+    let Some((at, size)) = find::<STEPS_TO_NETNSID, CALLS>(packet, IFLA_NEW_NETNSID) else {
+        return false;
+    };
+    *nsid = packet.load(at).unwrap_or_default();
+    // Its index there comes right behind, since 5.1.
+    let walk = step(packet.skb.skb, (at + size) as u64, IFLA_NEW_IFINDEX);
+    if let Some((at, _)) = found(walk) {
+        *ifindex = packet.load(at).unwrap_or_default();
+    }
+    true
+}
+
+/// Place and size of the first attribute of a kind.
+///
+/// One kind at a time, because the verifier goes through every step with all that can have been
+/// found before it.
+///
+/// To who has no CAP_PERFMON a loop is refused before 6.17: the verifier also goes where a
+/// processor may go by a wrong guess (`sanitize_speculative_path` in `kernel/bpf/verifier.c`), past
+/// the last step, where the loop has no end. There every step is a call instead, which takes the
+/// verifier four times as long; written out, they would be a large program.
+#[inline(always)]
+fn find<const STEPS: usize, const CALLS: bool>(
+    packet: &SkBuffContext,
+    kind: u16,
+) -> Option<(usize, usize)> {
+    let packet = packet.skb.skb;
+    let mut walk = size_of::<Header>() as Walk;
+    if CALLS {
+        for _ in 0..STEPS / 16 {
+            walk = sixteen_steps(packet, walk, kind);
+        }
+    } else {
+        for _ in 0..STEPS {
+            walk = step(packet, walk, kind);
+            if is_over(walk) {
+                break;
+            }
+        }
+    }
+    found(walk)
+}
+
+/// Where a walk is that goes on: the place of the next attribute. One that is over stays what it
+/// is: [`FOUND`] and the attribute's size and place, or [`NOT_FOUND`].
+type Walk = u64;
+
+const FOUND: Walk = 1 << 32;
+const NOT_FOUND: Walk = 1 << 33;
+
+#[inline(always)]
+fn found(walk: Walk) -> Option<(usize, usize)> {
+    let (at, size) = (walk & 0xffff, walk >> 16 & 0xffff);
+    (walk & FOUND != 0).then_some((at as usize, size as usize))
+}
+
+#[inline(always)]
+const fn is_over(walk: Walk) -> bool {
+    walk & (FOUND | NOT_FOUND) != 0
+}
+
+#[inline(never)]
+fn sixteen_steps(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
+    let walk = four_steps(packet, walk, kind);
+    let walk = four_steps(packet, walk, kind);
+    let walk = four_steps(packet, walk, kind);
+    four_steps(packet, walk, kind)
+}
+
+#[inline(never)]
+fn four_steps(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
+    let walk = one_step(packet, walk, kind);
+    let walk = one_step(packet, walk, kind);
+    let walk = one_step(packet, walk, kind);
+    one_step(packet, walk, kind)
+}
+
+#[inline(never)]
+fn one_step(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
+    if is_over(walk) {
+        return walk;
+    }
+    step(packet, walk, kind)
+}
+
+/// Past the attribute here, unless it is of the kind.
+#[inline(always)]
+fn step(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
+    let at = walk as usize & LAST_BYTE;
+    let Ok(attribute) = SkBuff { skb: packet }.load::<Attribute>(at) else {
+        return NOT_FOUND;
+    };
+    let Some(size) = usize::from(attribute.length).checked_sub(size_of::<Attribute>()) else {
+        return NOT_FOUND;
+    };
+    let at = at + size_of::<Attribute>();
+    if attribute.kind & NLA_TYPE_MASK == kind {
+        return FOUND | (size as u64) << 16 | (at & LAST_BYTE) as u64;
+    }
+    // Without a branch: `next_multiple_of` has one, which makes two ways through every step.
+    ((at + ((size + 3) & !3)) & LAST_BYTE) as u64
+}

@@ -1,0 +1,120 @@
+//! Which ids of the kernel side stand for the same device, where the kernel side cannot know.
+//!
+//! A program that sees link messages loses sight of a device that moves to another namespace, and
+//! gives it another id when it comes back. From outside, the inode of its directory in sysfs says
+//! whether it is the same one. The id that a device had first is the one that is told.
+
+use std::collections::{HashMap, HashSet};
+
+/// What is known of the devices that hold a watched name or held one.
+#[derive(Debug, Default)]
+pub(crate) struct Identities {
+    /// The first id of a device, by the one that the kernel side gave it; of all that were told
+    /// of.
+    first: HashMap<u64, u64>,
+    /// The first id of a device, by its inode.
+    by_inode: HashMap<u64, u64>,
+    /// Its inode, by its first id.
+    inodes: HashMap<u64, u64>,
+    /// Devices that have no watched name as far as is known, by their first id. Where they are may
+    /// have changed unseen, and they may come back.
+    away: HashSet<u64>,
+}
+
+impl Identities {
+    /// How many entries there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        let Self {
+            first,
+            by_inode,
+            inodes,
+            away,
+        } = self;
+        first.len() + by_inode.len() + inodes.len() + away.len()
+    }
+
+    /// The id by which this one is told.
+    pub(crate) fn of(&self, id: u64) -> u64 {
+        self.first.get(&id).copied().unwrap_or(id)
+    }
+
+    /// The device that is told by this id lost its watched name, and may live.
+    pub(crate) fn left(&mut self, told: u64) {
+        if self.inodes.contains_key(&told) {
+            self.away.insert(told);
+        }
+    }
+
+    /// It has a watched name.
+    pub(crate) fn took(&mut self, told: u64) {
+        self.away.remove(&told);
+    }
+
+    /// It is gone for good.
+    pub(crate) fn deleted(&mut self, told: u64) {
+        self.away.remove(&told);
+        if let Some(inode) = self.inodes.remove(&told) {
+            self.by_inode.remove(&inode);
+        }
+    }
+
+    /// Can a device with an id that is new have been here before?
+    pub(crate) fn expects_somebody(&self) -> bool {
+        !self.away.is_empty()
+    }
+
+    /// Was any device's inode read? Then a device with an id that is new can have been here before.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_inode.is_empty()
+    }
+
+    /// Is anything known of a device with this id?
+    pub(crate) fn knows(&self, id: u64) -> bool {
+        let id = self.of(id);
+        self.inodes.contains_key(&id)
+    }
+
+    /// The device with this id is told of: by which id. That stays, whatever is learnt of it.
+    pub(crate) fn tell(&mut self, id: u64) -> u64 {
+        *self.first.entry(id).or_insert(id)
+    }
+
+    /// The same where the inode of the device is known.
+    pub(crate) fn identify(&mut self, id: u64, inode: u64) -> u64 {
+        let before = self.by_inode.get(&inode).copied();
+        let told = *self.first.entry(id).or_insert(before.unwrap_or(id));
+        self.learn(told, inode);
+        told
+    }
+
+    /// The device with this id is found where one was told by another id, whose inode is not known:
+    /// the id by which it is told.
+    pub(crate) fn resume(&mut self, id: u64, told: u64, inode: Option<u64>) -> u64 {
+        let other = inode.and_then(|inode| self.by_inode.get(&inode).copied());
+        let told = *self.first.entry(id).or_insert(other.unwrap_or(told));
+        if let Some(inode) = inode {
+            self.learn(told, inode);
+        }
+        told
+    }
+
+    /// The device that was told by this id turned out to have this inode.
+    pub(crate) fn learn(&mut self, told: u64, inode: u64) {
+        self.by_inode.insert(inode, told);
+        self.inodes.insert(told, inode);
+    }
+
+    /// Forgets all but the devices that were told last, where there are many more than these.
+    pub(crate) fn prune(&mut self, watches: usize, told: impl FnOnce() -> HashSet<u64>) {
+        let most = 2 * watches + if cfg!(test) { 4 } else { 64 };
+        if self.by_inode.len() <= most && self.first.len() <= most {
+            return;
+        }
+        let told = told();
+        self.by_inode.retain(|_, id| told.contains(id));
+        self.inodes.retain(|id, _| told.contains(id));
+        self.first.retain(|_, id| told.contains(id));
+        self.away.retain(|id| told.contains(id));
+    }
+}

@@ -1,0 +1,165 @@
+//! The maps of the BPF programs, as userspace reads and writes them.
+
+use std::io;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use ifmon_ebpf::{
+    Control, Counters, DeviceState, Link, NameKey, NameState, Place as WirePlace, USERSPACE_ID,
+};
+
+use super::{Reply, Request};
+use crate::{NetnsId, Unavailable};
+
+/// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
+const BPF_NOEXIST: u64 = 1;
+
+/// The maps.
+pub(super) struct Maps {
+    names: HashMap<MapData, NameKey, NameState>,
+    devices: HashMap<MapData, u64, DeviceState>,
+    links: HashMap<MapData, Link, u64>,
+    namespaces: HashMap<MapData, u32, u32>,
+    sockets: HashMap<MapData, u64, u32>,
+    counters: PerCpuArray<MapData, Counters>,
+    pub(super) control: Array<MapData, Control>,
+}
+
+impl Maps {
+    pub(super) fn of(object: &mut Ebpf) -> Result<Self, Unavailable> {
+        Ok(Self {
+            names: take(object, "NAMES")?,
+            devices: take(object, "DEVICES")?,
+            links: take(object, "LINKS")?,
+            namespaces: take(object, "NAMESPACES")?,
+            sockets: take(object, "SOCKETS")?,
+            counters: take(object, "COUNTERS")?,
+            control: take(object, "CONTROL")?,
+        })
+    }
+
+    /// Does what is about a map; gives the request back when it is not.
+    pub(super) fn perform(&mut self, request: Request) -> Result<Reply, Request> {
+        Ok(match request {
+            Request::Counters => Reply::Counters(self.counters()),
+            Request::Name(key) => Reply::Name(get(&self.names, &key)),
+            Request::InsertName(key, state) => Reply::Done(insert(&mut self.names, key, state, 0)),
+            Request::RemoveName(key) => Reply::Done(remove(&mut self.names, &key)),
+            Request::Link(link) => Reply::Link(get(&self.links, &link)),
+            Request::InsertLink(link, id) => {
+                Reply::Inserted(match insert(&mut self.links, link, id, BPF_NOEXIST) {
+                    Ok(()) => Ok(true),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+                    Err(error) => Err(error),
+                })
+            }
+            Request::RemoveLink(link) => Reply::Done(remove(&mut self.links, &link)),
+            Request::Device(id) => Reply::Device(get(&self.devices, &id)),
+            Request::Devices => Reply::Devices(self.devices()),
+            Request::InsertDevice(id, place) => Reply::Done(self.insert_device(id, place)),
+            Request::RemoveDevice(id) => Reply::Done(remove(&mut self.devices, &id)),
+            Request::Namespace(NetnsId(netns)) => Reply::Namespace(get(&self.namespaces, &netns)),
+            Request::InsertNamespace(NetnsId(netns), epoch) => {
+                Reply::Done(insert(&mut self.namespaces, netns, epoch, 0))
+            }
+            Request::RemoveNamespace(NetnsId(netns)) => {
+                Reply::Done(remove(&mut self.namespaces, &netns))
+            }
+            Request::Enter(_)
+            | Request::Leave(_)
+            | Request::Record
+            | Request::Overflowed(_)
+            | Request::Ask(..) => return Err(request),
+        })
+    }
+
+    /// The socket with this cookie hears of this namespace.
+    pub(super) fn insert_socket(&mut self, cookie: u64, netns: NetnsId) -> io::Result<()> {
+        insert(&mut self.sockets, cookie, netns.0, 0)
+    }
+
+    pub(super) fn remove_socket(&mut self, cookie: u64) {
+        // The socket is closed anyhow.
+        let _ = remove(&mut self.sockets, &cookie);
+    }
+
+    pub(super) fn counters(&self) -> io::Result<Counters> {
+        let mut sum = Counters::default();
+        for cpu in self.counters.get(&0, 0).map_err(cause)?.iter() {
+            sum.seen += cpu.seen;
+            sum.matched += cpu.matched;
+            sum.ignored += cpu.ignored;
+            sum.dropped += cpu.dropped;
+        }
+        Ok(sum)
+    }
+
+    fn devices(&self) -> io::Result<Vec<(u64, DeviceState)>> {
+        let mut devices = std::collections::BTreeMap::new();
+        for entry in self.devices.iter() {
+            match entry {
+                Ok((id, state)) => drop(devices.insert(id, state)),
+                // One that is removed meanwhile.
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(cause(error)),
+            }
+        }
+        Ok(devices.into_iter().collect())
+    }
+
+    fn insert_device(&mut self, id: u64, place: WirePlace) -> io::Result<()> {
+        debug_assert!(id & USERSPACE_ID != 0);
+        let state = DeviceState {
+            place,
+            ..DeviceState::default()
+        };
+        insert(&mut self.devices, id, state, BPF_NOEXIST)
+    }
+}
+
+pub(super) fn take<M>(object: &mut Ebpf, name: &str) -> Result<M, Unavailable>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    object
+        .take_map(name)
+        .ok_or_else(|| Unavailable::other("a map is not in the object"))?
+        .try_into()
+        .map_err(Unavailable::other)
+}
+
+fn get<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, key: &K) -> io::Result<Option<V>> {
+    match map.get(key, 0) {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(cause(error)),
+    }
+}
+
+fn insert<K: Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: K,
+    value: V,
+    flags: u64,
+) -> io::Result<()> {
+    map.insert(key, value, flags).map_err(cause)
+}
+
+/// The kernel side may have removed it before.
+fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> io::Result<()> {
+    match map.remove(key).map_err(cause) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// The error of the system call, where that was it.
+fn cause(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::IoError(error) => error,
+        error => io::Error::other(error),
+    }
+}

@@ -1,0 +1,90 @@
+//! What the rest of ifmon sees of the BPF backends. `without_bpf.rs` has the same face.
+
+use std::sync::Arc;
+
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    core::{Bpf, Hook},
+    layout::Layout,
+    load,
+    shell::{Programs, Wanted},
+};
+use crate::{
+    BackendKind, Unavailable,
+    backend::Options,
+    driver::{self, Command, Shared},
+    engine::Engine,
+};
+
+/// Whether there is a program for this processor.
+pub(crate) const HAS_OBJECT: bool = ifmon_ebpf::OBJECT.is_some();
+
+/// Looks up where the kernel keeps what the programs read.
+pub(crate) fn read_layout() -> Result<(), Unavailable> {
+    Layout::read().map(drop)
+}
+
+/// Opens backends, and remembers what it learnt of the kernel from one to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Loader {
+    /// Read once for both hooks.
+    layout: Option<Result<Layout, Unavailable>>,
+}
+
+impl Loader {
+    /// Loads the program of a backend, attaches it, and makes sure that it works.
+    pub(crate) fn open(
+        &mut self,
+        kind: BackendKind,
+        options: Options,
+    ) -> Result<Running, Unavailable> {
+        let wanted = Wanted {
+            watches: options.capacity,
+            ring_bytes: options.receive_buffer,
+            open_filter: options.open_filter,
+        };
+        let (programs, hook) = if kind == BackendKind::NetlinkEbpf {
+            load::check_socket_filter()?;
+            let known = self.layout.as_ref().and_then(|layout| layout.as_ref().ok());
+            let layout = || known.copied().or_else(|| Layout::read().ok());
+            (Programs::socket_filter(layout, wanted)?, Hook::Socket)
+        } else {
+            let layout = self.layout.get_or_insert_with(|| {
+                load::check_tracing()?;
+                Layout::read()
+            });
+            let layout = layout.as_ref().map_err(Unavailable::again)?;
+            (Programs::tracing(kind, layout, wanted)?, Hook::Function)
+        };
+        Ok(Running {
+            programs: Box::new(programs),
+            hook,
+        })
+    }
+}
+
+/// A backend that works.
+#[derive(Debug)]
+pub(crate) struct Running {
+    programs: Box<Programs>,
+    hook: Hook,
+}
+
+impl Running {
+    /// What it can tell of who makes a change.
+    pub(crate) fn who(&self) -> Vec<&'static str> {
+        self.programs.who().known()
+    }
+
+    /// Starts the task of a monitor.
+    pub(crate) fn spawn(
+        self,
+        kind: BackendKind,
+        commands: mpsc::Receiver<Command>,
+        shared: Arc<Shared>,
+    ) -> JoinHandle<()> {
+        let engine = Engine::new(kind, Bpf::new(self.hook, self.programs.room));
+        tokio::spawn(driver::run(engine, *self.programs, commands, shared))
+    }
+}

@@ -1,0 +1,103 @@
+//! Proves that a tracing program reads the kernel right.
+
+use std::io;
+
+use aya::maps::{Array, MapData};
+use ifmon_ebpf::{
+    Control, LOOPBACK_IFINDEX, NETREG_REGISTERED, Name, Place as WirePlace, Record, flag,
+};
+use rustix::thread::{UnshareFlags, set_name, unshare_unsafe};
+
+use crate::{InterfaceName, Netns, NetnsId, Unavailable, netns::on_a_thread};
+
+/// Has a device made whose name, index and namespace are known, and looks at what the program says
+/// of it: a fresh network namespace registers a `lo` of its own, and disturbs nobody. A wrong
+/// offset would otherwise be wrong for ever, and silent.
+///
+/// `record` gives the next record that the program has sent.
+pub(super) fn run(
+    control: &mut Array<MapData, Control>,
+    settings: Control,
+    mut record: impl FnMut() -> Option<Record>,
+) -> Result<(), Unavailable> {
+    // The thread is known to the program by its name, which is the same in every pid namespace.
+    let comm = comm();
+    let made = on_a_thread(|| -> io::Result<NetnsId> {
+        let name = comm.split(|&byte| byte == 0).next().unwrap_or_default();
+        set_name(&std::ffi::CString::new(name)?)?;
+        let traced = Control {
+            comm,
+            traced: 1,
+            ..settings
+        };
+        control.set(0, traced, 0).map_err(io::Error::other)?;
+        // SAFETY: this thread ends with the closure and shares its namespace with nobody.
+        let made = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+        let id = made.map_err(Into::into).and_then(|()| known_id());
+        control.set(0, settings, 0).map_err(io::Error::other)?;
+        id
+    });
+    let netns = match made {
+        Ok(netns) => netns,
+        Err(error) => {
+            // A process without CAP_SYS_ADMIN was not meant to: nothing for anybody to mend.
+            let level = match error.kind() {
+                io::ErrorKind::PermissionDenied => log::Level::Info,
+                _ => log::Level::Warn,
+            };
+            log::log!(
+                level,
+                "could not prove that the BPF program reads this kernel right, because a network \
+                 namespace of its own could not be had ({error}); going by the kernel's BTF alone"
+            );
+            return Ok(());
+        }
+    };
+    let expected = WirePlace {
+        name: Name::new(b"lo").unwrap_or_default(),
+        netns: netns.0,
+        ifindex: LOOPBACK_IFINDEX,
+    };
+    let mut seen = None;
+    while let Some(record) = record() {
+        let is_process = record.flags & flag::HAS_PID == 0 || record.pid == std::process::id();
+        if record.to == expected
+            && record.reg_state == NETREG_REGISTERED
+            && is_process
+            && record.flags & flag::KTHREAD == 0
+        {
+            return Ok(());
+        }
+        seen = Some(record);
+    }
+    Err(Unavailable::Misread {
+        netns,
+        seen: seen.map(|record| {
+            let WirePlace {
+                name,
+                netns,
+                ifindex,
+            } = record.to;
+            let name = InterfaceName::from_kernel(&name.to_bytes())
+                .map_or_else(|| "?".to_owned(), |name| name.to_string());
+            format!("{name}, index {ifindex}, in namespace {netns}")
+        }),
+    })
+}
+
+/// The id of the calling thread's namespace, which is known without `/proc`, too.
+fn known_id() -> io::Result<NetnsId> {
+    match Netns::current().map_err(io::Error::other)?.id() {
+        NetnsId(0) => Err(io::Error::other("the kernel does not say which it is")),
+        id => Ok(id),
+    }
+}
+
+/// A thread's name that no other thread has.
+fn comm() -> [u8; 16] {
+    let mut comm = [0; 16];
+    let unique = format!("ifmon{:010}", std::process::id());
+    let length = unique.len().min(15);
+    comm[..length].copy_from_slice(&unique.as_bytes()[..length]);
+    comm
+}

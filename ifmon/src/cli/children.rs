@@ -1,0 +1,320 @@
+//! Commands that ifmon runs: each ends with all that it started, and none is left as a zombie.
+//!
+//! What a command leaves behind when it ends becomes a child of ifmon, the *subreaper*
+//! (`PR_SET_CHILD_SUBREAPER` of `prctl(2)`), and is waited for here. So it can be found and ended
+//! when the command's time is over, even if it went to a session of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::fd::AsFd as _,
+    os::unix::{
+        ffi::OsStrExt as _,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::timeout,
+};
+
+/// Variables and their values.
+pub(crate) type Environment = Vec<(String, OsString)>;
+
+/// Runs commands and waits for all children, also those that others left.
+#[derive(Clone, Debug)]
+pub(crate) struct Children {
+    running: Arc<Mutex<Running>>,
+}
+
+/// Who waits for the end of which command.
+type Running = HashMap<Pid, oneshot::Sender<ExitStatus>>;
+
+/// What a command is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// What it is run for, in messages.
+    pub(crate) what: String,
+    pub(crate) environment: Environment,
+}
+
+/// A command, and how long it may run.
+#[derive(Clone, Debug)]
+pub(crate) struct Shell {
+    pub(crate) command: OsString,
+    pub(crate) limit: Duration,
+}
+
+impl Children {
+    /// Begins to wait for children. To be called once.
+    pub(crate) fn new() -> io::Result<Self> {
+        let children = Self {
+            running: Arc::default(),
+        };
+        let mut ended = signal(SignalKind::child())?;
+        if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+            log::warn!("what commands leave behind cannot be ended with them: {error}");
+        }
+        let task = children.clone();
+        tokio::spawn(async move {
+            loop {
+                task.reap();
+                if ended.recv().await.is_none() {
+                    return;
+                }
+            }
+        });
+        Ok(children)
+    }
+
+    /// Begins to wait for children where somebody else's orphans are ours: as the first process of
+    /// a pid namespace.
+    pub(crate) fn adopted() -> io::Result<()> {
+        if rustix::process::getpid().is_init() {
+            Self::new()?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of all children that have ended.
+    fn reap(&self) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            if let Some(ended) = self.lock().remove(&pid) {
+                // Nobody may be waiting any more.
+                let _ = ended.send(ExitStatus::from_raw(status.as_raw()));
+            }
+        }
+    }
+
+    /// Runs a command through sh, until it ends or its time is over. When the future is dropped,
+    /// the command ends too.
+    pub(crate) async fn run(&self, shell: &Shell, job: Job) {
+        let Job { what, environment } = job;
+        let mut child = match self.start(&shell.command, environment) {
+            Ok(child) => child,
+            Err(error) => {
+                log::warn!("{what} could not be started: {error}");
+                return;
+            }
+        };
+        match timeout(shell.limit, &mut child.ended).await {
+            Ok(Ok(status)) => {
+                child.has_ended = true;
+                if !status.success() {
+                    log::warn!("{what} failed: {}", describe(status));
+                }
+            }
+            // Nothing but the task that waits for children drops the other end.
+            Ok(Err(_)) => log::warn!("{what} was lost sight of"),
+            Err(_) => log::warn!(
+                "{what} was ended: it ran longer than {} s",
+                shell.limit.as_secs_f64()
+            ),
+        }
+    }
+
+    fn start(&self, text: &OsStr, environment: Environment) -> io::Result<Child> {
+        let mut command = Command::new("/bin/sh");
+        // What happened reaches the command as data only, never as a part of its text.
+        command.arg("-c").arg(text);
+        for (name, _) in std::env::vars_os() {
+            if name.as_bytes().starts_with(b"IFMON_") {
+                command.env_remove(name);
+            }
+        }
+        let event = environment_of(&environment);
+        command
+            .envs(environment)
+            // What a service manager wants to hear of ifmon, a command must not answer for it.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            .stdin(Stdio::null())
+            // Standard output is for lines.
+            .stdout(io::stderr().as_fd().try_clone_to_owned()?)
+            .process_group(0);
+        let others = own_children();
+        // Nothing is awaited from here on, so that the end of the command is not seen before it is
+        // known.
+        let child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        let (sender, ended) = oneshot::channel();
+        self.lock().insert(pid, sender);
+        Ok(Child {
+            pid,
+            ended,
+            has_ended: false,
+            others,
+            event,
+            children: self.clone(),
+        })
+    }
+}
+
+/// A command that runs. Dropping it ends it with all that it started, unless it has ended by
+/// itself.
+struct Child {
+    pid: Pid,
+    ended: oneshot::Receiver<ExitStatus>,
+    has_ended: bool,
+    /// The children of ifmon that were there before.
+    others: BTreeSet<u32>,
+    /// The variables that tell the event, as the kernel shows them.
+    event: Vec<Vec<u8>>,
+    children: Children,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        // It is not reaped before this returns, so the number is still its own.
+        if self.children.lock().contains_key(&self.pid) {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
+        // What is killed cannot fork any more; another look finds what was forked meanwhile.
+        let mut killed = HashSet::new();
+        loop {
+            let mut found = self.descendants();
+            found.retain(|&pid| killed.insert(pid));
+            if found.is_empty() {
+                break;
+            }
+            for pid in found {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            self.children.reap();
+        }
+    }
+}
+
+impl Child {
+    /// All that it started and that still runs: what descends from it, and what descends from the
+    /// orphans that came to ifmon since it began, unless they carry another event in their
+    /// environment.
+    fn descendants(&self) -> Vec<Pid> {
+        let processes = processes();
+        let own = std::process::id();
+        let commands: BTreeSet<u32> = self.children.lock().keys().copied().map(number).collect();
+        let is_root = |pid: u32, parent: u32| {
+            parent == own
+                && if commands.contains(&pid) {
+                    pid == number(self.pid)
+                } else {
+                    !self.others.contains(&pid) && self.may_be_of(pid)
+                }
+        };
+        let mut found: BTreeSet<u32> = processes
+            .iter()
+            .filter(|&(&pid, process)| is_root(pid, process.parent))
+            .map(|(&pid, _)| pid)
+            .collect();
+        loop {
+            let before = found.len();
+            for (&pid, process) in &processes {
+                if found.contains(&process.parent) {
+                    found.insert(pid);
+                }
+            }
+            if found.len() == before {
+                break;
+            }
+        }
+        found
+            .into_iter()
+            .filter(|pid| processes.get(pid).is_some_and(|process| !process.is_dead))
+            .filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw))
+            .collect()
+    }
+
+    /// May an orphan be of this command? Its environment says so, unless it was emptied.
+    fn may_be_of(&self, pid: u32) -> bool {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut event: Vec<&[u8]> = environment
+            .split(|&byte| byte == 0)
+            .filter(|variable| variable.starts_with(b"IFMON_"))
+            .collect();
+        event.sort_unstable();
+        event.is_empty() || event == self.event
+    }
+}
+
+/// The variables as the kernel shows them, sorted.
+fn environment_of(environment: &Environment) -> Vec<Vec<u8>> {
+    let mut variables: Vec<Vec<u8>> = environment
+        .iter()
+        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
+        .collect();
+    variables.sort_unstable();
+    variables
+}
+
+struct Process {
+    parent: u32,
+    /// A zombie, or on the way to be none.
+    is_dead: bool,
+}
+
+/// All processes that can be seen.
+fn processes() -> BTreeMap<u32, Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read(entry.path().join("stat")).ok()?;
+            // The name of the process may hold anything; it ends with the last parenthesis
+            // (`proc_pid_stat(5)`).
+            let end = stat.iter().rposition(|&byte| byte == b')')?;
+            let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
+            let mut fields = rest.split_whitespace();
+            let is_dead = matches!(fields.next()?, "Z" | "X");
+            let parent = fields.next()?.parse().ok()?;
+            Some((pid, Process { parent, is_dead }))
+        })
+        .collect()
+}
+
+/// The children of ifmon.
+fn own_children() -> BTreeSet<u32> {
+    let listed = || -> io::Result<BTreeSet<u32>> {
+        let mut children = BTreeSet::new();
+        for thread in fs::read_dir("/proc/self/task")? {
+            let list = fs::read_to_string(thread?.path().join("children"))?;
+            children.extend(
+                list.split_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            );
+        }
+        Ok(children)
+    };
+    // Only kernels with CONFIG_PROC_CHILDREN have the list.
+    listed().unwrap_or_else(|_| {
+        let mut processes = processes();
+        processes.retain(|_, process| process.parent == std::process::id());
+        processes.into_keys().collect()
+    })
+}
+
+fn number(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().cast_unsigned()
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("ended by signal {signal}"),
+        (None, None) => "unknown status".to_owned(),
+    }
+}

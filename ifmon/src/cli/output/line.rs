@@ -1,0 +1,131 @@
+//! What a line says: made once, and written as text, as JSON, or as the environment of a hook.
+
+use std::{ffi::OsStr, time::SystemTime};
+
+use ifmon::{Actor, BackendKind, Event, Field, InterfaceName, NetnsId, Origin};
+
+use super::facts::{Facts, Stopped};
+use crate::cli::watches::Watch;
+
+/// The fields of one line, in order. A value that is unknown stays, as null.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    pub(super) fields: Vec<(&'static str, Value<'a>)>,
+}
+
+/// A value of a field.
+#[derive(Debug)]
+pub(super) enum Value<'a> {
+    Unknown,
+    Time(SystemTime),
+    Word(&'a str),
+    Number(u64),
+    Flag(bool),
+    /// Names need not be UTF-8.
+    Name(InterfaceName),
+    NetnsName(&'a OsStr),
+    By(&'a Actor, &'a Origin),
+}
+
+impl From<Option<u64>> for Value<'_> {
+    fn from(number: Option<u64>) -> Self {
+        number.map_or(Self::Unknown, Self::Number)
+    }
+}
+
+impl From<Option<u32>> for Value<'_> {
+    fn from(number: Option<u32>) -> Self {
+        number.map(u64::from).into()
+    }
+}
+
+impl From<Field> for Value<'_> {
+    fn from(field: Field) -> Self {
+        match field {
+            Field::Name(name) => Self::Name(name),
+            Field::Netns(netns) => netns.map(|NetnsId(inum)| inum).into(),
+            Field::Number(number) => number.into(),
+            Field::Flag(flag) => Self::Flag(flag),
+        }
+    }
+}
+
+impl<'a> Line<'a> {
+    pub(crate) fn event(event: &'a Event, facts: &'a Facts, netns_name: Option<&'a OsStr>) -> Self {
+        let mut line = Self::begin(
+            event.time,
+            event.kind.as_str(),
+            (event.netns, event.interface),
+            netns_name,
+            event.kind.ifindex(),
+            facts.calls_for_restart(event),
+            event.backend,
+        );
+        if let Some(actor) = &event.by {
+            line.add("by", Value::By(actor, &facts.origin));
+        }
+        for (name, field) in event.kind.fields() {
+            line.add(name, field.into());
+        }
+        if let Some(name) = &facts.to_netns_name {
+            line.add("to_netns_name", Value::NetnsName(name));
+        }
+        if facts.own {
+            line.add("own", Value::Flag(true));
+        }
+        if event.recovered {
+            line.add("recovered", Value::Flag(true));
+        }
+        line
+    }
+
+    pub(crate) fn stopped(stopped: &Stopped, netns_name: Option<&'a OsStr>) -> Self {
+        let Stopped {
+            time,
+            watch,
+            ifindex,
+            backend,
+            reason,
+            seen,
+            delivered,
+            lost,
+        } = *stopped;
+        let mut line = Self::begin(time, "stopped", watch, netns_name, ifindex, false, backend);
+        line.add("reason", Value::Word(reason.as_str()));
+        line.add("seen", seen.into());
+        line.add("delivered", Value::Number(delivered));
+        line.add("lost", lost.into());
+        line
+    }
+
+    /// The fields that every line begins with.
+    fn begin(
+        time: SystemTime,
+        event: &'static str,
+        (NetnsId(netns), interface): Watch,
+        netns_name: Option<&'a OsStr>,
+        ifindex: Option<u32>,
+        restart: bool,
+        backend: BackendKind,
+    ) -> Self {
+        let mut line = Self {
+            fields: vec![
+                ("time", Value::Time(time)),
+                ("event", Value::Word(event)),
+                ("interface", Value::Name(interface)),
+                ("netns", Value::Number(netns.into())),
+            ],
+        };
+        if let Some(name) = netns_name {
+            line.add("netns_name", Value::NetnsName(name));
+        }
+        line.add("ifindex", ifindex.into());
+        line.add("restart", Value::Flag(restart));
+        line.add("backend", Value::Word(backend.as_str()));
+        line
+    }
+
+    fn add(&mut self, name: &'static str, value: Value<'a>) {
+        self.fields.push((name, value));
+    }
+}

@@ -1,0 +1,129 @@
+//! Standard output: a line at a time, at once, and never a hang that a signal could not end.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// What a pipe takes in one piece (`include/uapi/linux/limits.h`).
+const PIPE_BUF: usize = 4096;
+
+/// Standard output. It is written to directly where that cannot block, else when there is room.
+#[derive(Debug)]
+pub(crate) struct Stdout {
+    file: OwnedFd,
+    /// For pipes, sockets and terminals; a regular file cannot be waited for, and need not be.
+    waits: Option<AsyncFd<Watched>>,
+    /// What is to be written, and how much of it has been.
+    pending: Vec<u8>,
+    written: usize,
+}
+
+#[derive(Debug)]
+struct Watched(OwnedFd);
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Stdout {
+    pub(crate) fn open() -> io::Result<Self> {
+        let stdout = io::stdout();
+        let watched = Watched(stdout.as_fd().try_clone_to_owned()?);
+        // SAFETY: `Watched` owns its descriptor and always hands out the same one.
+        let waits = unsafe {
+            AsyncFd::register_with_interest(watched, Interest::WRITABLE | Interest::ERROR)
+        };
+        Ok(Self {
+            file: stdout.as_fd().try_clone_to_owned()?,
+            waits: waits.ok(),
+            pending: Vec::new(),
+            written: 0,
+        })
+    }
+
+    /// Takes a line, which [`Self::flush`] writes.
+    pub(crate) fn push(&mut self, line: &[u8]) {
+        self.pending.extend_from_slice(line);
+    }
+
+    /// Is everything written?
+    pub(crate) const fn is_flushed(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Writes what was pushed. Waits while the reader is slow; when the future is dropped, the next
+    /// one goes on where it was, so that no line is torn.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        while !self.is_flushed() {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a part of what was pushed.
+    pub(crate) async fn write(&mut self) -> io::Result<()> {
+        self.writable().await?;
+        let rest = self.pending.get(self.written..).unwrap_or_default();
+        // No more than surely fits, or the write would wait.
+        let part = rest.get(..PIPE_BUF).unwrap_or(rest);
+        match rustix::io::write(&self.file, part) {
+            Ok(written) => self.written += written,
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if self.written >= self.pending.len() {
+            self.pending.clear();
+            // What the last lines of thousands of watches took needs no room for ever.
+            self.pending.shrink_to(PIPE_BUF);
+            self.written = 0;
+        }
+        Ok(())
+    }
+
+    /// Returns once a write of up to [`PIPE_BUF`] bytes would not block, which `poll(2)` promises
+    /// for a pipe.
+    async fn writable(&self) -> io::Result<()> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(waits) = &self.waits else {
+            return Ok(());
+        };
+        loop {
+            let mut ready = waits.writable().await?;
+            let mut file = [PollFd::new(&self.file, PollFlags::OUT)];
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            if poll(&mut file, Some(&now))? > 0 {
+                ready.retain_ready();
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Returns when whoever reads has gone.
+    pub(crate) async fn closed(&self) {
+        let Some(waits) = &self.waits else {
+            return std::future::pending().await;
+        };
+        loop {
+            match waits.ready(Interest::ERROR).await {
+                Ok(ready) if ready.ready().is_error() || ready.ready().is_write_closed() => return,
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Events as lines for a person.
+
+use std::{fmt::Write as _, time::SystemTime};
+
+use anstyle::{AnsiColor, Style};
+use ifmon::{Actor, Container, Event, EventKind, Origin};
+
+use super::{
+    facts::{Facts, Stopped},
+    json::timestamp,
+    stderr::printable,
+};
+use crate::cli::{namespaces::Namespaces, watches::Watch};
+
+/// Writes lines.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    color: bool,
+}
+
+impl Writer {
+    pub(crate) const fn new(color: bool) -> Self {
+        Self { color }
+    }
+
+    pub(crate) fn event(&self, event: &Event, facts: &Facts, namespaces: &Namespaces) -> Vec<u8> {
+        let describe = |netns| namespaces.describe(netns, facts.to_netns_name.as_deref());
+        let mut text = printable(&event.kind.describe(describe));
+        if let EventKind::Watching { .. } = event.kind {
+            let _ = write!(text, ", by {}", event.backend);
+        }
+        if event.recovered {
+            text.push_str(", found by reading the state again");
+        }
+        if let Some(actor) = &event.by {
+            let _ = write!(text, ", {}", who(actor, &facts.origin));
+        }
+        if facts.own {
+            text.push_str(", the engine itself");
+        }
+        let style = if facts.calls_for_restart(event) {
+            AnsiColor::Red.on_default()
+        } else if let EventKind::Resynced { .. } = event.kind {
+            AnsiColor::Yellow.on_default()
+        } else if let EventKind::Watching { .. } = event.kind {
+            Style::new()
+        } else {
+            AnsiColor::Green.on_default()
+        };
+        self.line(
+            event.time,
+            &place((event.netns, event.interface), namespaces),
+            (event.kind.as_str(), style.bold()),
+            &text,
+        )
+    }
+
+    pub(crate) fn stopped(&self, stopped: &Stopped, namespaces: &Namespaces) -> Vec<u8> {
+        let mut text = format!("{}, {} events", stopped.reason.as_str(), stopped.delivered);
+        if let Some(seen) = stopped.seen {
+            let _ = write!(text, " out of {seen} changes of all interfaces");
+        }
+        match stopped.lost {
+            Some(0) => text.push_str(", none lost"),
+            Some(lost) => {
+                let _ = write!(text, ", {lost} lost and made good");
+            }
+            None => text.push_str(", some lost and made good"),
+        }
+        self.line(
+            stopped.time,
+            &place(stopped.watch, namespaces),
+            ("stopped", Style::new().bold()),
+            &text,
+        )
+    }
+
+    fn line(
+        &self,
+        time: SystemTime,
+        place: &str,
+        (event, style): (&str, Style),
+        text: &str,
+    ) -> Vec<u8> {
+        let time = timestamp(time);
+        let style = if self.color { style } else { Style::new() };
+        let dim = if self.color {
+            Style::new().dimmed()
+        } else {
+            Style::new()
+        };
+        let separator = if text.is_empty() { "" } else { ": " };
+        format!("{dim}{time}{dim:#} {place} {style}{event}{style:#}{separator}{text}\n")
+            .into_bytes()
+    }
+}
+
+/// The interface, and its namespace where that is not the one of ifmon.
+fn place((netns, interface): Watch, namespaces: &Namespaces) -> String {
+    let interface = printable(&interface.to_string());
+    interface + &namespaces.whereabouts(netns)
+}
+
+fn who(actor: &Actor, origin: &Origin) -> String {
+    let comm = actor.comm.as_deref().map(printable);
+    if actor.kthread == Some(true) {
+        let comm = comm.map_or_else(String::new, |comm| format!(" ({comm})"));
+        return format!("by the kernel{comm} for somebody");
+    }
+    let ids: Vec<String> = [("pid", actor.pid), ("uid", actor.uid)]
+        .into_iter()
+        .filter_map(|(name, id)| Some(format!("{name} {}", id?)))
+        .collect();
+    let mut who = format!("by {}", comm.as_deref().unwrap_or("somebody"));
+    if !ids.is_empty() {
+        let _ = write!(who, " ({})", ids.join(", "));
+    }
+    who + &whence(origin)
+}
+
+/// The nearest that is known of where somebody comes from. Docker's habit of twelve digits of an id
+/// is everybody's; a name is not cut.
+fn whence(origin: &Origin) -> String {
+    let Origin {
+        container, unit, ..
+    } = origin;
+    if let Some(Container { runtime, id, .. }) = container {
+        let runtime = runtime.map_or_else(String::new, |runtime| format!("{runtime} "));
+        let digits = id.get(..12).filter(|_| id.len() == 64);
+        let id = printable(digits.unwrap_or(id));
+        return format!(" in {runtime}container {id}");
+    }
+    unit.as_ref()
+        .map_or_else(String::new, |unit| format!(" in {}", printable(unit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_cut_and_names_are_not() {
+        let id = "0123456789abcdef".repeat(4);
+        for (path, said) in [
+            ("/", ""),
+            ("/system.slice/ssh.service", " in ssh.service"),
+            (
+                "/lxc.payload.a-container-of-mine/init.scope",
+                " in lxc container a-container-of-mine",
+            ),
+            (
+                &format!("/system.slice/docker-{id}.scope"),
+                " in docker container 0123456789ab",
+            ),
+            (
+                &format!("/kubepods/pod1/{id}"),
+                " in container 0123456789ab",
+            ),
+        ] {
+            assert_eq!(whence(&Origin::from_cgroup_path(path)), said);
+        }
+    }
+}

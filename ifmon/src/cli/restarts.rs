@@ -1,0 +1,188 @@
+//! `--on-restart`: runs the command for each watch when `restart.rs` says so.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use ifmon::{Event, EventKind, Handle};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    children::{Children, Environment, Job, Shell},
+    restart::{Action, Change, Restart},
+    state::Told,
+    watches::Watch,
+};
+
+/// Commands at a time: with a namespace, thousands of devices may go at once.
+const AT_ONCE: usize = 8;
+
+#[derive(Debug)]
+pub(crate) struct Restarts {
+    shell: Shell,
+    children: Children,
+    monitor: Handle,
+    watches: HashMap<Watch, Watched>,
+    timers: BTreeSet<(Instant, Watch)>,
+    /// Commands that run, or wait for their turn.
+    commands: JoinSet<Watch>,
+    /// Watches whose command has ended, until all that happened before was told.
+    syncs: JoinSet<Watch>,
+    turns: Arc<Semaphore>,
+    begin: Instant,
+}
+
+#[derive(Debug)]
+struct Watched {
+    restart: Restart,
+    /// What the command will be told: the last change that called for it.
+    job: Option<Job>,
+    /// Held until what is there is what is meant to be there.
+    told: Option<Told>,
+}
+
+impl Restarts {
+    pub(crate) fn new(children: Children, shell: Shell, monitor: Handle) -> Self {
+        Self {
+            shell,
+            children,
+            monitor,
+            watches: HashMap::new(),
+            timers: BTreeSet::new(),
+            commands: JoinSet::new(),
+            syncs: JoinSet::new(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            begin: Instant::now(),
+        }
+    }
+
+    /// An event was told, perhaps one of the engine's own doing. The environment is there if it
+    /// calls for a restart.
+    pub(crate) fn event(
+        &mut self,
+        event: &Event,
+        own: bool,
+        environment: Option<Environment>,
+        told: Option<Told>,
+    ) {
+        let watch = (event.netns, event.interface);
+        let Some(change) = change(event) else {
+            if let EventKind::Watching { ifindex } = event.kind {
+                let restart = Restart::new(ifindex.is_some());
+                let (job, told) = (None, None);
+                self.watches.insert(watch, Watched { restart, job, told });
+            }
+            return;
+        };
+        let now = self.begin.elapsed();
+        let Some(watched) = self.watches.get_mut(&watch) else {
+            return;
+        };
+        if let Some(environment) = environment {
+            watched.job = Some(Job {
+                what: format!("the command of --on-restart for {}", event.interface),
+                environment,
+            });
+        }
+        let action = watched.restart.change(now, change, own);
+        watched.told = told.filter(|_| !watched.restart.is_settled());
+        self.act(watch, action);
+    }
+
+    fn act(&mut self, watch: Watch, action: Action) {
+        match action {
+            Action::Nothing => {}
+            Action::WakeAt(time) => {
+                log::info!(
+                    "{} changed soon after its restart; the next is in {:.1} s at the earliest",
+                    watch.1,
+                    time.saturating_sub(self.begin.elapsed()).as_secs_f64()
+                );
+                self.timers.insert((self.begin + time, watch));
+            }
+            Action::Start => {
+                let job = self.watches.get_mut(&watch).and_then(|it| it.job.take());
+                let (children, shell) = (self.children.clone(), self.shell.clone());
+                let turns = Arc::clone(&self.turns);
+                self.commands.spawn(async move {
+                    let _turn = turns.acquire().await;
+                    if let Some(job) = job {
+                        children.run(&shell, job).await;
+                    }
+                    watch
+                });
+            }
+        }
+    }
+
+    /// Does what comes next: a command has ended, or the time for one has come.
+    ///
+    /// To be awaited only while no event waits to be told. Nothing is lost when the future is
+    /// dropped.
+    pub(crate) async fn next(&mut self) {
+        let timer = self.timers.first().map(|&(time, _)| time);
+        let due = async {
+            match timer {
+                Some(time) => sleep_until(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(Ok(watch)) = self.commands.join_next() => {
+                let monitor = self.monitor.clone();
+                self.syncs.spawn(async move {
+                    // When the monitor has ended, that is told elsewhere.
+                    let _ = monitor.sync().await;
+                    watch
+                });
+            }
+            Some(Ok(watch)) = self.syncs.join_next() => {
+                let now = self.begin.elapsed();
+                if let Some(watched) = self.watches.get_mut(&watch) {
+                    watched.restart.ended(now);
+                    watched.job = None;
+                    watched.told = None;
+                }
+            }
+            () = due => {
+                let now = self.begin.elapsed();
+                if let Some((_, watch)) = self.timers.pop_first()
+                    && let Some(watched) = self.watches.get_mut(&watch)
+                {
+                    let action = watched.restart.due(now);
+                    if watched.restart.is_settled() {
+                        watched.told = None;
+                    }
+                    self.act(watch, action);
+                }
+            }
+        }
+    }
+
+    /// Waits for the commands that run; no other begins.
+    pub(crate) async fn finish(&mut self) {
+        while self.commands.join_next().await.is_some() {}
+    }
+
+    /// Ends the commands that run.
+    pub(crate) async fn kill(&mut self) {
+        self.commands.shutdown().await;
+    }
+}
+
+/// What an event means for who holds the name.
+fn change(event: &Event) -> Option<Change> {
+    if let EventKind::Returned { .. } = event.kind {
+        return Some(Change::Back);
+    }
+    let is_new = event.should_restart() || matches!(event.kind, EventKind::Appeared { .. });
+    is_new.then_some(match event.kind.holder() {
+        Some(_) => Change::New,
+        None => Change::Gone,
+    })
+}

@@ -1,0 +1,61 @@
+//! The signals that ask for an end.
+
+use std::{future::pending, io};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+#[derive(Debug)]
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    /// Not where whoever started ifmon had it ignored, as `nohup(1)` does.
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    pub(crate) fn new() -> io::Result<Self> {
+        let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup()));
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: hangup.transpose()?,
+        })
+    }
+
+    /// An end is asked for.
+    pub(crate) async fn end(&mut self) {
+        let Self {
+            interrupt,
+            terminate,
+            hangup,
+        } = self;
+        let hangup = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup => {}
+        }
+    }
+
+    /// An end is asked for by somebody who will not wait.
+    pub(crate) async fn end_at_once(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Is a signal ignored?
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all zeroes is a value of this plain C structure.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is changed; what is there is written to a structure that outlives the call.
+    let read = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    read == 0 && action.sa_sigaction == libc::SIG_IGN
+}

@@ -1,0 +1,160 @@
+//! What is to be watched, as it is named on the command line: `[NETNS/]NAME[=IFINDEX]`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
+};
+
+use ifmon::{InterfaceName, InvalidName};
+
+/// An interface to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Where it was named with its namespace.
+    pub(crate) netns: Option<OsString>,
+    pub(crate) name: InterfaceName,
+    /// The device that its user set up.
+    pub(crate) expected: Option<u32>,
+}
+
+/// Why a word names no interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    #[error(
+        "patterns are not supported yet; write \\{0} for an interface that has a {0} in its name"
+    )]
+    Pattern(char),
+    #[error(
+        "after = the index of the device is wanted, a number above 0; write \\= for an interface that has a = in its \
+         name"
+    )]
+    Index,
+    #[error("the backslash at its end has nothing to take as it is; write \\\\ for a backslash")]
+    Backslash,
+}
+
+impl Target {
+    /// Takes a word apart. No interface name has a slash in it, so the last one ends the namespace,
+    /// which is taken as it is. In the name a backslash takes the next character as it is;
+    /// `literal` takes all of them so.
+    pub(crate) fn parse(word: &OsStr, literal: bool) -> Result<Self, Malformed> {
+        let bytes = word.as_bytes();
+        let slash = bytes.iter().rposition(|&byte| byte == b'/');
+        let (netns, name) = match slash.and_then(|slash| bytes.split_at_checked(slash)) {
+            Some((netns, name)) => (
+                Some(OsStr::from_bytes(netns).to_owned()),
+                name.get(1..).unwrap_or_default(),
+            ),
+            None => (None, bytes),
+        };
+        let (name, expected) = if literal {
+            (name.to_vec(), None)
+        } else {
+            unescape(name)?
+        };
+        Ok(Self {
+            netns,
+            name: InterfaceName::new(name)?,
+            expected,
+        })
+    }
+}
+
+/// The name as it is, and the index after an equals sign.
+fn unescape(word: &[u8]) -> Result<(Vec<u8>, Option<u32>), Malformed> {
+    let mut name = Vec::new();
+    let mut bytes = word.iter();
+    while let Some(&byte) = bytes.next() {
+        match byte {
+            b'\\' => name.push(*bytes.next().ok_or(Malformed::Backslash)?),
+            b'*' | b'?' | b'[' => return Err(Malformed::Pattern(char::from(byte))),
+            b'=' => {
+                let index = std::str::from_utf8(bytes.as_slice()).unwrap_or_default();
+                return ifindex(index).map(|index| (name, Some(index)));
+            }
+            byte => name.push(byte),
+        }
+    }
+    Ok((name, None))
+}
+
+/// The index of a device, which the kernel keeps in an `int`.
+pub(crate) fn ifindex(word: &str) -> Result<u32, Malformed> {
+    word.parse::<i32>()
+        .ok()
+        .and_then(|index| u32::try_from(index).ok())
+        .filter(|&index| index > 0)
+        .ok_or(Malformed::Index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(netns: Option<&str>, name: &str, expected: Option<u32>) -> Result<Target, Malformed> {
+        Ok(Target {
+            netns: netns.map(OsString::from),
+            name: InterfaceName::new(name).expect("a good name"),
+            expected,
+        })
+    }
+
+    #[test]
+    fn words_are_taken_apart() {
+        let parse = |word: &str| Target::parse(OsStr::new(word), false);
+        for (word, expected) in [
+            ("wg0", target(None, "wg0", None)),
+            ("web/wg0", target(Some("web"), "wg0", None)),
+            (
+                "/proc/1/ns/net/wg0",
+                target(Some("/proc/1/ns/net"), "wg0", None),
+            ),
+            ("wg0=7", target(None, "wg0", Some(7))),
+            // What has a meaning in a name has none in a namespace.
+            ("a=b*\\/wg0=7", target(Some("a=b*\\"), "wg0", Some(7))),
+            (r"a\=7", target(None, "a=7", None)),
+            (r"a\=7=8", target(None, "a=7", Some(8))),
+            (r"\*\?\[\]\\", target(None, r"*?[]\", None)),
+            (r"\w\g0", target(None, "wg0", None)),
+            ("a]", target(None, "a]", None)),
+            ("", Err(Malformed::Name(InvalidName::Empty))),
+            ("web/", Err(Malformed::Name(InvalidName::Empty))),
+            ("=7", Err(Malformed::Name(InvalidName::Empty))),
+            (r"a\", Err(Malformed::Backslash)),
+            ("wg*", Err(Malformed::Pattern('*'))),
+            ("wg?", Err(Malformed::Pattern('?'))),
+            ("wg[0]", Err(Malformed::Pattern('['))),
+        ] {
+            assert_eq!(parse(word), expected, "{word}");
+        }
+        for word in [
+            "wg0=",
+            "wg0=0",
+            "wg0=-1",
+            "wg0=x",
+            "wg0=2147483648",
+            "a=b=7",
+        ] {
+            assert_eq!(parse(word), Err(Malformed::Index), "{word}");
+        }
+    }
+
+    #[test]
+    fn literally_everything_is_a_name() {
+        for word in [r"\*", "wg0=7", "wg[0]", r"a\"] {
+            assert_eq!(
+                Target::parse(OsStr::new(word), true),
+                target(None, word, None)
+            );
+        }
+    }
+
+    #[test]
+    fn neither_name_nor_namespace_need_be_utf_8() {
+        let parsed = Target::parse(OsStr::from_bytes(b"n\xff/w\xff"), false).expect("a target");
+        assert_eq!(parsed.netns.as_deref(), Some(OsStr::from_bytes(b"n\xff")));
+        assert_eq!(parsed.name.as_bytes(), b"w\xff");
+    }
+}

@@ -1,0 +1,167 @@
+//! The watches: from the arguments to the library's builder, and what is remembered of each until
+//! its last line.
+
+use std::{ffi::OsStr, num::NonZeroU32};
+
+use anyhow::Context as _;
+use ifmon::{Builder, Event, EventKind, Identity, InterfaceName, Monitor, Netns, NetnsId};
+
+use super::{Misused, args::Args, namespaces::Namespaces, state::Directory, target::Target};
+
+/// A name in a namespace.
+pub(crate) type Watch = (NetnsId, InterfaceName);
+
+/// What is remembered of a watch for its last line. There may be thousands, so it is kept small.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Account {
+    pub(crate) watch: Watch,
+    /// Its place among the watches that have begun, from 1.
+    began: Option<NonZeroU32>,
+    ifindex: Option<NonZeroU32>,
+    pub(crate) delivered: u64,
+}
+
+impl Account {
+    /// The index of the device that has the name.
+    pub(crate) fn holder(&self) -> Option<u32> {
+        self.ifindex.map(NonZeroU32::get)
+    }
+}
+
+/// All watches, sorted.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    accounts: Box<[Account]>,
+    /// How many have begun.
+    begun: u32,
+}
+
+impl Watches {
+    fn new(mut watches: Vec<Watch>) -> Self {
+        watches.sort_unstable();
+        watches.dedup();
+        let account = |watch| Account {
+            watch,
+            began: None,
+            ifindex: None,
+            delivered: 0,
+        };
+        Self {
+            accounts: watches.into_iter().map(account).collect(),
+            begun: 0,
+        }
+    }
+
+    fn find(&self, watch: Watch) -> Option<usize> {
+        self.accounts
+            .binary_search_by_key(&watch, |account| account.watch)
+            .ok()
+    }
+
+    /// What is remembered of a watch.
+    pub(crate) fn account(&self, watch: Watch) -> Option<&Account> {
+        self.accounts.get(self.find(watch)?)
+    }
+
+    /// Counts an event. True when it was the first of the last watch to begin.
+    pub(crate) fn event(&mut self, event: &Event) -> bool {
+        let at = self.find((event.netns, event.interface));
+        let Some(account) = at.and_then(|at| self.accounts.get_mut(at)) else {
+            return false;
+        };
+        account.delivered += 1;
+        account.ifindex = event.kind.holder().and_then(NonZeroU32::new);
+        if !matches!(event.kind, EventKind::Watching { .. }) || account.began.is_some() {
+            return false;
+        }
+        self.begun += 1;
+        account.began = NonZeroU32::new(self.begun);
+        self.begun as usize == self.accounts.len()
+    }
+
+    /// How many have begun.
+    pub(crate) const fn begun(&self) -> u32 {
+        self.begun
+    }
+
+    /// Have all begun, and does each name exist, or none?
+    pub(crate) fn are_all(&self, present: bool) -> bool {
+        self.accounts
+            .iter()
+            .all(|account| account.began.is_some() && account.holder().is_some() == present)
+    }
+
+    /// Those that have begun, in the order in which they did.
+    pub(crate) fn in_order(&self) -> Vec<Account> {
+        let begun = self
+            .accounts
+            .iter()
+            .filter(|account| account.began.is_some());
+        let mut accounts: Vec<Account> = begun.copied().collect();
+        accounts.sort_unstable_by_key(|account| account.began);
+        accounts
+    }
+}
+
+/// Says to the library what is to be watched, and which devices are expected: those that were
+/// named, else those of which the state is kept.
+///
+/// There may be thousands of interfaces: they are taken out of the arguments, and a namespace is
+/// looked for once.
+pub(crate) fn builder(
+    args: &mut Args,
+    mut state: Option<&mut Directory>,
+) -> anyhow::Result<(Builder, Watches, Namespaces)> {
+    let mut watches = Vec::new();
+    let mut namespaces = Namespaces::new();
+    let mut builder = Monitor::builder()
+        .backend(args.backend.into())
+        .open_filter(args.open_filter);
+    if let Some(bytes) = args.receive_buffer {
+        builder = builder.receive_buffer(bytes);
+    }
+    let mut targets = Vec::new();
+    let mut place = |netns: &Netns, asked: Option<&OsStr>, wanted: &[Target]| {
+        namespaces.add(netns.id(), asked);
+        if let Some(state) = &mut state {
+            state.enter(netns);
+        }
+        for target in wanted {
+            let watch = (netns.id(), target.name);
+            watches.push(watch);
+            let expected = match target.expected {
+                Some(ifindex) => Some(Identity::of_ifindex(ifindex)),
+                None => state
+                    .as_mut()
+                    .and_then(|state| state.expected(netns, watch)),
+            };
+            let target = ifmon::Target::from(target.name).in_netns(netns.clone());
+            targets.push(match expected {
+                Some(identity) => target.expect(identity),
+                None => target,
+            });
+        }
+    };
+    let find = |netns: &OsStr| Netns::find(netns).map_err(Misused);
+    let interfaces = std::mem::take(&mut args.interfaces);
+    let mut unplaced = Vec::new();
+    for wanted in interfaces.chunk_by(|one, next| one.netns == next.netns) {
+        match wanted.first().and_then(|target| target.netns.as_deref()) {
+            Some(netns) => place(&find(netns)?, Some(netns), wanted),
+            None => unplaced.extend_from_slice(wanted),
+        }
+    }
+    for netns in &args.netns {
+        place(&find(netns)?, Some(netns), &unplaced);
+    }
+    if args.netns.is_empty() && !unplaced.is_empty() {
+        let own = Netns::current().context("the network namespace of ifmon itself is unknown")?;
+        place(&own, None, &unplaced);
+    }
+    namespaces.complete();
+    Ok((
+        builder.watch_all(targets),
+        Watches::new(watches),
+        namespaces,
+    ))
+}

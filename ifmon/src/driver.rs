@@ -1,0 +1,349 @@
+//! The task behind a monitor: does what the engine asks for, and waits when it says so.
+//!
+//! Nothing that matters is kept here, so that nothing is lost with a future that is dropped.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::{
+    Counters, Error, Event, Netns,
+    engine::{Ask, Asking, Engine, Output, Reply, Targets},
+    machine::{Now, Source},
+    outbox::{Item, Outbox},
+    tracker::Watch,
+};
+
+/// After so many requests in a row others have their turn.
+const PATIENCE: u32 = 256;
+
+/// The part of a backend that has descriptors. It does one thing at a time and decides nothing.
+pub(crate) trait Shell {
+    type Request;
+    type Reply;
+
+    /// The namespace that the next watches are in, to be opened if it is not open already; `None`
+    /// when it is not needed any more.
+    fn offer(&mut self, netns: Option<Netns>);
+    /// Does something that does not wait.
+    fn perform(&mut self, request: Self::Request) -> Self::Reply;
+    /// Waits until something can be read. Nothing is lost when the future is dropped.
+    async fn ready(&mut self, sources: &mut Vec<Source>) -> io::Result<()>;
+}
+
+/// What a handle asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Watch(Netns, Targets, oneshot::Sender<Result<(), Error>>),
+    Unwatch(Watch, oneshot::Sender<bool>),
+    /// Answered when all that happened before was taken by the reader.
+    Sync(oneshot::Sender<()>),
+    Count(oneshot::Sender<Counters>),
+}
+
+/// Whom to reply to.
+#[derive(Debug)]
+enum Asker {
+    Watch(oneshot::Sender<Result<(), Error>>),
+    Unwatch(oneshot::Sender<bool>),
+    Count(oneshot::Sender<Counters>),
+    Sync,
+}
+
+/// Between the task and the reader.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// The reader has taken something.
+    taken: Notify,
+    /// What had been counted when the monitor ended by itself.
+    pub(crate) last_counters: OnceLock<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outbox: Outbox,
+    reader: Option<Waker>,
+    /// Whoever waits for a mark to be taken.
+    marks: HashMap<u64, oneshot::Sender<()>>,
+    mark: u64,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next event for the reader.
+    pub(crate) fn poll_next(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Event, Error>>> {
+        let mut state = self.state();
+        loop {
+            let was_full = state.outbox.is_full();
+            let item = state.outbox.pop();
+            if was_full && !state.outbox.is_full() {
+                self.taken.notify_one();
+            }
+            return match item {
+                Some(Item::Event(event)) => Poll::Ready(Some(Ok(event))),
+                Some(Item::Error(error)) => Poll::Ready(Some(Err(error))),
+                Some(Item::Mark(mark)) => {
+                    if let Some(asker) = state.marks.remove(&mark) {
+                        // Whoever asked may have gone meanwhile.
+                        let _ = asker.send(());
+                    }
+                    continue;
+                }
+                None if state.outbox.has_ended() => Poll::Ready(None),
+                None => {
+                    state.reader = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            };
+        }
+    }
+
+    fn wake_reader(state: &mut State) {
+        if (!state.outbox.is_empty() || state.outbox.has_ended())
+            && let Some(reader) = state.reader.take()
+        {
+            reader.wake();
+        }
+    }
+}
+
+/// The reader is told when the task ends, however it ends.
+struct EndOfTask(Arc<Shared>);
+
+impl Drop for EndOfTask {
+    fn drop(&mut self) {
+        let Self(shared) = self;
+        let mut state = shared.state();
+        state.outbox.close();
+        state.marks.clear();
+        Shared::wake_reader(&mut state);
+    }
+}
+
+/// Runs the engine until nobody needs it any more.
+pub(crate) async fn run<M, S>(
+    mut engine: Engine<M>,
+    mut shell: S,
+    mut commands: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+) where
+    M: Asking,
+    S: Shell<Request = M::Request, Reply = M::Answer>,
+{
+    let _end = EndOfTask(Arc::clone(&shared));
+    let clock = Clock::new();
+    let mut asker = None;
+    let mut sources = Vec::new();
+    let mut busy = 0;
+    loop {
+        let now = clock.now();
+        let (output, is_unread) = {
+            let mut state = shared.state();
+            let output = engine.poll(&now, &mut state.outbox);
+            Shared::wake_reader(&mut state);
+            (output, !state.outbox.is_empty())
+        };
+        busy += 1;
+        if busy > PATIENCE {
+            busy = 0;
+            tokio::task::yield_now().await;
+        }
+        let wake_up = match output {
+            Output::Request(request) => {
+                engine.answer(&now, shell.perform(request));
+                continue;
+            }
+            Output::Background(request) => {
+                if is_unread {
+                    // What is known is told before more is asked.
+                    tokio::task::yield_now().await;
+                }
+                engine.answer(&now, shell.perform(request));
+                continue;
+            }
+            Output::Reply(reply) => {
+                shell.offer(None);
+                give(asker.take(), reply);
+                continue;
+            }
+            Output::End(counters) => {
+                let _ = shared.last_counters.set(counters);
+                return;
+            }
+            Output::Wait(until) => {
+                busy = 0;
+                wait(&mut engine, &mut shell, &mut sources, &mut commands, until).await
+            }
+            Output::Full => {
+                busy = 0;
+                tokio::select! {
+                    biased;
+                    command = commands.recv() => WakeUp::Command(command),
+                    () = shared.taken.notified() => WakeUp::Other,
+                }
+            }
+        };
+        match wake_up {
+            WakeUp::Command(Some(command)) => {
+                asker = Some(ask(command, &mut engine, &mut shell, &shared));
+            }
+            // The monitor and all handles are gone.
+            WakeUp::Command(None) => return,
+            WakeUp::Other => {}
+        }
+    }
+}
+
+enum WakeUp {
+    Command(Option<Command>),
+    Other,
+}
+
+/// Waits until there is something to do.
+async fn wait<M, S>(
+    engine: &mut Engine<M>,
+    shell: &mut S,
+    sources: &mut Vec<Source>,
+    commands: &mut mpsc::Receiver<Command>,
+    until: Option<Instant>,
+) -> WakeUp
+where
+    M: Asking,
+    S: Shell<Request = M::Request, Reply = M::Answer>,
+{
+    let deadline = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        ready = shell.ready(sources) => {
+            if let Err(error) = ready {
+                // The kernel's own list of what can be read is not to be had: everything may be.
+                log::warn!("cannot wait for events: {error}");
+            }
+            for source in sources.drain(..) {
+                engine.machine.ready(source);
+            }
+            WakeUp::Other
+        }
+        command = commands.recv(), if engine.is_free() => WakeUp::Command(command),
+        () = deadline => WakeUp::Other,
+    }
+}
+
+/// Hands a command to the engine; says who wants the reply.
+fn ask<M, S>(command: Command, engine: &mut Engine<M>, shell: &mut S, shared: &Shared) -> Asker
+where
+    M: Asking,
+    S: Shell<Request = M::Request, Reply = M::Answer>,
+{
+    match command {
+        Command::Watch(netns, targets, asker) => {
+            engine.ask(Ask::Watch {
+                netns: netns.id(),
+                targets,
+            });
+            shell.offer(Some(netns));
+            Asker::Watch(asker)
+        }
+        Command::Unwatch(watch, asker) => {
+            engine.ask(Ask::Unwatch(watch));
+            Asker::Unwatch(asker)
+        }
+        Command::Sync(asker) => {
+            let mut state = shared.state();
+            state.mark += 1;
+            let mark = state.mark;
+            state.marks.insert(mark, asker);
+            engine.ask(Ask::Sync(mark));
+            Asker::Sync
+        }
+        Command::Count(asker) => {
+            engine.ask(Ask::Count);
+            Asker::Count(asker)
+        }
+    }
+}
+
+/// Replies to whoever asked, who may have gone meanwhile.
+fn give(asker: Option<Asker>, reply: Reply) {
+    match (asker, reply) {
+        (Some(Asker::Watch(asker)), Reply::Watched(result)) => drop(asker.send(result)),
+        (Some(Asker::Unwatch(asker)), Reply::Unwatched(found)) => drop(asker.send(found)),
+        (Some(Asker::Count(asker)), Reply::Counted(counters)) => drop(asker.send(counters)),
+        // Replied to when the mark is taken.
+        (Some(Asker::Sync), Reply::Synced) => {}
+        (asker, reply) => debug_assert!(false, "{reply:?} to {asker:?}"),
+    }
+}
+
+/// Reads the time.
+struct Clock {
+    /// How far `CLOCK_BOOTTIME` of this process is ahead of the kernel's own, in a time namespace.
+    offset: Offset,
+}
+
+#[derive(Clone, Copy)]
+enum Offset {
+    Ahead(Duration),
+    Behind(Duration),
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            offset: boot_offset().unwrap_or(Offset::Ahead(Duration::ZERO)),
+        }
+    }
+
+    fn now(&self) -> Now {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let boot = Duration::new(boot.tv_sec.unsigned_abs(), boot.tv_nsec as u32);
+        Now {
+            instant: Instant::now(),
+            wall: SystemTime::now(),
+            boot: match self.offset {
+                Offset::Ahead(offset) => boot.saturating_sub(offset),
+                Offset::Behind(offset) => boot.saturating_add(offset),
+            },
+        }
+    }
+}
+
+/// The offset of the boot clock in the time namespace of this process (`time_namespaces(7)`).
+fn boot_offset() -> Option<Offset> {
+    // The file tells of the namespace of children. That of this process is the same, unless it made
+    // a new one and has not moved there: then its own clocks are not shifted by these numbers.
+    let of = |link: &str| fs::read_link(link).ok();
+    if of("/proc/self/ns/time")? != of("/proc/self/ns/time_for_children")? {
+        return None;
+    }
+    let offsets = fs::read_to_string("/proc/self/timens_offsets").ok()?;
+    let line = offsets.lines().find(|line| line.starts_with("boottime"))?;
+    let mut numbers = line.split_whitespace().skip(1);
+    let seconds: i64 = numbers.next()?.parse().ok()?;
+    let nanoseconds: i64 = numbers.next()?.parse().ok()?;
+    let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+    let size = Duration::from_nanos(u64::try_from(total.unsigned_abs()).ok()?);
+    Some(if total < 0 {
+        Offset::Behind(size)
+    } else {
+        Offset::Ahead(size)
+    })
+}

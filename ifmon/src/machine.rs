@@ -1,0 +1,168 @@
+//! The shape of a backend's deciding part: a state machine without I/O.
+//!
+//! A machine owns no descriptor, reads no clock and waits for nothing. Whoever runs it asks it what
+//! to do next ([`Machine::poll`]), does that one thing, and gives it the answer. So what a machine
+//! knows survives whatever becomes of the code around it, and a test can play the kernel, with
+//! every failure that a kernel has, at every step.
+
+use std::{
+    fmt, io,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    Counters, Error, InterfaceName, NetnsId,
+    signal::Signal,
+    tracker::{Device, Place, Watch},
+};
+
+/// The time, read by whoever runs the machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    /// For deadlines.
+    pub(crate) instant: Instant,
+    /// For people.
+    pub(crate) wall: SystemTime,
+    /// The kernel's `CLOCK_BOOTTIME`, by which the BPF programs tell the time.
+    pub(crate) boot: Duration,
+}
+
+impl Now {
+    /// The time of day of a moment on the kernel's boot clock.
+    pub(crate) fn wall_time(&self, boot: Duration) -> SystemTime {
+        self.wall - self.boot.saturating_sub(boot)
+    }
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub(crate) enum Step<R> {
+    /// Do this and give back the answer.
+    Request(R),
+    /// The same, after what was said was handed on, so that nobody waits for it.
+    Background(R),
+    /// Hand this on.
+    Signal(Signal),
+    /// The command was carried out. The next one may come.
+    Done(Outcome),
+    /// Wait until something can be read, a command comes, or until this moment.
+    Wait(Option<Instant>),
+    /// It cannot go on.
+    Failed(Error),
+}
+
+/// What is asked of a backend, one at a time. But for [`Command::Count`], each comes after all that
+/// was queued in the kernel before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Begin to watch these names, none of which is watched.
+    Watch { netns: NetnsId, wanted: Vec<Wanted> },
+    /// End a watch.
+    Unwatch(Watch),
+    /// Say all that happened so far.
+    Sync,
+    /// Say what was counted.
+    Count,
+}
+
+/// A name to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) name: InterfaceName,
+    /// Whether the inode of the device that has it is wanted as well.
+    pub(crate) inode: bool,
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Who holds each name, in the order in which they were given. After an error nothing is left
+    /// of any of these watches.
+    Watched(Result<Vec<Option<Holder>>, Error>),
+    Unwatched,
+    Synced,
+    Counted(Counters),
+}
+
+/// The holder of a name that has just begun to be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) device: Device,
+    /// The inode of its directory in sysfs, where that was asked for and could be read.
+    pub(crate) inode: Option<u64>,
+}
+
+/// A question about the devices of a namespace. The system calls that answer it do not wait for
+/// anything but locks of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// The index of the device that has this name now: [`Answer::Index`].
+    IndexOf(InterfaceName),
+    /// The name of the device that has this index now: [`Answer::Name`].
+    NameOf(u32),
+    /// The inode in sysfs of the device that has this name now: [`Answer::Inode`].
+    InodeOf(InterfaceName),
+    /// The namespace that has this id in the numbering of the one asked: [`Answer::Netns`].
+    NetnsOf(i32),
+    /// Where on the host the device with this inode is: [`Answer::Place`].
+    WhereIs(u64),
+    /// Come back once every change that had begun before has ended and was told:
+    /// [`Answer::Waited`].
+    Barrier,
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Index(io::Result<Option<u32>>),
+    Name(io::Result<Option<InterfaceName>>),
+    /// `None` where there is no such device, or nobody can tell.
+    Inode(Option<u64>),
+    /// `None` where nobody can tell.
+    Netns(Option<NetnsId>),
+    /// `None` where nobody can tell.
+    Place(Option<Place>),
+    /// False where that cannot be waited for.
+    Waited(bool),
+}
+
+/// Where there may be something to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    /// The ring buffer of the BPF programs.
+    Ring,
+    /// The subscription to link messages in a namespace.
+    Socket(NetnsId),
+}
+
+/// A backend's deciding part.
+pub(crate) trait Machine {
+    /// What it can ask of the shell around it.
+    type Request: fmt::Debug;
+    /// The answers to these, errors among them.
+    type Answer: fmt::Debug;
+
+    /// What to do next. Each [`Step::Request`] and [`Step::Background`] wants its answer before
+    /// the next call.
+    fn poll(&mut self, now: &Now) -> Step<Self::Request>;
+    /// The answer to the request that was made last.
+    fn answer(&mut self, now: &Now, answer: Self::Answer);
+    /// Something can be read, perhaps.
+    fn ready(&mut self, source: Source);
+    /// Asks for something, after the outcome of the command before.
+    fn command(&mut self, command: Command);
+}
+
+impl Answer {
+    /// The answer where there is nobody to ask.
+    pub(crate) fn unknown(question: Question) -> Self {
+        match question {
+            Question::IndexOf(_) => Self::Index(Err(io::ErrorKind::NotConnected.into())),
+            Question::NameOf(_) => Self::Name(Err(io::ErrorKind::NotConnected.into())),
+            Question::InodeOf(_) => Self::Inode(None),
+            Question::NetnsOf(_) => Self::Netns(None),
+            Question::WhereIs(_) => Self::Place(None),
+            Question::Barrier => Self::Waited(false),
+        }
+    }
+}

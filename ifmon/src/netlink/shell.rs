@@ -1,0 +1,184 @@
+//! The sockets of the netlink backend: does what [`core`](super::core) asks for, one thing at a
+//! time, and knows nothing else.
+
+use std::{collections::HashMap, io, os::fd::AsFd as _};
+
+use super::{
+    Received, Reply, Request,
+    filter::{Interest, Precision, build},
+    message::messages,
+    socket::Socket,
+};
+use crate::{
+    Netns, NetnsId,
+    driver::Shell,
+    inquiry::Inquiry,
+    machine::{Answer, Source},
+    readiness::Readiness,
+};
+
+/// Room for a burst of messages about the watched interfaces. The kernel charges it as messages
+/// come, not before.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// One link message; without the tables of virtual functions, which notifications leave out, 2 KiB
+/// would do.
+const MESSAGE: usize = 16 * 1024;
+
+/// The netlink backend's sockets.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    receive_buffer: usize,
+    connections: HashMap<NetnsId, Connection>,
+    /// The namespace in which watches are about to begin.
+    offered: Option<Netns>,
+    readiness: Readiness,
+    buffer: Box<[u8]>,
+}
+
+/// A namespace: the socket that hears, and whom to ask.
+#[derive(Debug)]
+struct Connection {
+    socket: Socket,
+    inquiry: Inquiry,
+}
+
+impl Sockets {
+    /// Makes sure that the kernel takes a filter, where one is wanted; sockets come with the
+    /// watches.
+    pub(crate) fn new(filtered: bool, receive_buffer: Option<usize>) -> io::Result<Self> {
+        if filtered {
+            let netns = Netns::current().map_err(io::Error::other)?;
+            let program = build(&Interest::default(), Precision::Exact).unwrap_or_default();
+            Socket::for_links(&netns)?.attach_filter(&program)?;
+        }
+        Ok(Self {
+            receive_buffer: receive_buffer.unwrap_or(RECEIVE_BUFFER),
+            connections: HashMap::new(),
+            offered: None,
+            readiness: Readiness::new()?,
+            buffer: vec![0; MESSAGE].into_boxed_slice(),
+        })
+    }
+
+    fn open(&mut self, netns: NetnsId) -> io::Result<()> {
+        let handle = match self.connections.get(&netns) {
+            Some(connection) => connection.inquiry.netns().clone(),
+            None => self.offered.clone().ok_or(io::ErrorKind::NotFound)?,
+        };
+        let socket = Socket::for_links(&handle)?;
+        socket.set_receive_buffer(self.receive_buffer)?;
+        self.readiness.add(socket.as_fd(), Source::Socket(netns))?;
+        match self.connections.get_mut(&netns) {
+            Some(connection) => {
+                connection.inquiry.open_again()?;
+                connection.socket = socket;
+            }
+            None => {
+                let mut inquiry = Inquiry::new(&handle)?;
+                inquiry.open_sysfs();
+                self.connections
+                    .insert(netns, Connection { socket, inquiry });
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, netns: NetnsId) -> io::Result<Received> {
+        let connection = self.connections.get(&netns);
+        let Connection { socket, .. } = connection.ok_or(io::ErrorKind::NotConnected)?;
+        let length = match socket.receive(&mut self.buffer) {
+            Ok(Some(length)) => length,
+            Ok(None) => return Ok(Received::Stray),
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::EAGAIN) => Ok(Received::Nothing),
+                    Some(libc::EINTR) => Ok(Received::Stray),
+                    Some(libc::ENOBUFS) => Ok(Received::Overflow),
+                    _ => Err(error),
+                };
+            }
+        };
+        Ok(match self.buffer.get(..length) {
+            // A notification is a datagram of its own.
+            Some(datagram) => {
+                let message = messages(datagram).next();
+                Received::Message(message.and_then(|message| message.link()))
+            }
+            // Cut off, which no notification should be: as good as lost.
+            None => Received::Overflow,
+        })
+    }
+
+    fn filter(&mut self, netns: NetnsId, interest: Option<&Interest>) -> io::Result<()> {
+        let connection = self.connections.get(&netns);
+        let Connection { socket, .. } = connection.ok_or(io::ErrorKind::NotConnected)?;
+        match interest {
+            Some(interest) => attach(socket, interest),
+            None => socket.detach_filter(),
+        }
+    }
+}
+
+/// Puts a filter on a socket, as exact as the kernel takes it.
+fn attach(socket: &Socket, interest: &Interest) -> io::Result<()> {
+    let mut refused = io::Error::other("too many watches for one filter");
+    for precision in Precision::ALL {
+        let Some(program) = build(interest, precision) else {
+            continue;
+        };
+        let attached = socket.attach_filter(&program).or_else(|_| {
+            // The kernel grants a socket so much memory for its filters, and until it has the new
+            // one the old one counts. With none in between, only more is heard.
+            socket.detach_filter()?;
+            socket.attach_filter(&program)
+        });
+        match attached {
+            Ok(()) => {
+                if precision != Precision::Exact {
+                    log::debug!(
+                        "{} names and {} indexes: a {precision:?} filter of {} instructions",
+                        interest.names.len(),
+                        interest.indexes.len(),
+                        program.len()
+                    );
+                }
+                return Ok(());
+            }
+            Err(error) => refused = error,
+        }
+    }
+    // An old filter would drop what it should not: rather none.
+    log::warn!("the kernel takes no filter any more ({refused}); ifmon is woken for every link");
+    socket.detach_filter()
+}
+
+impl Shell for Sockets {
+    type Request = Request;
+    type Reply = Reply;
+
+    fn offer(&mut self, netns: Option<Netns>) {
+        self.offered = netns;
+    }
+
+    fn perform(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Open(netns) => Reply::Done(self.open(netns)),
+            Request::Close(netns) => {
+                self.connections.remove(&netns);
+                Reply::Done(Ok(()))
+            }
+            Request::Filter(netns, interest) => Reply::Done(self.filter(netns, interest.as_ref())),
+            Request::Read(netns) => Reply::Read(self.read(netns)),
+            Request::Ask(netns, question) => {
+                Reply::Answer(match self.connections.get_mut(&netns) {
+                    Some(connection) => connection.inquiry.answer(question),
+                    None => Answer::unknown(question),
+                })
+            }
+        }
+    }
+
+    async fn ready(&mut self, sources: &mut Vec<Source>) -> io::Result<()> {
+        self.readiness.next(sources).await
+    }
+}

@@ -1,0 +1,859 @@
+//! Follows the links of one namespace through a subscription to link messages: a state machine
+//! without I/O.
+//!
+//! What the messages say is put in order by [`DeviceTable`]. The state is looked up, one name at a
+//! time, where a watch begins, where messages were lost, and after a name was taken by a device
+//! whose index the filter in the kernel did not know yet. What is looked up counts only when it is
+//! known how it stands to the messages: the queue was read empty after it, and none of them
+//! concerned the name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    num::NonZeroU64,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    Received, Reply, Request,
+    devices::{DeviceTable, Heard, Lookup, Taken, Transition},
+};
+use crate::{
+    Error, InterfaceName, NetnsId,
+    machine::{Answer, Holder, Now, Question, Wanted},
+    signal::Signal,
+    tracker::{Change, Observed},
+};
+
+/// The waits before a subscription is opened again double from the first to the last.
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(50);
+pub(super) const LAST_WAIT: Duration = Duration::from_secs(5);
+/// How often it is tried before that is an error.
+pub(super) const ATTEMPTS: u32 = 12;
+/// Names of new watches that are looked up at a stretch: so few that the messages that come
+/// meanwhile fit into the queue, and that another change is not likely to come between.
+const STRETCH: usize = if cfg!(test) { 1 } else { 128 };
+/// How often a new watch's name is looked up again while it changes under our eyes.
+const ROUNDS: u32 = 1000;
+/// With more names than these, devices are found by an index of their inodes.
+const FEW: usize = if cfg!(test) { 1 } else { 64 };
+
+/// A subscription, with what it has taught so far.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    netns: NetnsId,
+    filtered: bool,
+    table: DeviceTable,
+    /// Names that may not be as they seem; true where messages are known to be lost.
+    suspects: BTreeMap<InterfaceName, bool>,
+    /// The names of a watch that begins.
+    joining: Option<Joining>,
+    socket: Socket,
+    /// The filter in the kernel is on the socket.
+    has_filter: bool,
+    /// There may be something in the queue.
+    unread: bool,
+    /// Names are being looked up.
+    pass: Option<Pass>,
+    /// What the request is for whose answer is awaited.
+    awaiting: Awaiting,
+    /// A message that cannot be understood before something was asked.
+    half_heard: Option<HalfHeard>,
+    said: VecDeque<Signal>,
+    /// When the last answer came.
+    time: SystemTime,
+    /// Why the watches that were to begin do not.
+    refused: Option<Error>,
+    /// Why it has failed for good.
+    dead: Option<Error>,
+    /// How often in a row the subscription was opened and failed.
+    attempts: u32,
+    pub(super) tally: Tally,
+}
+
+/// What was read and lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    /// Messages.
+    pub(super) seen: u64,
+    /// Those that concerned a watch.
+    pub(super) matched: u64,
+    /// Some were lost.
+    pub(super) overflowed: bool,
+}
+
+/// The socket that hears of links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    /// It is to be opened now.
+    New,
+    Open,
+    /// It has failed, and is opened again at this moment.
+    Failed(Instant),
+    /// It has failed for good.
+    Dead,
+}
+
+/// Watches that begin.
+#[derive(Debug)]
+struct Joining {
+    wanted: Vec<Wanted>,
+    /// Those whose state is still to be read.
+    unread: BTreeSet<InterfaceName>,
+    rounds: u32,
+}
+
+/// One look at some names.
+#[derive(Debug)]
+struct Pass {
+    /// Still to be looked up.
+    names: std::vec::IntoIter<(InterfaceName, bool)>,
+    /// Looked up.
+    looks: Vec<Look>,
+    stage: Stage,
+    /// Messages were lost before it.
+    after_loss: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The next name.
+    Next,
+    /// This name.
+    Looking(Look, LookStep),
+    /// What was looked up may be ahead of what was told.
+    Barrier,
+    /// What is queued by now may be what the look-ups saw.
+    Drain,
+    /// The devices without a watched name, which may be others by now.
+    Untracked(Vec<u32>),
+    /// The name of the first of these was read.
+    UntrackedInode(Vec<u32>, InterfaceName),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum LookStep {
+    Index,
+    /// Nobody has the name: what is the device called that had it?
+    Name(u32),
+    AwayInode(InterfaceName),
+    Inode,
+}
+
+/// What was read of a name; `lost` where messages are known to be lost.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    name: InterfaceName,
+    lost: bool,
+    holder: Option<u32>,
+    lookup: Lookup,
+}
+
+/// What an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaiting {
+    Nothing,
+    Open,
+    Read,
+    /// Its filter is on the socket; or none any more.
+    Filter(bool),
+    Pass,
+    HalfHeard,
+}
+
+/// A message that cannot be understood before something was asked.
+#[derive(Debug)]
+enum HalfHeard {
+    /// A device that was not known: its inode says whether it is one that comes back.
+    NewcomerInode(u32, InterfaceName),
+    /// Was the device with that inode the one that the message is about?
+    NewcomerIndex(u32, InterfaceName, u64),
+    /// A device went to the namespace that has this id.
+    Netns(Change, i32),
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Request(Request),
+    Background(Request),
+    Signal(Signal),
+    Joined(Result<Vec<Option<Holder>>, Error>),
+    /// Nothing, until this moment at the latest.
+    Rest(Option<Instant>),
+    Failed(Error),
+}
+
+impl Subscription {
+    /// A subscription that is still to be opened.
+    pub(super) fn new(netns: NetnsId, filtered: bool) -> Self {
+        Self {
+            netns,
+            filtered,
+            table: DeviceTable::new(netns),
+            suspects: BTreeMap::new(),
+            joining: None,
+            socket: Socket::New,
+            has_filter: false,
+            unread: true,
+            pass: None,
+            awaiting: Awaiting::Nothing,
+            half_heard: None,
+            said: VecDeque::new(),
+            time: SystemTime::UNIX_EPOCH,
+            refused: None,
+            dead: None,
+            attempts: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Is no name watched?
+    pub(super) fn is_idle(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// How many devices are remembered.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.table.remembered()
+    }
+
+    /// There may be something in the queue.
+    pub(super) fn ready(&mut self) {
+        self.unread = true;
+    }
+
+    /// Was everything read that had been queued, and handed on? A subscription that has failed has
+    /// nothing queued.
+    pub(super) fn is_drained(&self) -> bool {
+        self.said.is_empty()
+            && self.pass.is_none()
+            && self.awaiting == Awaiting::Nothing
+            && self.half_heard.is_none()
+            && (!self.unread || !self.is_open())
+    }
+
+    /// Is it known, too, that nothing was missed?
+    pub(super) fn is_certain(&self) -> bool {
+        self.is_drained() && self.suspects.is_empty() && self.is_open()
+    }
+
+    fn is_open(&self) -> bool {
+        self.socket == Socket::Open
+    }
+
+    /// Begins to watch names. It must be drained.
+    pub(super) fn join(&mut self, wanted: Vec<Wanted>) {
+        self.table.add(wanted.iter().map(|wanted| wanted.name));
+        self.joining = Some(Joining {
+            unread: wanted.iter().map(|wanted| wanted.name).collect(),
+            wanted,
+            rounds: 0,
+        });
+    }
+
+    /// Ends a watch. It must be drained.
+    pub(super) fn unwatch(&mut self, name: InterfaceName) {
+        self.table.remove(name);
+        self.suspects.remove(&name);
+    }
+
+    /// Messages were lost: any name may be another device's by now.
+    fn suspect_all(&mut self) {
+        self.tally.overflowed = true;
+        self.suspects = self.table.names().map(|name| (name, true)).collect();
+    }
+
+    /// Were messages lost, and not every name looked up since?
+    fn is_after_loss(&self) -> bool {
+        self.pass.as_ref().is_some_and(|pass| pass.after_loss)
+            || self.suspects.values().any(|&lost| lost)
+    }
+
+    pub(super) fn next(&mut self, now: &Now) -> Next {
+        debug_assert_eq!(self.awaiting, Awaiting::Nothing);
+        loop {
+            if let Some(next) = self.step(now) {
+                return next;
+            }
+        }
+    }
+
+    /// What to do next; `None` when something was decided that changes it.
+    fn step(&mut self, now: &Now) -> Option<Next> {
+        if let Some(half) = &self.half_heard {
+            let question = match *half {
+                HalfHeard::NewcomerInode(_, name) => Question::InodeOf(name),
+                HalfHeard::NewcomerIndex(_, name, _) => Question::IndexOf(name),
+                HalfHeard::Netns(_, nsid) => Question::NetnsOf(nsid),
+            };
+            return Some(Next::Request(self.ask(Awaiting::HalfHeard, question)));
+        }
+        // A device that has just taken a watched name can be renamed in the next moment. Until the
+        // filter knows its index, nothing is dropped.
+        if self.is_open() && self.has_filter && self.table.has_grown {
+            return Some(Next::Request(self.set_filter(false)));
+        }
+        if let Some(signal) = self.said.pop_front() {
+            return Some(Next::Signal(signal));
+        }
+        if let Some(error) = self.refused.take() {
+            return Some(Next::Joined(Err(error)));
+        }
+        match self.socket {
+            Socket::Open => {}
+            Socket::Failed(at) if now.instant < at => {
+                let error = self.fail_join(&io::ErrorKind::NotConnected.into());
+                return Some(match error {
+                    Some(error) => Next::Joined(Err(error)),
+                    None => Next::Rest(Some(at)),
+                });
+            }
+            Socket::New | Socket::Failed(_) => {
+                self.awaiting = Awaiting::Open;
+                return Some(Next::Request(Request::Open(self.netns)));
+            }
+            Socket::Dead => {
+                return Some(match self.dead.take() {
+                    Some(error) => Next::Failed(error),
+                    None => Next::Rest(None),
+                });
+            }
+        }
+        let reads = match &self.pass {
+            None => true,
+            Some(pass) => matches!(pass.stage, Stage::Drain),
+        };
+        if self.unread && reads {
+            self.awaiting = Awaiting::Read;
+            return Some(Next::Request(Request::Read(self.netns)));
+        }
+        if self.pass.is_some() {
+            return self.look();
+        }
+        if let Some(joining) = &self.joining {
+            let is_read = joining.unread.is_empty() || joining.rounds >= ROUNDS;
+            if is_read && !self.is_after_loss() {
+                return Some(if self.wants_filter() {
+                    Next::Request(self.set_filter(true))
+                } else {
+                    Next::Joined(Ok(self.joined()))
+                });
+            }
+            // Nothing is dropped while the state is read, so nothing can happen unheard before the
+            // new filter knows the indexes.
+            if self.has_filter {
+                return Some(Next::Request(self.set_filter(false)));
+            }
+        } else if self.wants_filter() {
+            // First the filter, then the look: what happens in between is heard.
+            return Some(Next::Background(self.set_filter(true)));
+        }
+        if self.joining.is_none() && self.suspects.is_empty() {
+            return Some(Next::Rest(None));
+        }
+        self.begin_pass();
+        None
+    }
+
+    /// Is another filter wanted than the one that the kernel has?
+    fn wants_filter(&self) -> bool {
+        self.filtered && (self.table.stale || !self.has_filter)
+    }
+
+    fn set_filter(&mut self, on: bool) -> Request {
+        self.awaiting = Awaiting::Filter(on);
+        let interest = on.then(|| self.table.interest());
+        Request::Filter(self.netns, interest)
+    }
+
+    fn ask(&mut self, awaiting: Awaiting, question: Question) -> Request {
+        self.awaiting = awaiting;
+        Request::Ask(self.netns, question)
+    }
+
+    /// The watches have begun: who holds each.
+    fn joined(&mut self) -> Vec<Option<Holder>> {
+        let Some(Joining { wanted, unread, .. }) = self.joining.take() else {
+            return Vec::new();
+        };
+        for name in unread {
+            self.suspects.entry(name).or_default();
+        }
+        if wanted.len() > FEW {
+            self.table.pack();
+        }
+        wanted
+            .iter()
+            .map(|&Wanted { name, inode: _ }| {
+                Some(Holder {
+                    device: self.table.holder(name)?,
+                    inode: self.table.inode(name),
+                })
+            })
+            .collect()
+    }
+
+    /// The watches that were to begin do not: nothing is left of them.
+    fn fail_join(&mut self, error: &io::Error) -> Option<Error> {
+        let Joining { wanted, .. } = self.joining.take()?;
+        for Wanted { name, .. } in wanted {
+            self.unwatch(name);
+        }
+        Some(if self.is_open() {
+            Error::Recheck(again(error))
+        } else {
+            Error::Subscribe(again(error))
+        })
+    }
+
+    /// Something that has to work does not: the subscription is opened again, after a wait that
+    /// grows, and has every name looked up.
+    fn fail(&mut self, now: &Now, error: io::Error) {
+        self.abandon_pass();
+        if self.socket == Socket::New {
+            self.refused = self.fail_join(&error);
+            return;
+        }
+        self.refused = self.fail_join(&error);
+        self.suspect_all();
+        self.attempts += 1;
+        if self.attempts > ATTEMPTS {
+            self.socket = Socket::Dead;
+            self.dead = Some(Error::Ended(error));
+            return;
+        }
+        let wait = FIRST_WAIT.saturating_mul(1 << (self.attempts - 1).min(16));
+        let wait = wait.min(LAST_WAIT);
+        log::warn!(
+            "the subscription to link messages failed ({error}); opening it again in {} ms",
+            wait.as_millis()
+        );
+        self.socket = Socket::Failed(now.instant + wait);
+    }
+
+    /// Gives up a look half way: what it was about is as suspect as before.
+    fn abandon_pass(&mut self) {
+        self.table.drop_inodes();
+        let Some(Pass {
+            names,
+            looks,
+            stage,
+            after_loss: _,
+        }) = self.pass.take()
+        else {
+            return;
+        };
+        let current = match stage {
+            Stage::Looking(look, _) => Some(look),
+            Stage::Next
+            | Stage::Barrier
+            | Stage::Drain
+            | Stage::Untracked(_)
+            | Stage::UntrackedInode(..) => None,
+        };
+        let looks = looks.into_iter().chain(current);
+        let names = looks.map(|look| (look.name, look.lost)).chain(names);
+        for (name, lost) in names {
+            self.table.forget_lookup(name);
+            self.suspect_again(name, lost);
+        }
+    }
+
+    /// The name is still to be looked up.
+    fn suspect_again(&mut self, name: InterfaceName, lost: bool) {
+        let joins = |joining: &Joining| joining.unread.contains(&name);
+        if lost || !self.joining.as_ref().is_some_and(joins) {
+            *self.suspects.entry(name).or_default() |= lost;
+        }
+    }
+
+    /// Is the name still to be looked up?
+    fn is_suspect(&self, name: InterfaceName) -> bool {
+        let joins = |joining: &Joining| joining.unread.contains(&name);
+        self.suspects.contains_key(&name) || self.joining.as_ref().is_some_and(joins)
+    }
+
+    /// Begins to look names up: those of a new watch, or where messages were lost all that are
+    /// suspect.
+    fn begin_pass(&mut self) {
+        let after_loss = self.is_after_loss();
+        let names: Vec<_> = match &mut self.joining {
+            Some(joining) if !after_loss => {
+                joining.rounds += 1;
+                // What is doubtful is looked up along with them: it may be their device that holds
+                // another name, as far as was heard.
+                let mut names = std::mem::take(&mut self.suspects);
+                names.extend(
+                    joining
+                        .unread
+                        .iter()
+                        .take(STRETCH)
+                        .map(|&name| (name, false)),
+                );
+                names.into_iter().collect()
+            }
+            _ => std::mem::take(&mut self.suspects).into_iter().collect(),
+        };
+        if names.len() > FEW {
+            self.table.index_inodes();
+        }
+        self.pass = Some(Pass {
+            looks: Vec::with_capacity(names.len()),
+            names: names.into_iter(),
+            stage: Stage::Next,
+            after_loss,
+        });
+    }
+
+    /// Goes on looking names up; `None` when that has come to an end, or has to read first.
+    fn look(&mut self) -> Option<Next> {
+        let mut pass = self.pass.take()?;
+        let question = loop {
+            match &pass.stage {
+                Stage::Next => match pass.names.next() {
+                    Some((name, lost)) => {
+                        let look = Look {
+                            name,
+                            lost,
+                            holder: self.table.begin_lookup(name),
+                            lookup: Lookup::default(),
+                        };
+                        pass.stage = Stage::Looking(look, LookStep::Index);
+                    }
+                    None if self.wants_barrier(&pass) => pass.stage = Stage::Barrier,
+                    None => {
+                        pass.stage = Stage::Drain;
+                        self.unread = true;
+                        self.pass = Some(pass);
+                        return None;
+                    }
+                },
+                Stage::Looking(look, LookStep::Index) => break Question::IndexOf(look.name),
+                Stage::Looking(_, LookStep::Name(ifindex)) => break Question::NameOf(*ifindex),
+                Stage::Looking(_, LookStep::AwayInode(name)) => break Question::InodeOf(*name),
+                Stage::Looking(look, LookStep::Inode) => break Question::InodeOf(look.name),
+                Stage::Barrier => break Question::Barrier,
+                Stage::Drain => {
+                    self.enter(std::mem::take(&mut pass.looks));
+                    let untracked = if pass.after_loss {
+                        self.table.without_watch()
+                    } else {
+                        Vec::new()
+                    };
+                    pass.stage = Stage::Untracked(untracked);
+                }
+                Stage::Untracked(ifindexes) => match ifindexes.last() {
+                    Some(&ifindex) => break Question::NameOf(ifindex),
+                    None => {
+                        self.table.drop_inodes();
+                        if !self.is_after_loss() {
+                            self.attempts = 0;
+                        }
+                        return None;
+                    }
+                },
+                Stage::UntrackedInode(_, name) => break Question::InodeOf(*name),
+            }
+        };
+        self.pass = Some(pass);
+        Some(Next::Background(self.ask(Awaiting::Pass, question)))
+    }
+
+    /// Can what was looked up be ahead of what was told? Newer kernels answer before a change is
+    /// over, and tell of it at its end.
+    fn wants_barrier(&self, pass: &Pass) -> bool {
+        let is_news = |look: &Look| !self.table.confirms(look.name, &look.lookup);
+        pass.after_loss || self.joining.is_some() || pass.looks.iter().any(is_news)
+    }
+
+    /// Enters what was looked up and still holds now that the queue was read empty.
+    fn enter(&mut self, looks: Vec<Look>) {
+        let mut certain = self.take_certain(looks);
+        // Who left a name goes first, so that it is known under its new one to whatever watches
+        // that.
+        certain.sort_by_key(|look| look.lookup.is_present());
+        for Look {
+            name, lost, lookup, ..
+        } in certain
+        {
+            let (observed, changed) = self.table.enter(name, &lookup);
+            let joins = |joining: &mut Joining| joining.unread.remove(&name);
+            if self.joining.as_mut().is_some_and(joins) || !self.table.is_watched(name) {
+                continue;
+            }
+            if changed {
+                // The filter does not know who was found yet: what that device did since then may
+                // have been dropped.
+                self.suspects.entry(name).or_default();
+            }
+            if changed || lost {
+                self.said.push_back(Signal::Resync {
+                    watch: self.table.watch(name),
+                    observed,
+                    lost: None,
+                    time: self.time,
+                });
+            }
+        }
+    }
+
+    /// The looks that still hold; the other names are left to be looked up again.
+    fn take_certain(&mut self, looks: Vec<Look>) -> Vec<Look> {
+        let (mut certain, mut again): (Vec<Look>, Vec<Look>) =
+            looks.into_iter().partition(|look| {
+                self.table.is_clean(look.name) && !self.suspects.contains_key(&look.name)
+            });
+        // And those that depend on one that is still to be looked up, and so on.
+        loop {
+            for Look { name, lost, .. } in again {
+                self.suspect_again(name, lost);
+            }
+            let looked_up: BTreeSet<_> = certain.iter().map(|look| look.name).collect();
+            (again, certain) = certain.into_iter().partition(|look| {
+                let other = self.table.depends_on(look.name, &look.lookup);
+                other.is_some_and(|other| self.is_suspect(other) && !looked_up.contains(&other))
+            });
+            if again.is_empty() {
+                break;
+            }
+        }
+        certain
+    }
+
+    /// The answer to the request that was made last.
+    pub(super) fn answer(&mut self, now: &Now, reply: Reply) {
+        self.time = now.wall;
+        let awaiting = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
+        match (awaiting, reply) {
+            (Awaiting::Open, Reply::Done(Ok(()))) => {
+                if self.socket != Socket::New {
+                    self.suspect_all();
+                }
+                self.socket = Socket::Open;
+                self.has_filter = false;
+                self.unread = true;
+            }
+            (Awaiting::Read, Reply::Read(Ok(received))) => self.received(received),
+            (Awaiting::Filter(on), Reply::Done(Ok(()))) => self.has_filter = on,
+            (Awaiting::Pass, Reply::Answer(answer)) => self.looked(now, answer),
+            (Awaiting::HalfHeard, Reply::Answer(answer)) => self.heard(answer),
+            (Awaiting::Open | Awaiting::Filter(_), Reply::Done(Err(error)))
+            | (Awaiting::Read, Reply::Read(Err(error))) => self.fail(now, error),
+            (awaiting, reply) => debug_assert!(false, "{reply:?} to {awaiting:?}"),
+        }
+    }
+
+    fn received(&mut self, received: Received) {
+        let message = match received {
+            Received::Message(message) => message,
+            Received::Stray => return,
+            Received::Overflow => return self.suspect_all(),
+            Received::Nothing => {
+                self.unread = false;
+                return;
+            }
+        };
+        self.tally.seen += 1;
+        let Some(message) = message else {
+            return;
+        };
+        if self.is_after_loss()
+            && let Some(names) = self.table.doubt(&message)
+        {
+            let suspects = names.into_iter().flatten();
+            self.suspects.extend(suspects.map(|name| (name, true)));
+            return;
+        }
+        match self.table.message(&message) {
+            Heard::Transition(transition) => self.take(transition),
+            Heard::Newcomer { ifindex, name } => {
+                self.half_heard = Some(HalfHeard::NewcomerInode(ifindex, name));
+            }
+        }
+    }
+
+    /// The rest of a message.
+    fn heard(&mut self, answer: Answer) {
+        match (self.half_heard.take(), answer) {
+            (Some(HalfHeard::NewcomerInode(ifindex, name)), Answer::Inode(Some(inode))) => {
+                self.half_heard = Some(HalfHeard::NewcomerIndex(ifindex, name, inode));
+            }
+            (Some(HalfHeard::NewcomerInode(ifindex, name)), _) => {
+                let transition = self.table.newcomer(ifindex, name, None);
+                self.take(transition);
+            }
+            (Some(HalfHeard::NewcomerIndex(ifindex, name, inode)), answer) => {
+                let is_it = matches!(answer, Answer::Index(Ok(Some(found))) if found == ifindex);
+                let inode = is_it.then_some(inode);
+                let transition = self.table.newcomer(ifindex, name, inode);
+                self.take(transition);
+            }
+            (Some(HalfHeard::Netns(mut change, _)), answer) => {
+                if let (Answer::Netns(netns), Change::Left { to: Some(to), .. }) =
+                    (answer, &mut change)
+                {
+                    to.netns = netns;
+                }
+                self.say(change);
+            }
+            (None, answer) => debug_assert!(false, "{answer:?} to nothing"),
+        }
+    }
+
+    /// Hands on what a message means.
+    fn take(&mut self, transition: Transition) {
+        self.tally.matched += u64::from(transition != Transition::default());
+        let Transition { left, nsid, took } = transition;
+        match (left, nsid) {
+            (Some(change), Some(nsid)) => self.half_heard = Some(HalfHeard::Netns(change, nsid)),
+            (Some(change), None) => self.say(change),
+            (None, _) => {}
+        }
+        let Some(Taken {
+            watch,
+            device,
+            missed,
+        }) = took
+        else {
+            return;
+        };
+        // The filter does not know this index yet: what the device did next may have been dropped.
+        self.suspects.entry(watch.name).or_default();
+        if missed {
+            self.said.push_back(Signal::Resync {
+                watch,
+                observed: Observed {
+                    holder: Some(device),
+                    away: None,
+                },
+                lost: None,
+                time: self.time,
+            });
+        } else {
+            self.say(Change::Took { watch, device });
+        }
+    }
+
+    fn say(&mut self, change: Change) {
+        self.said.push_back(Signal::Change {
+            change,
+            time: self.time,
+            by: None,
+        });
+    }
+
+    /// The answer to a question of a look.
+    fn looked(&mut self, now: &Now, answer: Answer) {
+        let Some(pass) = &mut self.pass else {
+            return;
+        };
+        let stage = std::mem::replace(&mut pass.stage, Stage::Next);
+        let (stage, error) = match (stage, answer) {
+            (Stage::Looking(look, step), answer) => {
+                match look.answered(step, answer, &mut self.table) {
+                    Ok((look, Some(step))) => (Stage::Looking(look, step), None),
+                    Ok((look, None)) => {
+                        pass.looks.push(look);
+                        (Stage::Next, None)
+                    }
+                    Err((look, step, error)) => (Stage::Looking(look, step), Some(error)),
+                }
+            }
+            (Stage::Barrier, _) => {
+                self.unread = true;
+                (Stage::Drain, None)
+            }
+            (Stage::Untracked(mut ifindexes), Answer::Name(name)) => match name {
+                Ok(Some(name)) => (Stage::UntrackedInode(ifindexes, name), None),
+                Ok(None) => {
+                    self.forget_untracked(&mut ifindexes, None);
+                    (Stage::Untracked(ifindexes), None)
+                }
+                Err(error) => (Stage::Untracked(ifindexes), Some(error)),
+            },
+            (Stage::UntrackedInode(mut ifindexes, _), Answer::Inode(inode)) => {
+                self.forget_untracked(&mut ifindexes, inode);
+                (Stage::Untracked(ifindexes), None)
+            }
+            (stage, answer) => {
+                debug_assert!(false, "{answer:?} to {stage:?}");
+                (stage, None)
+            }
+        };
+        if let Some(pass) = &mut self.pass {
+            pass.stage = stage;
+        }
+        if let Some(error) = error {
+            self.look_failed(now, error);
+        }
+    }
+
+    fn forget_untracked(&mut self, ifindexes: &mut Vec<u32>, inode: Option<u64>) {
+        if let Some(ifindex) = ifindexes.pop() {
+            self.table.keep_only(ifindex, inode);
+        }
+    }
+
+    /// A question was not answered. Where a new watch asked it, that watch is refused, and the
+    /// others go on.
+    fn look_failed(&mut self, now: &Now, error: io::Error) {
+        if self.joining.is_none() {
+            return self.fail(now, error);
+        }
+        self.abandon_pass();
+        self.refused = self.fail_join(&error);
+    }
+}
+
+impl Look {
+    /// What follows from an answer: the next step, or none when the name was looked up.
+    fn answered(
+        mut self,
+        step: LookStep,
+        answer: Answer,
+        table: &mut DeviceTable,
+    ) -> Result<(Self, Option<LookStep>), (Self, LookStep, io::Error)> {
+        let next = match (step, answer) {
+            (LookStep::Index, Answer::Index(Ok(Some(ifindex)))) => Some(self.is(ifindex, table)),
+            (LookStep::Index, Answer::Index(Ok(None))) => self.holder.map(LookStep::Name),
+            // It came back in between.
+            (LookStep::Name(ifindex), Answer::Name(Ok(Some(name)))) if name == self.name => {
+                Some(self.is(ifindex, table))
+            }
+            (LookStep::Name(_), Answer::Name(Ok(name))) => name.map(LookStep::AwayInode),
+            (LookStep::AwayInode(name), Answer::Inode(inode)) => {
+                self.lookup.away = Some((name, inode.and_then(NonZeroU64::new)));
+                None
+            }
+            (LookStep::Inode, Answer::Inode(inode)) => {
+                self.lookup.inode = inode.and_then(NonZeroU64::new);
+                None
+            }
+            (step, Answer::Index(Err(error)) | Answer::Name(Err(error))) => {
+                return Err((self, step, error));
+            }
+            (step, answer) => {
+                debug_assert!(false, "{answer:?} to {step:?}");
+                None
+            }
+        };
+        Ok((self, next))
+    }
+
+    /// The device with this index has the name.
+    fn is(&mut self, ifindex: u32, table: &mut DeviceTable) -> LookStep {
+        self.lookup.found = Some(ifindex);
+        table.found(self.name, ifindex);
+        LookStep::Inode
+    }
+}
+
+/// The same error once more.
+fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}

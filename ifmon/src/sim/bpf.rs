@@ -1,0 +1,568 @@
+//! The kernel, as the BPF backends meet it: the very filter that runs there, between maps that are
+//! kept here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    io,
+};
+
+use ifmon_ebpf::{
+    Counters as KernelCounters, DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED,
+    NETREG_UNREGISTERING, Name, NameKey, NameState, Place as WirePlace, Record, USERSPACE_ID,
+    filter::{self, Change, Event, Kernel},
+};
+
+use super::{
+    host::{self, Device, Host, Notice, SPACES, Spot, netns},
+    netlink::{KINDS_OF_QUESTIONS, answer, kind_of, no_answer, waits},
+    run::{Side, failure},
+    shrink::Decisions,
+};
+use crate::{
+    BackendKind, Counters, InterfaceName,
+    bpf::{
+        Reply, Request,
+        core::{Bpf, Hook},
+    },
+    machine::Source,
+};
+
+/// How many watches there is room for, where there is little and where there is enough.
+const LITTLE_ROOM: usize = 4;
+const MUCH_ROOM: usize = 64;
+/// So much may be remembered of devices, whoever held the few names that can be watched.
+const REMEMBERED: usize = 4 * 2 * (2 * 3 + 4);
+/// `NETREG_UNREGISTERED`: the device is gone, and somebody still has a reference to it.
+const NETREG_UNREGISTERED: u32 = 3;
+/// A message is not shown to the program once in so many times, where anything fails.
+const MISSES: u32 = 50;
+
+/// The programs and their maps.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    hook: Hook,
+    room: usize,
+    maps: Maps,
+    /// The namespaces that are entered.
+    entered: [bool; SPACES],
+    /// Sockets on which an error is to be found.
+    has_error: [bool; SPACES],
+    is_noisy: [bool; SPACES],
+    /// A message was not shown to the program.
+    has_missed: bool,
+    /// What was removed is there still.
+    has_leftovers: bool,
+    /// What was read last, if that was possible.
+    counters: Option<KernelCounters>,
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    names: HashMap<NameKey, NameState>,
+    devices: BTreeMap<u64, DeviceState>,
+    links: HashMap<Link, u64>,
+    namespaces: HashMap<u32, u32>,
+    counters: KernelCounters,
+    /// As `Control::devices` and `Control::crowd`.
+    count: usize,
+    crowd: usize,
+    ring: VecDeque<Record>,
+    /// How many records the ring buffer takes.
+    ring_room: usize,
+    /// Sent, and not to be read yet.
+    on_its_way: Option<Record>,
+    /// A record that found no room, and is not counted as dropped yet.
+    is_dropping: bool,
+    /// Something came when the ring buffer had been read empty.
+    is_ready: bool,
+}
+
+impl Maps {
+    /// A record can be read from now on.
+    fn deliver(&mut self) {
+        self.is_dropping = false;
+        if let Some(record) = self.on_its_way.take() {
+            // The kernel wakes nobody who has something to read anyhow.
+            self.is_ready |= self.ring.is_empty();
+            self.ring.push_back(record);
+        }
+    }
+}
+
+impl Kernel for Maps {
+    fn name(&mut self, key: &NameKey) -> Option<&mut NameState> {
+        self.names.get_mut(key)
+    }
+
+    fn device(&mut self, id: u64) -> Option<&mut DeviceState> {
+        self.devices.get_mut(&id)
+    }
+
+    fn insert_device(&mut self, id: u64, state: &DeviceState) -> bool {
+        let is_new = !self.devices.contains_key(&id);
+        if is_new {
+            self.devices.insert(id, *state);
+            self.count += 1;
+            assert!(
+                self.devices.len() <= 2 * (self.crowd + 1),
+                "there is no room for {:?}",
+                self.devices
+            );
+        }
+        is_new
+    }
+
+    fn remove_device(&mut self, id: u64) {
+        if self.devices.remove(&id).is_some() && id & USERSPACE_ID == 0 {
+            self.count -= 1;
+        }
+    }
+
+    fn is_crowded(&mut self) -> bool {
+        self.count > self.crowd
+    }
+
+    fn link(&mut self, link: &Link) -> Option<u64> {
+        self.links.get(link).copied()
+    }
+
+    fn set_link(&mut self, link: &Link, id: u64) {
+        self.links.insert(*link, id);
+    }
+
+    fn remove_link(&mut self, link: &Link) {
+        self.links.remove(link);
+    }
+
+    fn has_namespace(&mut self, netns: u32) -> bool {
+        self.namespaces.contains_key(&netns)
+    }
+
+    fn end_namespace(&mut self, netns: u32) -> Option<u32> {
+        self.namespaces.remove(&netns)
+    }
+
+    fn counters(&mut self) -> Option<&mut KernelCounters> {
+        Some(&mut self.counters)
+    }
+
+    fn cpu(&mut self) -> u32 {
+        3
+    }
+
+    fn is_traced(&mut self) -> bool {
+        false
+    }
+
+    fn send(&mut self, change: &Change) -> bool {
+        self.deliver();
+        let has_room = self.ring.len() < self.ring_room;
+        if has_room {
+            self.on_its_way = Some(change.record());
+        }
+        self.is_dropping = !has_room;
+        has_room
+    }
+}
+
+fn place(device: &Device) -> WirePlace {
+    WirePlace {
+        name: Name::from_bytes(device.name.padded()),
+        netns: netns(device.space).0,
+        ifindex: device.ifindex,
+    }
+}
+
+fn key_of(spot: &Spot) -> NameKey {
+    NameKey {
+        name: Name::from_bytes(spot.name.padded()),
+        netns: netns(spot.space).0,
+        zero: 0,
+    }
+}
+
+impl Programs {
+    /// Both tracing programs.
+    fn trace(&mut self, host: &Host, notice: Notice) {
+        let (event, device, reg_state) = match notice {
+            Notice::Registered(device) | Notice::Arrived(device) => {
+                (Event::Registered, device, NETREG_REGISTERED)
+            }
+            Notice::Renamed(device) => (Event::Renamed, device, NETREG_REGISTERED),
+            Notice::Unregistered(device) => (Event::Unregistered, device, NETREG_UNREGISTERING),
+            Notice::Leaving(old, _) => (Event::Leaving, old, NETREG_REGISTERED),
+            Notice::Repeated(device) => (Event::Repeated, device, NETREG_UNREGISTERED),
+            Notice::NetnsGone(space) => {
+                let loopback = Device {
+                    id: 0,
+                    space,
+                    ifindex: LOOPBACK_IFINDEX,
+                    name: InterfaceName::new("lo").expect("a valid name"),
+                };
+                (Event::Unregistered, loopback, NETREG_UNREGISTERING)
+            }
+            Notice::Altered(_) | Notice::Released(_) => return,
+        };
+        let seen = filter::Notice {
+            reg_state,
+            // A new device is where one was that is gone.
+            address: 0xffff_8880_0000_0000 + 0x1000 * host.now.slot(device.id) as u64,
+            ..filter::Notice::new(event, place(&device))
+        };
+        filter::observe(&mut self.maps, &seen);
+    }
+
+    /// The filter of the sockets.
+    fn show(&mut self, decisions: &mut Decisions, misses: bool, notice: Notice) {
+        let seen = |event, device: Device| (filter::Notice::new(event, place(&device)), device);
+        let (seen, device) = match notice {
+            Notice::Registered(device)
+            | Notice::Renamed(device)
+            | Notice::Altered(device)
+            | Notice::Arrived(device) => seen(Event::Exists, device),
+            Notice::Unregistered(device) => seen(Event::Deleted, device),
+            Notice::Leaving(old, new) => {
+                let (seen, device) = seen(Event::Moved, old);
+                let seen = filter::Notice {
+                    nsid: new.space as i32,
+                    to_ifindex: new.ifindex,
+                    ..seen
+                };
+                (seen, device)
+            }
+            Notice::Released(_) | Notice::Repeated(_) | Notice::NetnsGone(_) => return,
+        };
+        if !self.entered[device.space] {
+            return;
+        }
+        if misses && decisions.chance(MISSES) {
+            // The message could not be cloned.
+            self.has_missed = true;
+            self.has_error[device.space] = true;
+            self.is_noisy[device.space] = true;
+            return;
+        }
+        filter::observe(&mut self.maps, &seen);
+    }
+}
+
+impl Side for Programs {
+    type Machine = Bpf;
+
+    fn new(kind: BackendKind, room: usize, is_crowded: bool) -> Self {
+        let watches = if is_crowded { LITTLE_ROOM } else { MUCH_ROOM };
+        Self {
+            hook: if kind == BackendKind::NetlinkEbpf {
+                Hook::Socket
+            } else {
+                Hook::Function
+            },
+            room: watches,
+            maps: Maps {
+                crowd: watches - 1,
+                ring_room: room,
+                ..Maps::default()
+            },
+            entered: [false; SPACES],
+            has_error: [false; SPACES],
+            is_noisy: [false; SPACES],
+            has_missed: false,
+            has_leftovers: false,
+            counters: None,
+        }
+    }
+
+    fn machine(&self) -> Bpf {
+        Bpf::new(self.hook, self.room)
+    }
+
+    fn kind_of(request: &Request) -> usize {
+        let kind = match request {
+            Request::Ask(_, question) => return kind_of(*question),
+            Request::Enter(_) => 0,
+            Request::Leave(_) => 1,
+            Request::Record => 2,
+            Request::Overflowed(_) => 3,
+            Request::Counters => 4,
+            Request::Name(_) => 5,
+            Request::InsertName(..) => 6,
+            Request::RemoveName(_) => 7,
+            Request::Link(_) => 8,
+            Request::InsertLink(..) => 9,
+            Request::RemoveLink(_) => 10,
+            Request::Device(_) => 11,
+            Request::Devices => 12,
+            Request::InsertDevice(..) => 13,
+            Request::RemoveDevice(_) => 14,
+            Request::Namespace(_) => 15,
+            Request::InsertNamespace(..) => 16,
+            Request::RemoveNamespace(_) => 17,
+        };
+        KINDS_OF_QUESTIONS + kind
+    }
+
+    fn waits(host: &Host, request: &Request) -> bool {
+        match request {
+            Request::Ask(_, question) => waits(host, *question),
+            _ => false,
+        }
+    }
+
+    fn fail(&mut self, request: &Request) -> Option<Reply> {
+        Some(match request {
+            Request::Ask(_, question) => Reply::Answer(no_answer(*question)),
+            // What cannot fail.
+            Request::Leave(_)
+            | Request::Record
+            | Request::RemoveName(_)
+            | Request::RemoveLink(_)
+            | Request::RemoveDevice(_)
+            | Request::RemoveNamespace(_) => return None,
+            Request::Overflowed(_) => Reply::Overflowed(Err(failure())),
+            Request::Counters => {
+                self.counters = None;
+                Reply::Counters(Err(failure()))
+            }
+            Request::Name(_) => Reply::Name(Err(failure())),
+            Request::Link(_) => Reply::Link(Err(failure())),
+            Request::InsertLink(..) => Reply::Inserted(Err(failure())),
+            Request::Device(_) => {
+                // Whether it is to be removed cannot be known.
+                self.has_leftovers = true;
+                Reply::Device(Err(failure()))
+            }
+            Request::Devices => Reply::Devices(Err(failure())),
+            Request::Namespace(_) => Reply::Namespace(Err(failure())),
+            Request::Enter(_)
+            | Request::InsertName(..)
+            | Request::InsertDevice(..)
+            | Request::InsertNamespace(..) => Reply::Done(Err(failure())),
+        })
+    }
+
+    fn serve(&mut self, decisions: &mut Decisions, host: &Host, request: Request) -> Reply {
+        let maps = &mut self.maps;
+        // A program that runs just now may be writing it.
+        let mut is_torn = || host.is_busy() && decisions.chance(4);
+        match request {
+            Request::Ask(netns, question) => Reply::Answer(answer(host, netns, question)),
+            Request::Enter(netns) => {
+                self.entered[host::space_of(netns)] = true;
+                Reply::Done(Ok(()))
+            }
+            Request::Leave(netns) => {
+                let space = host::space_of(netns);
+                self.entered[space] = false;
+                self.has_error[space] = false;
+                self.is_noisy[space] = false;
+                Reply::Done(Ok(()))
+            }
+            Request::Record => Reply::Record(maps.ring.pop_front()),
+            Request::Overflowed(netns) => {
+                let has_error = &mut self.has_error[host::space_of(netns)];
+                Reply::Overflowed(Ok(std::mem::take(has_error)))
+            }
+            Request::Counters => {
+                let mut counters = maps.counters;
+                counters.dropped -= u64::from(maps.is_dropping);
+                self.counters = Some(counters);
+                Reply::Counters(Ok(counters))
+            }
+            Request::Name(key) => {
+                let mut state = maps.names.get(&key).copied();
+                if let Some(state) = &mut state
+                    && is_torn()
+                {
+                    state.opened += 1;
+                    state.ifindex ^= 1;
+                }
+                Reply::Name(Ok(state))
+            }
+            Request::InsertName(key, state) => {
+                if maps.names.len() == self.room && !maps.names.contains_key(&key) {
+                    panic!("names are forgotten");
+                }
+                maps.names.insert(key, state);
+                Reply::Done(Ok(()))
+            }
+            Request::RemoveName(key) => {
+                maps.names.remove(&key);
+                Reply::Done(Ok(()))
+            }
+            Request::Link(link) => Reply::Link(Ok(maps.links.get(&link).copied())),
+            Request::InsertLink(link, id) => {
+                let is_new = !maps.links.contains_key(&link);
+                if is_new {
+                    maps.links.insert(link, id);
+                }
+                Reply::Inserted(Ok(is_new))
+            }
+            Request::RemoveLink(link) => {
+                maps.links.remove(&link);
+                Reply::Done(Ok(()))
+            }
+            Request::Device(id) => {
+                let mut device = maps.devices.get(&id).copied();
+                if let Some(device) = &mut device
+                    && maps.links.values().any(|other| *other == id)
+                    && is_torn()
+                {
+                    device.opened += 1;
+                    device.place.ifindex ^= 1;
+                }
+                Reply::Device(Ok(device))
+            }
+            Request::Devices => {
+                let devices = maps.devices.iter();
+                Reply::Devices(Ok(devices.map(|(&id, &device)| (id, device)).collect()))
+            }
+            Request::InsertDevice(id, place) => {
+                if maps.devices.len() >= 2 * self.room || maps.devices.contains_key(&id) {
+                    return Reply::Done(Err(io::ErrorKind::QuotaExceeded.into()));
+                }
+                let state = DeviceState {
+                    place,
+                    ..DeviceState::default()
+                };
+                maps.devices.insert(id, state);
+                Reply::Done(Ok(()))
+            }
+            Request::RemoveDevice(id) => {
+                maps.devices.remove(&id);
+                Reply::Done(Ok(()))
+            }
+            Request::Namespace(netns) => {
+                Reply::Namespace(Ok(maps.namespaces.get(&netns.0).copied()))
+            }
+            Request::InsertNamespace(netns, epoch) => {
+                maps.namespaces.insert(netns.0, epoch);
+                Reply::Done(Ok(()))
+            }
+            Request::RemoveNamespace(netns) => {
+                maps.namespaces.remove(&netns.0);
+                Reply::Done(Ok(()))
+            }
+        }
+    }
+
+    fn notice(&mut self, decisions: &mut Decisions, host: &Host, misses: bool, notice: Notice) {
+        self.maps.deliver();
+        match self.hook {
+            Hook::Function => self.trace(host, notice),
+            Hook::Socket => self.show(decisions, misses, notice),
+        }
+        // Counted, and not sent yet.
+        if !decisions.chance(4) {
+            self.maps.deliver();
+        }
+    }
+
+    fn finish(&mut self) {
+        self.maps.deliver();
+    }
+
+    fn take_ready(&mut self, mut ready: impl FnMut(Source)) {
+        if std::mem::take(&mut self.maps.is_ready) {
+            ready(Source::Ring);
+        }
+        for (space, is_noisy) in self.is_noisy.iter_mut().enumerate() {
+            if std::mem::take(is_noisy) {
+                ready(Source::Socket(netns(space)));
+            }
+        }
+    }
+
+    fn sources(&self, mut source: impl FnMut(Source)) {
+        source(Source::Ring);
+        for space in (0..SPACES).filter(|&space| self.hook == Hook::Socket && self.entered[space]) {
+            source(Source::Socket(netns(space)));
+        }
+    }
+
+    fn is_holding(&self, space: usize) -> bool {
+        self.entered[space]
+    }
+
+    fn changes(&self, spot: &Spot) -> Option<(u32, u64)> {
+        let state = self.maps.names.get(&key_of(spot))?;
+        Some((state.epoch, state.opened))
+    }
+
+    fn check_rest(&self, host: &Host, machine: &Bpf, watched: &[Spot]) {
+        let remembered = machine.remembered();
+        assert!(remembered <= REMEMBERED, "{remembered} entries");
+        let maps = &self.maps;
+        assert!(
+            maps.ring.is_empty(),
+            "{} records are unread",
+            maps.ring.len()
+        );
+        let is_watched = |space| watched.iter().any(|spot| spot.space == space);
+        for space in 0..SPACES {
+            let is_needed = self.hook == Hook::Socket && is_watched(space);
+            assert_eq!(self.entered[space], is_needed, "namespace {space} is held");
+        }
+        let KernelCounters {
+            seen,
+            matched,
+            ignored,
+            ..
+        } = maps.counters;
+        assert_eq!(seen, matched + ignored);
+        let spots: BTreeSet<_> = watched.iter().map(|spot| netns(spot.space).0).collect();
+        for spot in watched {
+            let state = maps.names.get(&key_of(spot));
+            let state = state.unwrap_or_else(|| panic!("the program knows nothing of {spot:?}"));
+            let holder = host.now.holder(*spot);
+            let ifindex = holder.map_or(0, |device| device.ifindex);
+            assert_eq!(state.ifindex, ifindex, "{spot:?}: {holder:?} holds it");
+        }
+        for netns in &spots {
+            assert!(maps.namespaces.contains_key(netns), "nobody sees its end");
+        }
+        if self.has_leftovers {
+            return;
+        }
+        assert_eq!(maps.names.len(), watched.len(), "{:?}", maps.names);
+        assert_eq!(maps.namespaces.len(), spots.len(), "{:?}", maps.namespaces);
+        for (link, id) in &maps.links {
+            let device = maps.devices.get(id);
+            let is_it = device.is_some_and(|device| Link::of(&device.place) == *link);
+            assert!(is_it, "{link:?} is {device:?}");
+        }
+        if self.hook == Hook::Function {
+            // Those that userspace entered may have been gone by then.
+            let theirs = maps
+                .devices
+                .iter()
+                .filter(|(id, _)| **id & USERSPACE_ID == 0);
+            for (_, device) in theirs {
+                let is_it = |one: Device| place(&one) == device.place;
+                assert!(host.now.devices().any(is_it), "{device:?} is remembered");
+            }
+        }
+        assert!(maps.devices.len() <= 2 * self.room);
+    }
+
+    fn check_counters(&self, counters: &Counters, is_faulty: bool) {
+        let Some(KernelCounters {
+            seen,
+            matched,
+            ignored,
+            dropped,
+            ids: _,
+        }) = self.counters
+        else {
+            assert_eq!(*counters, Counters::default(), "nothing could be read");
+            return;
+        };
+        assert_eq!(counters.seen, Some(seen));
+        assert_eq!(counters.matched, Some(matched));
+        assert_eq!(counters.ignored, Some(ignored));
+        if is_faulty && counters.lost.is_none() {
+            assert!(self.has_missed || self.hook == Hook::Socket, "{counters:?}");
+        } else {
+            assert_eq!(counters.lost, Some(dropped));
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The kernel, as the netlink backend meets it: sockets with queues that fill, and answers.
+
+use std::{collections::VecDeque, io};
+
+use super::{
+    host::{self, Device, Host, Notice, SPACES, netns},
+    run::{Side, failure},
+    shrink::Decisions,
+};
+use crate::{
+    BackendKind, Counters, NetnsId,
+    machine::{Answer, Question, Source},
+    netlink::{
+        Received, Reply, Request,
+        core::Netlink,
+        filter::Interest,
+        message::{LinkMessage, Moved},
+    },
+    tracker::Place,
+};
+
+/// Sockets in the namespaces that were opened.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    filtered: bool,
+    room: usize,
+    sockets: [Option<Socket>; SPACES],
+    /// Messages that were read.
+    read: u64,
+    /// Messages were lost, or a subscription was opened anew.
+    has_lost: bool,
+}
+
+/// A socket that is subscribed to link messages.
+#[derive(Debug, Default)]
+struct Socket {
+    queue: VecDeque<Option<LinkMessage>>,
+    filter: Option<Interest>,
+    /// `NETLINK_S_CONGESTED`: nothing is queued any more until the queue was read empty.
+    is_congested: bool,
+    /// `sk_err`
+    has_error: bool,
+    /// Something came since anybody waited for it.
+    is_ready: bool,
+}
+
+impl Socket {
+    /// `None` for a message that says nothing about a link's name or existence.
+    fn hear(&mut self, room: usize, message: Option<LinkMessage>) {
+        if let Some(filter) = &self.filter
+            && !message.is_some_and(|message| filter.concerns(&message))
+        {
+            return;
+        }
+        self.is_ready = true;
+        if self.is_congested || self.queue.len() >= room {
+            self.has_error |= !self.is_congested;
+            self.is_congested = true;
+            return;
+        }
+        self.queue.push_back(message);
+    }
+
+    fn read(&mut self) -> Received {
+        if std::mem::take(&mut self.has_error) {
+            return Received::Overflow;
+        }
+        let message = self.queue.pop_front();
+        if self.queue.is_empty() {
+            self.is_congested = false;
+        }
+        message.map_or(Received::Nothing, Received::Message)
+    }
+}
+
+impl Sockets {
+    fn tell(&mut self, space: usize, message: Option<LinkMessage>) {
+        let Self { sockets, room, .. } = self;
+        if let Some(socket) = &mut sockets[space] {
+            socket.hear(*room, message);
+        }
+    }
+
+    fn tell_new(&mut self, device: Device) {
+        let Device { ifindex, name, .. } = device;
+        self.tell(device.space, Some(LinkMessage::New { ifindex, name }));
+    }
+
+    fn tell_deleted(&mut self, device: Device, moved: Option<Moved>) {
+        let Device { ifindex, name, .. } = device;
+        let message = LinkMessage::Deleted {
+            ifindex,
+            name,
+            moved,
+        };
+        self.tell(device.space, Some(message));
+    }
+}
+
+/// What the host answers to a question.
+pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer {
+    let space = host::space_of(asked);
+    match question {
+        Question::IndexOf(name) => {
+            let found = host.now.by_name(space, name);
+            Answer::Index(Ok(found.map(|device| device.ifindex)))
+        }
+        Question::NameOf(ifindex) => {
+            let found = host.now.by_index(space, ifindex);
+            Answer::Name(Ok(found.map(|device| device.name)))
+        }
+        Question::InodeOf(name) => {
+            let found = host.now.by_name(space, name);
+            Answer::Inode(found.map(|device| device.id.into()))
+        }
+        Question::NetnsOf(nsid) => Answer::Netns(Some(netns(nsid as usize))),
+        Question::WhereIs(inode) => {
+            let found = host.now.by_id(inode as u32);
+            Answer::Place(found.map(|device| Place {
+                netns: Some(netns(device.space)),
+                ifindex: Some(device.ifindex),
+                name: Some(device.name),
+            }))
+        }
+        Question::Barrier => Answer::Waited(true),
+    }
+}
+
+/// The answer where a question was not answered.
+pub(crate) fn no_answer(question: Question) -> Answer {
+    match question {
+        Question::IndexOf(_) => Answer::Index(Err(failure())),
+        Question::NameOf(_) => Answer::Name(Err(failure())),
+        Question::InodeOf(_) => Answer::Inode(None),
+        Question::NetnsOf(_) => Answer::Netns(None),
+        Question::WhereIs(_) => Answer::Place(None),
+        Question::Barrier => Answer::Waited(false),
+    }
+}
+
+/// Does it wait for changes that are being made?
+pub(crate) fn waits(host: &Host, question: Question) -> bool {
+    match question {
+        Question::IndexOf(_) | Question::NameOf(_) => !host.conduct.lockless,
+        Question::InodeOf(_) | Question::NetnsOf(_) | Question::WhereIs(_) => false,
+        Question::Barrier => true,
+    }
+}
+
+/// Kinds of questions; each can fail for a while.
+pub(crate) const fn kind_of(question: Question) -> usize {
+    match question {
+        Question::IndexOf(_) => 0,
+        Question::NameOf(_) => 1,
+        Question::InodeOf(_) => 2,
+        Question::NetnsOf(_) => 3,
+        Question::WhereIs(_) => 4,
+        Question::Barrier => 5,
+    }
+}
+pub(crate) const KINDS_OF_QUESTIONS: usize = 6;
+
+impl Side for Sockets {
+    type Machine = Netlink;
+
+    fn new(kind: BackendKind, room: usize, _is_crowded: bool) -> Self {
+        Self {
+            filtered: kind == BackendKind::Netlink,
+            room,
+            sockets: [None, None],
+            read: 0,
+            has_lost: false,
+        }
+    }
+
+    fn machine(&self) -> Netlink {
+        Netlink::new(self.filtered)
+    }
+
+    fn kind_of(request: &Request) -> usize {
+        match request {
+            Request::Ask(_, question) => kind_of(*question),
+            Request::Open(_) => KINDS_OF_QUESTIONS,
+            Request::Close(_) => KINDS_OF_QUESTIONS + 1,
+            Request::Filter(..) => KINDS_OF_QUESTIONS + 2,
+            Request::Read(_) => KINDS_OF_QUESTIONS + 3,
+        }
+    }
+
+    fn waits(host: &Host, request: &Request) -> bool {
+        match request {
+            Request::Ask(_, question) => waits(host, *question),
+            Request::Open(_) | Request::Close(_) | Request::Filter(..) | Request::Read(_) => false,
+        }
+    }
+
+    fn fail(&mut self, request: &Request) -> Option<Reply> {
+        match request {
+            Request::Ask(_, question) => Some(Reply::Answer(no_answer(*question))),
+            // The old socket stays, if there is one.
+            Request::Open(_) | Request::Filter(..) => Some(Reply::Done(Err(failure()))),
+            Request::Read(_) => Some(Reply::Read(Err(failure()))),
+            // What cannot fail.
+            Request::Close(_) => None,
+        }
+    }
+
+    fn serve(&mut self, _: &mut Decisions, host: &Host, request: Request) -> Reply {
+        match request {
+            Request::Ask(netns, question) => Reply::Answer(answer(host, netns, question)),
+            Request::Open(netns) => {
+                let socket = &mut self.sockets[host::space_of(netns)];
+                self.has_lost |= socket.is_some();
+                *socket = Some(Socket::default());
+                Reply::Done(Ok(()))
+            }
+            Request::Close(netns) => {
+                self.sockets[host::space_of(netns)] = None;
+                Reply::Done(Ok(()))
+            }
+            Request::Filter(netns, interest) => {
+                let Some(socket) = &mut self.sockets[host::space_of(netns)] else {
+                    return Reply::Done(Err(io::ErrorKind::NotFound.into()));
+                };
+                socket.filter = interest;
+                Reply::Done(Ok(()))
+            }
+            Request::Read(netns) => {
+                let Some(socket) = &mut self.sockets[host::space_of(netns)] else {
+                    return Reply::Read(Err(io::ErrorKind::NotFound.into()));
+                };
+                let received = socket.read();
+                self.has_lost |= received == Received::Overflow;
+                self.read += u64::from(matches!(received, Received::Message(_)));
+                Reply::Read(Ok(received))
+            }
+        }
+    }
+
+    fn notice(&mut self, _: &mut Decisions, _: &Host, _: bool, notice: Notice) {
+        match notice {
+            Notice::Registered(device)
+            | Notice::Renamed(device)
+            | Notice::Altered(device)
+            | Notice::Arrived(device) => self.tell_new(device),
+            Notice::Unregistered(device) => self.tell_deleted(device, None),
+            Notice::Leaving(old, new) => {
+                let moved = Moved {
+                    nsid: new.space as i32,
+                    ifindex: Some(new.ifindex),
+                };
+                self.tell_deleted(old, Some(moved));
+            }
+            Notice::Released(device) => self.tell(device.space, None),
+            Notice::Repeated(_) | Notice::NetnsGone(_) => {}
+        }
+    }
+
+    fn take_ready(&mut self, mut ready: impl FnMut(Source)) {
+        for (space, socket) in self.sockets.iter_mut().enumerate() {
+            if let Some(socket) = socket
+                && std::mem::take(&mut socket.is_ready)
+            {
+                ready(Source::Socket(netns(space)));
+            }
+        }
+    }
+
+    fn sources(&self, mut source: impl FnMut(Source)) {
+        for space in (0..SPACES).filter(|&space| self.sockets[space].is_some()) {
+            source(Source::Socket(netns(space)));
+        }
+    }
+
+    fn is_holding(&self, space: usize) -> bool {
+        self.sockets[space].is_some()
+    }
+
+    fn check_rest(&self, _: &Host, machine: &Netlink, watched: &[host::Spot]) {
+        for (space, socket) in self.sockets.iter().enumerate() {
+            let names = || watched.iter().filter(|spot| spot.space == space);
+            let Some(socket) = socket else {
+                assert_eq!(names().count(), 0, "nobody listens in {space}");
+                continue;
+            };
+            assert!(names().count() > 0, "namespace {space} is held for nothing");
+            assert!(
+                socket.queue.is_empty() && !socket.has_error,
+                "{socket:?} is left unread"
+            );
+            assert_eq!(self.filtered, socket.filter.is_some(), "{socket:?}");
+            if let Some(Interest {
+                names: in_it,
+                indexes,
+            }) = &socket.filter
+            {
+                assert_eq!(in_it.len(), names().count(), "{in_it:?}");
+                assert!(names().all(|spot| in_it.contains(&spot.name)), "{in_it:?}");
+                assert!(
+                    indexes.len() <= in_it.len(),
+                    "{indexes:?} are in the filter"
+                );
+            }
+        }
+        let remembered = machine.remembered();
+        assert!(
+            remembered <= watched.len(),
+            "{remembered} devices are remembered"
+        );
+    }
+
+    fn check_counters(&self, counters: &Counters, is_faulty: bool) {
+        let Counters {
+            seen,
+            matched,
+            ignored,
+            lost,
+        } = *counters;
+        assert_eq!(seen, (!self.filtered).then_some(self.read), "{counters:?}");
+        assert!(matched.is_some_and(|matched| matched <= self.read));
+        let rest = seen.zip(matched).map(|(seen, matched)| seen - matched);
+        assert_eq!(ignored, rest);
+        if self.has_lost {
+            assert_eq!(lost, None, "messages were lost");
+        } else if !is_faulty {
+            assert_eq!(lost, Some(0), "nothing was lost");
+        }
+    }
+}

@@ -1,0 +1,789 @@
+//! Drives the monitor through a life that is decided one decision at a time.
+
+use std::{
+    collections::HashSet,
+    fmt, io,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    host::{self, Conduct, Host, Notice, SPACES, Spot},
+    oracle::{Follower, Means},
+    shrink::Decisions,
+};
+use crate::{
+    BackendKind, Counters, Error, EventKind, Identity, InterfaceName, NetnsId,
+    engine::{Ask, Asking, Engine, Output, Reply},
+    machine::{Machine, Now, Source},
+    outbox::{Item, Outbox},
+    tracker::Watch,
+};
+
+/// So much is asked of the kernel, with nothing happening and no time passing, by a monitor that
+/// runs in circles.
+const TOO_MANY: u32 = 2000;
+/// A monitor that waits so often for something that fails does not give up.
+const TOO_OFTEN: u32 = 200;
+/// A failure that lasts for ever.
+const FOR_EVER: u32 = u32::MAX;
+const KINDS_OF_REQUESTS: usize = 32;
+
+/// A backend's side of the kernel.
+pub(crate) trait Side: fmt::Debug {
+    type Machine: Asking + fmt::Debug;
+
+    fn new(kind: BackendKind, room: usize, is_crowded: bool) -> Self;
+    fn machine(&self) -> Self::Machine;
+    /// Kinds of requests: each can fail for a while.
+    fn kind_of(request: &Request<Self>) -> usize;
+    /// Does it wait for changes that are being made?
+    fn waits(host: &Host, request: &Request<Self>) -> bool;
+    /// The answer when it fails; `None` when it cannot.
+    fn fail(&mut self, request: &Request<Self>) -> Option<Answer<Self>>;
+    fn serve(
+        &mut self,
+        decisions: &mut Decisions,
+        host: &Host,
+        request: Request<Self>,
+    ) -> Answer<Self>;
+    /// Hears of a change.
+    ///
+    /// `misses`: or perhaps not.
+    fn notice(&mut self, decisions: &mut Decisions, host: &Host, misses: bool, notice: Notice);
+    /// What was begun in the kernel is done.
+    fn finish(&mut self) {}
+    /// Says where something came since it was asked last.
+    fn take_ready(&mut self, ready: impl FnMut(Source));
+    /// Where something can come.
+    fn sources(&self, source: impl FnMut(Source));
+    /// Does the process hold that namespace?
+    fn is_holding(&self, space: usize) -> bool;
+    /// Which watch of the name the kernel's side counts for, and how many changes it has counted.
+    fn changes(&self, _: &Spot) -> Option<(u32, u64)> {
+        None
+    }
+    /// At rest: is what the kernel has what these watches need, and no more?
+    fn check_rest(&self, host: &Host, machine: &Self::Machine, watched: &[Spot]);
+    fn check_counters(&self, counters: &Counters, is_faulty: bool);
+}
+
+type Request<S> = <<S as Side>::Machine as Machine>::Request;
+type Answer<S> = <<S as Side>::Machine as Machine>::Answer;
+
+/// Why a request failed, for want of a better reason.
+pub(crate) fn failure() -> io::Error {
+    io::Error::from_raw_os_error(libc::EIO)
+}
+
+/// How a run goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) kind: BackendKind,
+    pub(crate) conduct: Conduct,
+    /// There is room for the notes about few devices.
+    pub(crate) is_crowded: bool,
+    /// What is asked of the kernel fails now and then.
+    pub(crate) is_faulty: bool,
+    /// Something happens at one in so many occasions.
+    pub(crate) pace: u32,
+    /// The reader takes something at one in so many.
+    pub(crate) reader: u32,
+    /// Somebody asks for something at one in so many.
+    pub(crate) asker: u32,
+}
+
+impl Setting {
+    pub(crate) fn decide(kind: BackendKind, decisions: &mut Decisions) -> Self {
+        let pick = |decisions: &mut Decisions, of: &[u32]| of[decisions.index(of.len())];
+        Self {
+            kind,
+            conduct: Conduct {
+                room: pick(decisions, &[1 << 30, 1 << 30, 1, 2, 3, 5]) as usize,
+                calm: decisions.chance(4),
+                reuses: decisions.chance(2),
+                overwrites: decisions.chance(2),
+                lockless: decisions.chance(2),
+            },
+            is_crowded: decisions.chance(2),
+            is_faulty: decisions.chance(3),
+            pace: pick(decisions, &[16, 4, 2, 40]),
+            reader: pick(decisions, &[1, 4, 30]),
+            asker: pick(decisions, &[30, 6, 200]),
+        }
+    }
+
+    fn means(self) -> Means {
+        let Conduct {
+            room,
+            calm,
+            reuses,
+            overwrites,
+            ..
+        } = self.conduct;
+        let can_lose = room != 1 << 30 || self.is_faulty;
+        let (is_filtered, is_counted, is_local) = match self.kind {
+            BackendKind::Netlink => (true, false, true),
+            BackendKind::NetlinkUnfiltered => (false, false, true),
+            // What the program was not shown, it could not count.
+            BackendKind::NetlinkEbpf => (false, !self.is_faulty, true),
+            BackendKind::Fentry | BackendKind::Kprobe => (false, true, false),
+        };
+        let is_lossless = !can_lose && (calm || !is_filtered);
+        Means {
+            is_lossless,
+            is_exact: is_lossless || is_counted,
+            can_lose,
+            forgets: self.kind == BackendKind::NetlinkEbpf && self.is_faulty,
+            can_forget: self.is_crowded && can_lose,
+            is_certain: is_lossless || is_counted || !reuses,
+            calm,
+            reuses,
+            overwrites,
+            is_local,
+        }
+    }
+}
+
+/// What happened in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sum {
+    pub(crate) polls: u64,
+    pub(crate) requests: u64,
+    pub(crate) changes: u64,
+    pub(crate) verdicts: u64,
+    pub(crate) resyncs: u64,
+    pub(crate) failures: u64,
+    pub(crate) asked: u64,
+    pub(crate) refused: u64,
+    pub(crate) ends: u64,
+    pub(crate) rests: u64,
+}
+
+impl Sum {
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self {
+            polls,
+            requests,
+            changes,
+            verdicts,
+            resyncs,
+            failures,
+            asked,
+            refused,
+            ends,
+            rests,
+        } = other;
+        self.polls += polls;
+        self.requests += requests;
+        self.changes += changes;
+        self.verdicts += verdicts;
+        self.resyncs += resyncs;
+        self.failures += failures;
+        self.asked += asked;
+        self.refused += refused;
+        self.ends += ends;
+        self.rests += rests;
+    }
+}
+
+/// A host with a monitor on it, somebody who reads what that says, and somebody who knows better.
+#[derive(Debug)]
+pub(crate) struct Run<S: Side> {
+    setting: Setting,
+    host: Host,
+    side: S,
+    engine: Engine<S::Machine>,
+    outbox: Outbox,
+    start: Instant,
+    time: Duration,
+    /// What was asked and not replied to.
+    asked: Option<Asked>,
+    /// Watches that have begun, and of which nothing was read yet: in which state at the earliest
+    /// and at the latest, with which device expected.
+    begun: Vec<(Spot, (usize, usize), Option<Identity>)>,
+    followers: Vec<Follower>,
+    /// By the kind of request: how often it still fails.
+    faults: [u32; KINDS_OF_REQUESTS],
+    /// Nothing fails any more.
+    is_healed: bool,
+    /// By mark: how many states there were when it was asked for.
+    marks: Vec<(u64, usize)>,
+    mark: u64,
+    /// States that everybody has been told of.
+    settled: usize,
+    /// Requests since something happened.
+    in_vain: u32,
+    has_ended: bool,
+    /// It waits, and all that was to be read was read.
+    is_idle: bool,
+    /// What is told of the run, when that is wanted.
+    pub(crate) story: Option<Vec<String>>,
+    pub(crate) sum: Sum,
+}
+
+/// What was asked, and where in the states.
+#[derive(Debug)]
+enum Asked {
+    Watch {
+        space: usize,
+        at: usize,
+        targets: Vec<(InterfaceName, Option<Identity>)>,
+    },
+    Unwatch(Spot),
+    Sync(u64, usize),
+    Count,
+}
+
+impl<S: Side> Run<S> {
+    pub(crate) fn new(setting: Setting, is_told: bool) -> Self {
+        let side = S::new(setting.kind, setting.conduct.room, setting.is_crowded);
+        Self {
+            setting,
+            host: Host::new(setting.conduct),
+            engine: Engine::new(setting.kind, side.machine()),
+            side,
+            outbox: Outbox::default(),
+            start: Instant::now(),
+            time: Duration::from_secs(1_000_000),
+            asked: None,
+            begun: Vec::new(),
+            followers: Vec::new(),
+            faults: [0; KINDS_OF_REQUESTS],
+            is_healed: false,
+            marks: Vec::new(),
+            mark: 0,
+            settled: 0,
+            in_vain: 0,
+            has_ended: false,
+            is_idle: false,
+            story: is_told.then(Vec::new),
+            sum: Sum::default(),
+        }
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(line());
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            instant: self.start + self.time,
+            wall: SystemTime::UNIX_EPOCH + self.time,
+            boot: self.time,
+        }
+    }
+
+    /// Lives until the decisions are used up, then comes to rest.
+    pub(crate) fn live(&mut self, decisions: &mut Decisions) {
+        // The host has a life before anybody watches.
+        for _ in 0..decisions.below(12) {
+            decisions.turn();
+            self.act(decisions);
+            self.settle(decisions);
+        }
+        while decisions.turn() {
+            self.go_on(decisions);
+        }
+        // Some failures stay.
+        let lasts = self.setting.is_faulty && self.mark % 2 == 1;
+        self.rest(lasts);
+        self.sum.changes = self.host.changes;
+    }
+
+    /// One step of the monitor, and what happens around it.
+    fn go_on(&mut self, decisions: &mut Decisions) {
+        if decisions.chance(self.setting.reader) {
+            for _ in 0..=decisions.below(4) {
+                self.read();
+            }
+        }
+        // Whoever drives it may ask again what to do, and see things that are not there.
+        match decisions.below(64) {
+            61 => self.everything_is_ready(),
+            62 => {
+                // The process is stopped.
+                for _ in 0..decisions.below(60) {
+                    self.happen(decisions);
+                }
+                self.pass(Duration::from_millis(decisions.below(400).into()));
+            }
+            63 => self.pass(Duration::from_millis(decisions.below(20).into())),
+            _ => {}
+        }
+        self.ask_perhaps(decisions);
+        match self.poll() {
+            Output::Request(request) => self.request(decisions, request),
+            Output::Background(request) => {
+                for _ in 0..decisions.below(4) {
+                    self.happen(decisions);
+                    self.read();
+                }
+                if decisions.chance(8) {
+                    self.ask_perhaps(decisions);
+                }
+                self.request(decisions, request);
+            }
+            Output::Reply(reply) => self.replied(reply),
+            Output::Wait(until) => self.wait(decisions, until),
+            Output::Full => {
+                self.in_vain = 0;
+                assert!(!self.outbox.is_empty(), "it is not full");
+                if decisions.chance(4) {
+                    self.read();
+                } else {
+                    self.happen(decisions);
+                }
+            }
+            Output::End(counters) => self.ended(&counters),
+        }
+    }
+
+    fn poll(&mut self) -> Output<Request<S>> {
+        self.sum.polls += 1;
+        self.in_vain += 1;
+        assert!(
+            self.in_vain < TOO_MANY,
+            "it runs in circles: {:?}",
+            self.engine
+        );
+        let now = self.now();
+        self.engine.poll(&now, &mut self.outbox)
+    }
+
+    /// Something happens on the host, perhaps.
+    fn happen(&mut self, decisions: &mut Decisions) {
+        if self.setting.conduct.calm && !self.is_idle {
+            return;
+        }
+        if self.host.is_busy() {
+            self.step(decisions);
+        } else {
+            self.act(decisions);
+        }
+    }
+
+    /// A system call begins: something happens before, perhaps. What takes RTNL waits for whoever
+    /// has it.
+    fn call(&mut self, decisions: &mut Decisions, waits: bool) {
+        if waits {
+            self.settle(decisions);
+        }
+        while decisions.chance(self.setting.pace) {
+            self.happen(decisions);
+            if waits {
+                self.settle(decisions);
+            }
+        }
+    }
+
+    fn act(&mut self, decisions: &mut Decisions) {
+        let asked = match &self.asked {
+            Some(Asked::Watch { space, .. }) => Some(*space),
+            _ => None,
+        };
+        let side = &self.side;
+        let is_held = |space| side.is_holding(space) || asked == Some(space);
+        self.host.act(decisions, is_held);
+        if self.host.is_busy() {
+            self.in_vain = 0;
+        }
+        if self.setting.conduct.calm {
+            self.settle(decisions);
+        }
+    }
+
+    fn step(&mut self, decisions: &mut Decisions) {
+        self.in_vain = 0;
+        if let Some(notice) = self.host.step() {
+            self.tell(|| format!("    host: {notice:?}"));
+            let misses = self.setting.is_faulty && !self.is_healed;
+            self.side.notice(decisions, &self.host, misses, notice);
+        }
+        if !self.host.is_busy() {
+            self.settled = self.host.at();
+        }
+    }
+
+    /// The change that is being made comes to its end.
+    fn settle(&mut self, decisions: &mut Decisions) {
+        while self.host.is_busy() {
+            self.step(decisions);
+        }
+        self.side.finish();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.side.finish();
+        self.time += time;
+    }
+
+    fn request(&mut self, decisions: &mut Decisions, request: Request<S>) {
+        self.sum.requests += 1;
+        self.call(decisions, S::waits(&self.host, &request));
+        let answer = self.answer(decisions, request);
+        let now = self.now();
+        self.engine.answer(&now, answer);
+    }
+
+    fn answer(&mut self, decisions: &mut Decisions, request: Request<S>) -> Answer<S> {
+        let line = self.story.is_some().then(|| format!("{request:?}"));
+        let fault = &mut self.faults[S::kind_of(&request)];
+        if *fault == 0 && self.setting.is_faulty && !self.is_healed && decisions.chance(60) {
+            *fault = [1, 1, 3, 20, FOR_EVER][decisions.index(5)];
+        }
+        if *fault > 0
+            && let Some(answer) = self.side.fail(&request)
+        {
+            if *fault != FOR_EVER {
+                *fault -= 1;
+            }
+            self.sum.failures += 1;
+            self.tell(|| format!("{} fails", line.unwrap_or_default()));
+            return answer;
+        }
+        let answer = self.side.serve(decisions, &self.host, request);
+        self.tell(|| format!("{} -> {answer:?}", line.unwrap_or_default()));
+        answer
+    }
+
+    fn everything_is_ready(&mut self) {
+        let machine = &mut self.engine.machine;
+        self.side.sources(|source| machine.ready(source));
+    }
+
+    /// It waits: what came since is shown to it, or else something happens.
+    fn wait(&mut self, decisions: &mut Decisions, until: Option<Instant>) {
+        let now = self.now().instant;
+        assert!(
+            until.is_none_or(|until| until > now),
+            "it waits for the past"
+        );
+        if self.wake() {
+            return;
+        }
+        self.in_vain = 0;
+        self.is_idle = until.is_none();
+        let is_dull = decisions.chance(3);
+        if let Some(until) = until
+            && is_dull
+        {
+            self.is_idle = false;
+            self.pass(until - now + Duration::from_millis(decisions.below(3).into()));
+            return;
+        }
+        match decisions.below(64) {
+            63 => {
+                let lasts = self.setting.is_faulty && decisions.chance(3);
+                self.rest(lasts);
+            }
+            _ if decisions.chance(2) => self.happen(decisions),
+            _ => {
+                self.read();
+            }
+        }
+        self.is_idle = false;
+    }
+
+    /// Shows it what came since; false when there was nothing.
+    fn wake(&mut self) -> bool {
+        let mut any = false;
+        let machine = &mut self.engine.machine;
+        self.side.take_ready(|source| {
+            machine.ready(source);
+            any = true;
+        });
+        any
+    }
+
+    /// Somebody asks for something, perhaps.
+    fn ask_perhaps(&mut self, decisions: &mut Decisions) {
+        if !self.engine.is_free() || self.asked.is_some() || !decisions.chance(self.setting.asker) {
+            return;
+        }
+        let what = decisions.below(16);
+        let space = decisions.index(SPACES);
+        let ask = match what {
+            0..8 => {
+                if !self.host.is_open(space) {
+                    return;
+                }
+                let targets: Vec<_> = (0..=decisions.below(3))
+                    .map(|_| {
+                        let name = host::name(decisions.below(host::WATCHED));
+                        (name, self.expect(decisions))
+                    })
+                    .collect();
+                let at = self.host.at();
+                self.asked = Some(Asked::Watch {
+                    space,
+                    at,
+                    targets: targets.clone(),
+                });
+                Ask::Watch {
+                    netns: host::netns(space),
+                    targets,
+                }
+            }
+            8..12 => {
+                let name = host::name(decisions.below(host::WATCHED));
+                let spot = self.spot(space, name);
+                self.asked = Some(Asked::Unwatch(spot));
+                Ask::Unwatch(Watch {
+                    netns: host::netns(space),
+                    name,
+                })
+            }
+            12..14 => {
+                self.mark += 1;
+                self.asked = Some(Asked::Sync(self.mark, self.settled));
+                Ask::Sync(self.mark)
+            }
+            14.. => {
+                self.asked = Some(Asked::Count);
+                Ask::Count
+            }
+        };
+        self.sum.asked += 1;
+        self.in_vain = 0;
+        self.tell(|| format!("ask: {ask:?}"));
+        self.engine.ask(ask);
+    }
+
+    /// A device that may be there, or was.
+    fn expect(&self, decisions: &mut Decisions) -> Option<Identity> {
+        if !decisions.chance(4) {
+            return None;
+        }
+        let any = self.host.now.devices().nth(decisions.index(4));
+        let (id, ifindex) = any.map_or((1, 2), |device| (device.id, device.ifindex));
+        let identity = Identity::of_ifindex(ifindex);
+        Some(if decisions.chance(2) {
+            identity.with_inode(id.into())
+        } else {
+            identity
+        })
+    }
+
+    fn spot(&self, space: usize, name: InterfaceName) -> Spot {
+        Spot {
+            space,
+            era: self.host.now.eras[space],
+            name,
+        }
+    }
+
+    fn replied(&mut self, reply: Reply) {
+        self.tell(|| format!("reply: {reply:?}"));
+        self.in_vain = 0;
+        let asked = self.asked.take().expect("somebody asked");
+        match (asked, reply) {
+            (Asked::Watch { space, at, targets }, Reply::Watched(Ok(()))) => {
+                for (name, expected) in targets {
+                    let spot = self.spot(space, name);
+                    if !self.is_watched(spot) {
+                        let window = (at, self.host.at());
+                        self.begun.push((spot, window, expected));
+                    }
+                }
+            }
+            (Asked::Watch { .. }, Reply::Watched(Err(error))) => {
+                let is_for_room = self.setting.is_crowded && matches!(error, Error::Filter(_));
+                assert!(self.setting.is_faulty || is_for_room, "refused: {error}");
+                self.sum.refused += 1;
+            }
+            (Asked::Unwatch(spot), Reply::Unwatched(was_watched)) => {
+                let is_known = self.is_watched(spot);
+                let is_it = |other: &Spot| (other.space, other.name) == (spot.space, spot.name);
+                // That the namespace before this one has ended may not be known yet.
+                let is_known_still = self.followers.iter().any(|other| is_it(&other.spot))
+                    || self.begun.iter().any(|(other, ..)| is_it(other));
+                assert!(is_known_still || !was_watched, "{spot:?} was not watched");
+                assert!(
+                    was_watched || !is_known || self.host.is_over(spot),
+                    "{spot:?} was watched"
+                );
+                // From now on nothing is said of it.
+                self.begun.retain(|(other, ..)| !is_it(other));
+                self.followers.retain(|other| !is_it(&other.spot));
+            }
+            (Asked::Sync(mark, at), Reply::Synced) => self.marks.push((mark, at)),
+            (Asked::Count, Reply::Counted(counters)) => {
+                if self.engine.is_free() {
+                    self.side.check_counters(&counters, self.setting.is_faulty);
+                }
+            }
+            (asked, reply) => panic!("{reply:?} to {asked:?}"),
+        }
+    }
+
+    fn is_watched(&self, spot: Spot) -> bool {
+        self.begun.iter().any(|(other, ..)| *other == spot)
+            || self.followers.iter().any(|other| other.spot == spot)
+    }
+
+    /// The reader takes what is first; false when there is nothing.
+    fn read(&mut self) -> bool {
+        let Some(item) = self.outbox.pop() else {
+            return false;
+        };
+        self.tell(|| format!("read: {item:?}"));
+        match item {
+            Item::Event(event) => {
+                assert_eq!(event.backend, self.setting.kind);
+                self.heard(event.netns, event.interface, &event.kind, event.recovered);
+            }
+            Item::Mark(mark) => {
+                let at = self.marks.iter().position(|(other, _)| *other == mark);
+                let (_, at) = self.marks.remove(at.expect("it was asked for"));
+                for follower in &mut self.followers {
+                    follower.check_up_to(&self.host, at);
+                }
+            }
+            Item::Error(error) => self.failed(&error),
+        }
+        true
+    }
+
+    fn heard(&mut self, netns: NetnsId, name: InterfaceName, kind: &EventKind, recovered: bool) {
+        let space = host::space_of(netns);
+        let is_it = |spot: &Spot| spot.space == space && spot.name == name;
+        let follower = self.followers.iter().position(|other| is_it(&other.spot));
+        if let EventKind::Watching { ifindex } = *kind {
+            if let Some(follower) = follower {
+                // Its namespace has ended, and this is another one.
+                let mut follower = self.followers.remove(follower);
+                assert!(self.host.is_over(follower.spot), "it begins once");
+                follower.rest(&self.host, None);
+            }
+            let at = self.begun.iter().position(|(other, ..)| is_it(other));
+            let (spot, window, expected) = self.begun.remove(at.expect("it begins once"));
+            let means = self.setting.means();
+            let follower = Follower::begin(spot, means, &self.host, window, ifindex, expected);
+            let follower = follower
+                .unwrap_or_else(|| panic!("{kind:?} of {spot:?} was never true in {window:?}"));
+            self.followers.push(follower);
+            return;
+        }
+        let follower = follower.unwrap_or_else(|| panic!("{kind:?} of {name}, not watched"));
+        self.followers[follower].take(kind, recovered, &self.host);
+        match kind {
+            EventKind::Resynced { .. } => self.sum.resyncs += 1,
+            _ => self.sum.verdicts += 1,
+        }
+    }
+
+    /// It says that it cannot go on.
+    fn failed(&mut self, error: &Error) {
+        let gone = matches!(error, Error::NetnsGone(_));
+        assert!(gone || self.setting.is_faulty, "ended: {error}");
+        assert!(self.outbox.is_empty(), "nothing comes after an error");
+        if gone {
+            for follower in &mut self.followers {
+                assert!(self.host.is_over(follower.spot), "{follower:?} goes on");
+                follower.rest(&self.host, None);
+            }
+        }
+        self.has_ended = true;
+    }
+
+    /// It is over: somebody starts it again.
+    fn ended(&mut self, counters: &Counters) {
+        self.tell(|| format!("end: {counters:?}"));
+        self.sum.ends += 1;
+        while self.read() {}
+        assert!(self.has_ended, "it ended without a word");
+        assert!(self.asked.is_none(), "{:?} was not replied to", self.asked);
+        self.has_ended = false;
+        self.in_vain = 0;
+        self.followers.clear();
+        self.begun.clear();
+        self.marks.clear();
+        self.faults = [0; KINDS_OF_REQUESTS];
+        let Setting {
+            kind,
+            conduct,
+            is_crowded,
+            ..
+        } = self.setting;
+        self.side = S::new(kind, conduct.room, is_crowded);
+        self.engine = Engine::new(kind, self.side.machine());
+        self.outbox = Outbox::default();
+    }
+
+    /// Lets everything that was begun be ended and be told, then compares.
+    ///
+    /// `fails`: what fails goes on failing.
+    fn rest(&mut self, fails: bool) {
+        let faults = self.faults;
+        self.tell(|| format!("rest; fails: {fails}, {faults:?}"));
+        self.sum.rests += 1;
+        let mut none = Decisions::none();
+        self.settle(&mut none);
+        for fault in &mut self.faults {
+            if !fails || *fault != FOR_EVER {
+                *fault = 0;
+            }
+        }
+        self.is_healed = true;
+        let mut waits = 0;
+        loop {
+            while self.read() {}
+            match self.poll() {
+                Output::Request(request) | Output::Background(request) => {
+                    self.request(&mut none, request);
+                }
+                Output::Reply(reply) => self.replied(reply),
+                Output::Wait(until) => {
+                    let now = self.now().instant;
+                    assert!(
+                        until.is_none_or(|until| until > now),
+                        "it waits for the past"
+                    );
+                    if self.wake() {
+                        continue;
+                    }
+                    let Some(until) = until else {
+                        self.compare();
+                        break;
+                    };
+                    waits += 1;
+                    assert!(waits < TOO_OFTEN, "it never gives up");
+                    self.in_vain = 0;
+                    self.pass(until - now);
+                }
+                Output::Full => assert!(!self.outbox.is_empty(), "it is not full"),
+                Output::End(counters) => {
+                    self.ended(&counters);
+                    break;
+                }
+            }
+        }
+        self.is_healed = false;
+    }
+
+    /// All is at rest.
+    fn compare(&mut self) {
+        while self.read() {}
+        self.in_vain = 0;
+        assert!(self.asked.is_none(), "{:?} was not replied to", self.asked);
+        assert!(self.begun.is_empty(), "{:?} never began", self.begun);
+        for follower in &mut self.followers {
+            let changes = self.side.changes(&follower.spot);
+            follower.rest(&self.host, changes);
+        }
+        let host = &self.host;
+        self.followers
+            .retain(|follower| host.now.is_there(follower.spot));
+        let watched: Vec<Spot> = self
+            .followers
+            .iter()
+            .map(|follower| follower.spot)
+            .collect();
+        let once: HashSet<_> = watched.iter().map(|spot| (spot.space, spot.name)).collect();
+        assert_eq!(once.len(), watched.len());
+        self.side
+            .check_rest(&self.host, &self.engine.machine, &watched);
+    }
+}

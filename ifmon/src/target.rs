@@ -1,0 +1,130 @@
+//! What a caller asks to have watched.
+
+use crate::{Error, InterfaceName, InvalidName, Netns};
+
+/// What to watch: a name, in a network namespace, and perhaps the device that its user expects to
+/// hold it.
+///
+/// ```no_run
+/// # fn main() -> Result<(), ifmon::Error> {
+/// use ifmon::{Identity, Netns, Target};
+///
+/// let target = Target::new("wg0")?
+///     .in_netns(Netns::find("web")?)
+///     .expect(Identity::of_ifindex(7));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Target {
+    pub(crate) name: InterfaceName,
+    pub(crate) netns: Option<Netns>,
+    pub(crate) expected: Option<Identity>,
+}
+
+impl Target {
+    /// An interface of the caller's own network namespace.
+    ///
+    /// # Errors
+    /// When no interface can have this name.
+    pub fn new(name: impl AsRef<[u8]>) -> Result<Self, InvalidName> {
+        InterfaceName::new(name).map(Self::from)
+    }
+
+    /// The same in another network namespace.
+    pub fn in_netns(self, netns: Netns) -> Self {
+        Self {
+            netns: Some(netns),
+            ..self
+        }
+    }
+
+    /// The device that should hold the name. When another one does as the watch begins, or none,
+    /// `Watching` is followed by what became of it.
+    pub fn expect(self, identity: Identity) -> Self {
+        Self {
+            expected: Some(identity),
+            ..self
+        }
+    }
+
+    /// Its name.
+    pub const fn name(&self) -> InterfaceName {
+        self.name
+    }
+}
+
+impl From<InterfaceName> for Target {
+    fn from(name: InterfaceName) -> Self {
+        Self {
+            name,
+            netns: None,
+            expected: None,
+        }
+    }
+}
+
+macro_rules! targets {
+    ($($kind:ty),*) => {$(
+        impl TryFrom<$kind> for Target {
+            type Error = InvalidName;
+
+            fn try_from(name: $kind) -> Result<Self, InvalidName> {
+                Self::new(name)
+            }
+        }
+    )*};
+}
+
+targets!(&str, &String, String, &[u8]);
+
+/// By what a device is told from others, from outside the kernel.
+///
+/// With the feature `serde` it can be kept, and read again after a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Identity {
+    /// The kernel's index of the device within its namespace.
+    pub ifindex: u32,
+    /// Inode number of the device's directory in sysfs (`stat -L /sys/class/net/NAME`), where it
+    /// is known. It survives renames and moves to other namespaces, and no other device gets
+    /// it before the host starts anew.
+    pub inode: Option<u64>,
+}
+
+impl Identity {
+    /// A device of which only the index is known.
+    pub const fn of_ifindex(ifindex: u32) -> Self {
+        Self {
+            ifindex,
+            inode: None,
+        }
+    }
+
+    /// The same with its inode number.
+    #[must_use]
+    pub const fn with_inode(self, inode: u64) -> Self {
+        Self {
+            inode: Some(inode),
+            ..self
+        }
+    }
+
+    /// Does nothing speak against it that this is that device?
+    pub(crate) fn may_be(self, other: Self) -> bool {
+        match (self.inode, other.inode) {
+            // A device that was moved away and back can have another index.
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => self.ifindex == other.ifindex,
+        }
+    }
+}
+
+/// So that a [`Target`] and whatever can become one are taken alike.
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
