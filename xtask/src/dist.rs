@@ -56,6 +56,14 @@ struct Item {
     content: Vec<u8>,
 }
 
+/// Makes the Debian package and says where it is.
+pub(crate) fn package() -> Result<PathBuf> {
+    host::need(TOOLS)?;
+    let dist = workspace::target_dir().join("dist");
+    let scratch = ScratchDir::new(&dist)?;
+    deb::build(&items()?, &scratch.path().join("deb"), &dist)
+}
+
 pub(crate) fn run(Options { test }: Options) -> Result<ExitCode> {
     host::need(TOOLS)?;
     let items = items()?;

@@ -11,6 +11,7 @@ mod run;
 mod scratch;
 mod standalone;
 mod stress;
+mod systemd;
 mod test;
 mod variants;
 mod vm;
@@ -35,6 +36,7 @@ enum Command {
     Dist(dist::Options),
     Test(test::Options),
     Stress(stress::Options),
+    Systemd(systemd::Options),
     Variants(variants::Options),
     Fuzz(fuzz::Options),
     Ebpf(ebpf::Options),
@@ -59,6 +61,7 @@ fn run(Options { command }: Options) -> Result<ExitCode> {
         Command::Dist(options) => dist::run(options),
         Command::Test(options) => test::run(options),
         Command::Stress(options) => stress::run(options),
+        Command::Systemd(options) => systemd::run(options),
         Command::Variants(options) => variants::run(options),
         Command::Fuzz(options) => fuzz::run(options),
         Command::Ebpf(options) => ebpf::run(options),

@@ -22,7 +22,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-pub(crate) use self::{arch::Arch, kernel::Kernel};
+pub(crate) use self::{
+    arch::Arch,
+    kernel::{Kernel, Suite},
+};
 use self::{cpio::Archive, image::Image, qemu::Boot};
 use crate::{
     command,
