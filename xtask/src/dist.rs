@@ -110,6 +110,18 @@ fn items() -> Result<Vec<Item>> {
             "usr/lib/systemd/system/ifmon@.service",
             file("ifmon/packaging/ifmon@.service")?,
         ),
+        item(
+            "usr/lib/systemd/system/ifmon.socket",
+            file("ifmon/packaging/ifmon.socket")?,
+        ),
+        item(
+            "usr/lib/systemd/system/ifmon.service",
+            file("ifmon/packaging/ifmon.service")?,
+        ),
+        item(
+            "usr/share/doc/ifmon/io.ifmon.varlink",
+            file("ifmon/io.ifmon.varlink")?,
+        ),
         item("usr/share/man/man1/ifmon.1.gz", gzip(&generate("man")?)?),
         item(
             "usr/share/bash-completion/completions/ifmon",

@@ -101,9 +101,15 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// Watch for any number of clients that need no privileges: they call on a unix socket
+    /// (varlink, io.ifmon), at PATH if none was handed over by a service manager
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "/run/ifmon/io.ifmon",
+          conflicts_with_all = NOT_FOR_CLIENTS)]
+    pub(crate) serve: Option<std::path::PathBuf>,
+
     /// Serve metrics for Prometheus at this address; a port alone is one of the loopback address
     #[cfg(feature = "metrics")]
-    #[arg(long, value_name = "[ADDR:]PORT", value_parser = listening_address)]
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = listening_address, conflicts_with = "serve")]
     pub(crate) metrics: Option<std::net::SocketAddr>,
 
     /// Write the man page or the completions of a shell, and end
@@ -130,10 +136,26 @@ pub(crate) struct Args {
 
 /// What does something else than watching.
 const NO_INTERFACE: &[&str] = if cfg!(feature = "generate") {
-    &["check", "generate"]
+    &["check", "serve", "generate"]
 } else {
-    &["check"]
+    &["check", "serve"]
 };
+
+/// What each client of an agent decides for itself, or what an agent has no use for.
+const NOT_FOR_CLIENTS: &[&str] = &[
+    "words",
+    "check",
+    "commands",
+    "expect_ifindex",
+    "json",
+    "literal",
+    "mine",
+    "must_exist",
+    "netns",
+    "once",
+    "open_filter",
+    "wait",
+];
 
 const AFTER_HELP: &str = "\
 Events: watching, deleted, renamed, moved, appeared, recreated, returned, resynced, stopped.
@@ -353,6 +375,27 @@ mod tests {
             assert!(parse(words).is_ok(), "{words:?}");
         }
         assert!(parse(&["wg0", "--exec-timeout", "1"]).is_err());
+    }
+
+    #[test]
+    fn an_agent_is_told_by_its_clients_what_to_watch() {
+        for (words, path) in [
+            (&["--serve"][..], "/run/ifmon/io.ifmon"),
+            (&["--serve", "/tmp/a", "--backend", "netlink"], "/tmp/a"),
+        ] {
+            let serve = parse(words).expect("good arguments").serve;
+            assert_eq!(serve.as_deref(), Some(std::path::Path::new(path)));
+        }
+        for words in [
+            &["--serve", "/tmp/a", "wg0"][..],
+            &["--serve", "--once"],
+            &["--serve", "--json"],
+            &["--serve", "--exec", "true"],
+            &["--serve", "--netns", "web"],
+            &["--serve", "--check"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
     }
 
     #[test]

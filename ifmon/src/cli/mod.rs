@@ -16,6 +16,7 @@ mod privileges;
 mod restart;
 mod restarts;
 mod run;
+mod service;
 mod signals;
 mod state;
 mod target;

@@ -20,6 +20,17 @@ pub(crate) fn drop_all(backend: BackendKind) -> rustix::io::Result<()> {
     drop_all_but(needed)
 }
 
+/// Drops what an agent does not need, which begins watches in any namespace at any time: BPF and
+/// its filters, finding the namespace of a client (CAP_NET_ADMIN), going there (CAP_SYS_ADMIN).
+pub(crate) fn keep_for_namespaces() -> rustix::io::Result<()> {
+    drop_all_but(
+        CapabilitySet::BPF
+            | CapabilitySet::PERFMON
+            | CapabilitySet::NET_ADMIN
+            | CapabilitySet::SYS_ADMIN,
+    )
+}
+
 fn drop_all_but(needed: CapabilitySet) -> rustix::io::Result<()> {
     let CapabilitySets {
         effective,

@@ -17,6 +17,7 @@ use super::{
     output::{Output, facts::Reason, stdout::Stdout},
     privileges,
     restarts::Restarts,
+    service,
     signals::Signals,
     state::{Directory, State},
     watches::{self, Watches},
@@ -44,6 +45,10 @@ enum End {
 pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if args.check {
         return check(args.json).await;
+    }
+    if let Some(path) = args.serve.take() {
+        let agent = service::serve(&args, path);
+        return tokio::task::LocalSet::new().run_until(agent).await;
     }
     let signals = Signals::new().context("cannot handle signals")?;
     let notifier = Notifier::new();

@@ -1,0 +1,274 @@
+//! The agent: one monitor, and what happens to it handed to all clients.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    io,
+    path::PathBuf,
+    rc::Rc,
+    time::SystemTime,
+};
+
+use anyhow::Context as _;
+use ifmon::{BackendKind, Error, Handle, InterfaceName, Monitor, Netns, NetnsId, Origins, Target};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Notify,
+};
+
+use super::{
+    call::{Fault, reply},
+    connection::Connection,
+    hub::{ClientId, Hub, Listed, Next, Place, Refusal, Request},
+    limits,
+    peer::{Home, Peer},
+    socket::Socket,
+};
+use crate::cli::{
+    Exit, args::Args, check, memory, notify::Notifier, output::facts::Facts, privileges,
+    signals::Signals, watches::Watch,
+};
+
+/// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
+const NETNS_NAMES: &str = "/run/netns";
+
+/// What connections share. One thread, and nothing is borrowed over a wait.
+#[derive(Debug)]
+pub(super) struct Agent {
+    hub: RefCell<Hub>,
+    news: RefCell<HashMap<ClientId, Rc<Notify>>>,
+    /// The library may have something to do.
+    requests: Notify,
+    /// A client has gone.
+    room: Notify,
+    pub(super) home: Home,
+    backend: BackendKind,
+    /// The reply to `Check`.
+    pub(super) check: Rc<[u8]>,
+}
+
+/// Serves until a signal asks for an end.
+pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
+    let mut signals = Signals::new().context("cannot handle signals")?;
+    let notifier = Notifier::new();
+    let socket = Socket::open(&path)?;
+    let home = Home::new(socket.group)?;
+    raise_descriptor_limit();
+    let check = reply(&check::json(&ifmon::Check::run()), false);
+    // A monitor watches something; every namespace has this one.
+    let anchor = InterfaceName::new("lo").context("no name")?;
+    let mut builder = Monitor::builder()
+        .backend(args.backend.into())
+        .capacity(limits::NAMES.all)
+        .watch(Target::from(anchor).in_netns(home.netns.clone()));
+    if let Some(bytes) = args.receive_buffer {
+        builder = builder.receive_buffer(bytes);
+    }
+    let mut monitor = builder.start().await?;
+    let backend = monitor.backend();
+    privileges::keep_for_namespaces().context("cannot give up privileges")?;
+    let listener = UnixListener::from_std(socket.listener.try_clone()?).context("cannot listen")?;
+    let mut hub = Hub::default();
+    let place = Place {
+        netns: home.netns.clone(),
+        name: netns_name(&home.netns),
+    };
+    hub.keep(place, anchor, SystemTime::now());
+    let agent = Rc::new(Agent {
+        hub: RefCell::new(hub),
+        news: RefCell::default(),
+        requests: Notify::new(),
+        room: Notify::new(),
+        home,
+        backend,
+        check,
+    });
+    notifier.watch_over(monitor.handle());
+    tokio::task::spawn_local(Rc::clone(&agent).work(monitor.handle()));
+    let status = format!("serving by {backend}");
+    log::info!("{status} on {}", socket.place);
+    notifier.ready(&status);
+    memory::give_back();
+    let mut origins = Origins::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = signals.end() => {
+                notifier.stopping();
+                return Ok(Exit::Stopped);
+            }
+            event = monitor.next() => {
+                let event = event.unwrap_or(Err(Error::Stopped))?;
+                let facts = Facts::of(&event, &mut origins, &[]);
+                agent.hub.borrow_mut().event(event, facts);
+                agent.wake();
+            }
+            stream = agent.accept(&listener) => agent.take(stream),
+        }
+    }
+}
+
+/// Each client takes a descriptor; the usual limit of 1,024 is for programs that use `select(2)`.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
+fn netns_name(netns: &Netns) -> Option<Rc<OsString>> {
+    let (name, _) = Netns::names().find(|&(_, id)| id == netns.id())?;
+    Some(Rc::new(name))
+}
+
+impl Agent {
+    /// The next connection. Where there are no descriptors left, it comes when a client has gone.
+    async fn accept(&self, listener: &UnixListener) -> UnixStream {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(error) if is_of_the_client(&error) => {}
+                Err(error) => {
+                    log::warn!("cannot take a client: {error}; waiting until one has gone");
+                    self.room.notified().await;
+                }
+            }
+        }
+    }
+
+    fn take(self: &Rc<Self>, stream: UnixStream) {
+        let connection = Peer::of(&stream, &self.home)
+            .map_err(|error| Fault::NotPermitted(error.to_string()))
+            .and_then(|peer| {
+                let agent = Rc::clone(self);
+                Connection::new(agent, stream, peer)
+            });
+        match connection {
+            Ok(connection) => {
+                tokio::task::spawn_local(connection.serve());
+            }
+            // It has asked nothing yet, so there is nothing to reply to: it is closed.
+            Err(fault) => log::debug!("a client is not taken: {fault:?}"),
+        }
+    }
+
+    /// Does what the hub wants of the library, one after the other.
+    async fn work(self: Rc<Self>, handle: Handle) {
+        loop {
+            let request = self.hub.borrow_mut().request();
+            let Some(request) = request else {
+                self.requests.notified().await;
+                continue;
+            };
+            let result = match &request {
+                Request::Watch { place, names, .. } => {
+                    let target = |&name| Target::from(name).in_netns(place.netns.clone());
+                    handle.watch_all(names.iter().map(target)).await
+                }
+                &Request::Unwatch((netns, name)) => handle.unwatch(netns, name).await.map(drop),
+            };
+            let result = result.map_err(|error| error.to_string());
+            self.hub.borrow_mut().done(request, result);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let woken = self.hub.borrow_mut().take_woken();
+        let news = self.news.borrow();
+        for id in woken {
+            if let Some(news) = news.get(&id) {
+                news.notify_one();
+            }
+        }
+    }
+
+    pub(super) fn connect(&self, peer: &Peer) -> Result<(ClientId, Rc<Notify>), Refusal> {
+        let id = self.hub.borrow_mut().connect(peer.owner(), peer.trust)?;
+        let news = Rc::new(Notify::new());
+        self.news.borrow_mut().insert(id, Rc::clone(&news));
+        Ok((id, news))
+    }
+
+    pub(super) fn disconnect(&self, id: ClientId) {
+        self.hub.borrow_mut().disconnect(id);
+        self.news.borrow_mut().remove(&id);
+        self.requests.notify_one();
+        self.room.notify_one();
+    }
+
+    pub(super) fn watch(
+        &self,
+        id: ClientId,
+        place: &Place,
+        targets: &BTreeMap<InterfaceName, Option<u32>>,
+    ) -> Result<(), Fault> {
+        let asked = self
+            .hub
+            .borrow_mut()
+            .watch(id, place, targets, SystemTime::now());
+        self.requests.notify_one();
+        Ok(asked?)
+    }
+
+    pub(super) fn next(&self, id: ClientId, now: SystemTime) -> Option<Next> {
+        self.hub.borrow_mut().next(id, now)
+    }
+
+    pub(super) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> Vec<Listed> {
+        self.hub.borrow().list(netns, after)
+    }
+
+    pub(super) fn netns_name(&self, watch: Watch) -> Option<String> {
+        let hub = self.hub.borrow();
+        let name = hub.netns_name(watch)?;
+        Some(name.to_string_lossy().into_owned())
+    }
+
+    pub(super) fn place(&self, netns: Netns) -> Place {
+        let name = netns_name(&netns);
+        Place { netns, name }
+    }
+
+    /// A namespace that root names: never the id of a process, which another one can have by now.
+    pub(super) fn find(&self, name: &str) -> Result<Place, Fault> {
+        let path = match name {
+            "" | "." | ".." => None,
+            path if path.starts_with('/') => Some(path.to_owned()),
+            name => (!name.contains('/')).then(|| format!("{NETNS_NAMES}/{name}")),
+        };
+        let path = path.ok_or_else(|| Fault::InvalidParameter("netns".to_owned()))?;
+        let netns = Netns::from_path(path)
+            .map_err(|error| Fault::Refused(Refusal::Failed(error.to_string())))?;
+        Ok(self.place(netns))
+    }
+
+    pub(super) fn info(&self) -> Value {
+        let (clients, watches, names) = self.hub.borrow().counts();
+        let count = |now, limit: limits::Limit| json!({ "now": now, "limit": limit.all });
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "backend": self.backend.as_str(),
+            "clients": count(clients, limits::CLIENTS),
+            "watches": count(watches, limits::WATCHES),
+            "names": count(names, limits::NAMES),
+        })
+    }
+}
+
+/// Did the client go before it was taken?
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,252 @@
+//! One client: reads its calls and writes what it is told. Waits for nobody else.
+
+use std::{
+    io::{self, ErrorKind},
+    rc::Rc,
+    time::SystemTime,
+};
+
+use serde_json::{Value, json};
+use tokio::{net::UnixStream, sync::Notify};
+
+use super::{
+    agent::Agent,
+    call::{Call, Fault, Method, Watch, reply},
+    hub::{ClientId, Listed, Next},
+    limits,
+    peer::Peer,
+};
+use crate::cli::output::json::timestamp;
+
+/// A client and its connection.
+pub(super) struct Connection {
+    agent: Rc<Agent>,
+    stream: UnixStream,
+    peer: Peer,
+    id: ClientId,
+    /// There is something to read for it.
+    news: Rc<Notify>,
+    /// What was received and not yet taken.
+    input: Vec<u8>,
+}
+
+/// The client has gone, or says what no client says.
+struct Gone;
+
+impl From<io::Error> for Gone {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+impl Connection {
+    pub(super) fn new(agent: Rc<Agent>, stream: UnixStream, peer: Peer) -> Result<Self, Fault> {
+        let (id, news) = agent.connect(&peer)?;
+        Ok(Self {
+            agent,
+            stream,
+            peer,
+            id,
+            news,
+            input: Vec::new(),
+        })
+    }
+
+    /// Answers until the client goes.
+    pub(super) async fn serve(mut self) {
+        while let Ok(message) = self.message().await {
+            let Ok(call) = Call::parse(&message) else {
+                return;
+            };
+            drop(message);
+            if self.answer(call).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The next call, without its NUL.
+    async fn message(&mut self) -> Result<Vec<u8>, Gone> {
+        let mut searched = 0;
+        loop {
+            let unsearched = self.input.get(searched..).unwrap_or_default();
+            if let Some(at) = unsearched.iter().position(|&byte| byte == 0) {
+                let mut message: Vec<u8> = self.input.drain(..=searched + at).collect();
+                message.pop();
+                if self.input.is_empty() {
+                    // Most clients call once.
+                    self.input = Vec::new();
+                }
+                return Ok(message);
+            }
+            searched = self.input.len();
+            self.receive().await?;
+        }
+    }
+
+    /// Waits for more input. Nothing is lost when the future is dropped.
+    async fn receive(&mut self) -> Result<(), Gone> {
+        let room = limits::CALL_BYTES.saturating_sub(self.input.len());
+        if room == 0 {
+            return Err(Gone);
+        }
+        loop {
+            self.stream.readable().await?;
+            let mut bytes = [0; 4096];
+            let part = bytes.len().min(room);
+            match self
+                .stream
+                .try_read(bytes.get_mut(..part).unwrap_or_default())
+            {
+                Ok(0) => return Err(Gone),
+                Ok(count) => {
+                    self.input
+                        .extend_from_slice(bytes.get(..count).unwrap_or_default());
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn write(&self, mut bytes: &[u8]) -> Result<(), Gone> {
+        while !bytes.is_empty() {
+            self.stream.writable().await?;
+            match self.stream.try_write(bytes) {
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, call: Call) -> Result<(), Gone> {
+        let Call {
+            method,
+            more,
+            oneway,
+        } = call;
+        let answer = match method {
+            Ok(Method::Watch(watch)) if more && !oneway => match self.begin(watch) {
+                Ok(()) => return self.follow().await,
+                Err(fault) => fault.reply(),
+            },
+            Ok(Method::Watch(_)) => Fault::ExpectedMore.reply(),
+            Ok(Method::List) if !oneway => return self.list(more).await,
+            Ok(Method::List) => return Ok(()),
+            Ok(Method::Info) => reply(&self.agent.info(), false),
+            Ok(Method::Check) => Rc::clone(&self.agent.check),
+            Ok(Method::GetInfo) => reply(&service_info(), false),
+            Ok(Method::GetInterfaceDescription(description)) => {
+                reply(&json!({ "description": description }), false)
+            }
+            Err(fault) => fault.reply(),
+        };
+        if oneway {
+            return Ok(());
+        }
+        self.write(&answer).await
+    }
+
+    fn begin(&self, watch: Watch) -> Result<(), Fault> {
+        let Watch { targets, netns } = watch;
+        let place = match netns {
+            None => self
+                .agent
+                .place(self.peer.netns(&self.stream, &self.agent.home)?),
+            Some(_) if !self.peer.is_root => {
+                let why = "another network namespace is for root in that of the agent; make the \
+                           socket in the namespace that is to be watched";
+                return Err(Fault::NotPermitted(why.to_owned()));
+            }
+            Some(netns) => self.agent.find(&netns)?,
+        };
+        self.agent.watch(self.id, &place, &targets)
+    }
+
+    /// Tells the client what happens, until it goes or its call fails.
+    async fn follow(&mut self) -> Result<(), Gone> {
+        loop {
+            while let Some(next) = self.agent.next(self.id, SystemTime::now()) {
+                match next {
+                    Next::Event(told) => self.write(told.reply(self.peer.trust)).await?,
+                    Next::Refused(refusal) => {
+                        return self.write(&Fault::from(refusal).reply()).await;
+                    }
+                }
+            }
+            // The call never ends by itself, so another one would never be answered.
+            if !self.input.is_empty() {
+                return Err(Gone);
+            }
+            let news = Rc::clone(&self.news);
+            tokio::select! {
+                () = news.notified() => {}
+                received = self.receive() => received?,
+            }
+        }
+    }
+
+    async fn list(&self, more: bool) -> Result<(), Gone> {
+        let scope = match self.peer.scope(&self.stream, &self.agent.home) {
+            Ok(scope) => scope,
+            Err(fault) => return self.write(&fault.reply()).await,
+        };
+        let mut after = None;
+        loop {
+            let page = self.agent.list(scope, after);
+            let is_last = page.len() < limits::LISTED;
+            if !is_last && !more {
+                return self.write(&Fault::ExpectedMore.reply()).await;
+            }
+            let interfaces: Vec<Value> = page.iter().map(|listed| self.show(listed)).collect();
+            let page_reply = reply(&json!({ "interfaces": interfaces }), !is_last);
+            self.write(&page_reply).await?;
+            if is_last {
+                return Ok(());
+            }
+            after = page.last().map(|listed| listed.watch);
+        }
+    }
+
+    fn show(&self, listed: &Listed) -> Value {
+        let Listed {
+            watch,
+            ifindex,
+            since,
+            clients,
+        } = listed;
+        let (netns, interface) = watch;
+        let mut shown = json!({
+            "interface": interface.to_string(),
+            "netns": netns.0,
+            "ifindex": ifindex,
+            "since": timestamp(*since),
+            "clients": clients,
+        });
+        if self.peer.is_root
+            && let Some(name) = self.agent.netns_name(*watch)
+        {
+            shown["netns_name"] = name.into();
+        }
+        shown
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.agent.disconnect(self.id);
+    }
+}
+
+fn service_info() -> Value {
+    json!({
+        "vendor": "ifmon",
+        "product": "ifmon",
+        "version": env!("CARGO_PKG_VERSION"),
+        "url": env!("CARGO_PKG_REPOSITORY"),
+        "interfaces": ["org.varlink.service", "io.ifmon"],
+    })
+}

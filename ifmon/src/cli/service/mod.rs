@@ -1,0 +1,16 @@
+//! `--serve`: one agent for the host, and any number of clients that need no privileges.
+//!
+//! Clients speak varlink on a unix socket; `io.ifmon.varlink` says what they can ask. A client's
+//! `Connection` puts calls to the `Hub`, which decides and has the `Agent` ask the library.
+
+mod agent;
+mod call;
+mod connection;
+mod holding;
+mod hub;
+mod limits;
+mod peer;
+mod socket;
+mod told;
+
+pub(crate) use agent::serve;

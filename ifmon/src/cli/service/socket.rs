@@ -1,0 +1,150 @@
+//! Where clients find the agent: a socket of its own, or one that a service manager holds.
+
+use std::{
+    env,
+    fs::{self, Permissions},
+    io,
+    os::{
+        fd::{FromRawFd as _, OwnedFd},
+        linux::fs::MetadataExt as _,
+        unix::{
+            fs::PermissionsExt as _,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use rustix::net::{AddressFamily, sockopt};
+
+/// The first descriptor that a service manager hands over (`sd_listen_fds(3)`).
+const LISTEN_FDS_START: i32 = 3;
+
+/// A socket that listens.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) listener: UnixListener,
+    /// Where it is, for a person.
+    pub(super) place: String,
+    /// The group that owns it, where that is known.
+    pub(super) group: Option<u32>,
+    /// What is to be removed at the end.
+    own: Option<PathBuf>,
+}
+
+impl Socket {
+    /// The socket of the service manager if there is one, else one at this path.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let count = handed_over(
+            env::var("LISTEN_PID").ok().as_deref(),
+            env::var("LISTEN_FDS").ok().as_deref(),
+        );
+        let socket = match count {
+            0 => Self::bind(path)?,
+            1 => Self::take()?,
+            more => bail!("the service manager handed over {more} sockets, one is wanted"),
+        };
+        socket
+            .listener
+            .set_nonblocking(true)
+            .context("cannot listen")?;
+        Ok(socket)
+    }
+
+    fn take() -> anyhow::Result<Self> {
+        // SAFETY: by LISTEN_PID and LISTEN_FDS the descriptor is open and meant for this process,
+        // which takes it here, once.
+        let socket = unsafe { OwnedFd::from_raw_fd(LISTEN_FDS_START) };
+        let listens = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
+            && sockopt::socket_acceptconn(&socket) == Ok(true);
+        if !listens {
+            bail!("the service manager handed over something else than a listening unix socket");
+        }
+        let listener = UnixListener::from(socket);
+        let group = listener
+            .local_addr()
+            .ok()
+            .and_then(|address| group_of(address.as_pathname()?));
+        Ok(Self {
+            listener,
+            place: "the socket of the service manager".to_owned(),
+            group,
+            own: None,
+        })
+    }
+
+    fn bind(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the directory {}", folder.display()))?;
+        }
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                // An agent that was killed leaves its socket behind.
+                match UnixStream::connect(path) {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        fs::remove_file(path)
+                            .with_context(|| format!("cannot remove the old {shown}"))?;
+                    }
+                    Ok(_) => {
+                        bail!("another agent listens on {shown}: stop it, or name another path")
+                    }
+                    Err(error) => return Err(error).context(format!("{shown} is in use")),
+                }
+                UnixListener::bind(path)
+            }
+            other => other,
+        }
+        .with_context(|| format!("cannot listen on {shown}"))?;
+        fs::set_permissions(path, Permissions::from_mode(0o666))
+            .with_context(|| format!("cannot open {shown} to all users"))?;
+        Ok(Self {
+            listener,
+            place: shown.to_string(),
+            group: group_of(path),
+            own: Some(path.to_owned()),
+        })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(path) = &self.own {
+            // Whoever comes next removes it, if this fails.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn group_of(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|socket| socket.st_gid())
+}
+
+/// How many descriptors were handed over to this process.
+fn handed_over(pid: Option<&str>, count: Option<&str>) -> u32 {
+    if pid.is_none_or(|pid| pid.parse() != Ok(std::process::id())) {
+        return 0;
+    }
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::handed_over;
+
+    #[test]
+    fn descriptors_of_another_process_are_not_taken() {
+        let own = std::process::id().to_string();
+        for (pid, count, taken) in [
+            (Some(own.as_str()), Some("1"), 1),
+            (Some(own.as_str()), Some("2"), 2),
+            (Some(own.as_str()), None, 0),
+            (Some("1"), Some("1"), 0),
+            (None, Some("1"), 0),
+        ] {
+            assert_eq!(handed_over(pid, count), taken, "{pid:?} {count:?}");
+        }
+    }
+}

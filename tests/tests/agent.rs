@@ -1,0 +1,643 @@
+//! One agent, and clients that need no privileges: `ifmon --serve`.
+//!
+//! Each test makes network namespaces of its own, which takes root.
+
+use std::{
+    env,
+    fs::{self, File, Permissions},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    net::Shutdown,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{
+            fs::PermissionsExt as _,
+            net::{UnixListener, UnixStream},
+            process::CommandExt as _,
+        },
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{
+    process::{Resource, Rlimit, Signal, getrlimit, setrlimit},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use serde_json::{Value, json};
+use tests::{
+    program::{self, Ifmon, PATIENCE},
+    room::{Device, NamedNetns, Room},
+};
+
+/// An ordinary user.
+const NOBODY: u32 = 65534;
+
+/// A folder that any user can look into.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Result<Self> {
+        let path = env::temp_dir().join(format!("ifmon-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        Ok(Self(path))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("run/io.ifmon")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A host, and the agent on it.
+struct Host {
+    room: Room,
+    folder: Folder,
+    agent: Ifmon,
+}
+
+impl Host {
+    fn new(name: &str) -> Result<Self> {
+        Self::with(name, "auto")
+    }
+
+    fn with(name: &str, backend: &str) -> Result<Self> {
+        let room = Room::new(Device::Veth)?;
+        let folder = Folder::new(name)?;
+        let agent = start(&room, &folder, backend)?;
+        Ok(Self {
+            room,
+            folder,
+            agent,
+        })
+    }
+
+    fn client(&self, room: &Room, uid: u32) -> Result<Client> {
+        Client::connect(&self.folder, room, uid)
+    }
+
+    fn info(&self) -> Result<Value> {
+        let mut client = self.client(&self.room, 0)?;
+        client.call("io.ifmon.Info", &json!({}), false)?;
+        Ok(client.next()?["parameters"].take())
+    }
+}
+
+fn start(room: &Room, folder: &Folder, backend: &str) -> Result<Ifmon> {
+    let mut command = Command::new(program::path());
+    command.arg("--serve").arg(folder.socket());
+    command.args(["--backend", backend]);
+    room.enter(&mut command)?;
+    let agent = Ifmon::spawn(command)?;
+    until("a socket", || {
+        Ok(UnixStream::connect(folder.socket()).is_ok())
+    })?;
+    Ok(agent)
+}
+
+/// Waits until something is so.
+fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so()? {
+        if Instant::now() > deadline {
+            bail!("there is not {what}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// One connection.
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+}
+
+impl Client {
+    /// Connects as this user, from this namespace.
+    fn connect(folder: &Folder, room: &Room, uid: u32) -> Result<Self> {
+        Self::connect_as(folder, room, uid, uid)
+    }
+
+    fn connect_as(folder: &Folder, room: &Room, uid: u32, gid: u32) -> Result<Self> {
+        let namespace = File::open(room.path())?;
+        let path = folder.socket();
+        let stream = thread::scope(|scope| {
+            let connect = || -> Result<UnixStream> {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                // SAFETY: each changes this thread alone, which ends right after.
+                let changed = unsafe {
+                    libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) == 0
+                        && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+                        && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+                };
+                ensure!(changed, "cannot be user {uid}");
+                Ok(UnixStream::connect(path)?)
+            };
+            scope
+                .spawn(connect)
+                .join()
+                .expect("the thread does not panic")
+        })?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let input = Vec::new();
+        Ok(Self { stream, input })
+    }
+
+    fn call(&mut self, method: &str, parameters: &Value, more: bool) -> Result<()> {
+        let call = json!({ "method": method, "parameters": parameters, "more": more });
+        let mut message = serde_json::to_vec(&call)?;
+        message.push(0);
+        Ok(self.stream.write_all(&message)?)
+    }
+
+    fn watch(&mut self, parameters: &Value) -> Result<()> {
+        self.call("io.ifmon.Watch", parameters, true)
+    }
+
+    /// The next reply; `None` at the end.
+    fn reply(&mut self) -> Result<Option<Value>> {
+        loop {
+            if let Some(at) = self.input.iter().position(|byte| *byte == 0) {
+                let message: Vec<u8> = self.input.drain(..=at).collect();
+                let object = message.get(..at).unwrap_or_default();
+                return Ok(Some(serde_json::from_slice(object)?));
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.input.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error).context("no reply"),
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<Value> {
+        self.reply()?.context("the agent has closed the connection")
+    }
+
+    /// The next reply, which has to be this event of this interface.
+    fn expect(&mut self, interface: &str, event: &str) -> Result<Value> {
+        let mut reply = self.next()?;
+        let told = reply["parameters"].take();
+        ensure!(
+            told["event"] == event && told["interface"] == interface && reply["continues"] == true,
+            "expected {event} of {interface}, got {told} {reply}"
+        );
+        Ok(told)
+    }
+
+    /// The next reply, which has to be this error.
+    fn refused(&mut self, error: &str) -> Result<Value> {
+        let mut reply = self.next()?;
+        ensure!(reply["error"] == error, "expected {error}, got {reply}");
+        Ok(reply["parameters"].take())
+    }
+}
+
+#[test]
+fn users_are_told_of_their_own_namespace_and_not_who_made_a_change() -> Result<()> {
+    let host = Host::new("users")?;
+    let elsewhere = Room::new(Device::Veth)?;
+    let wg0 = json!({ "interfaces": ["wg0"] });
+    let mut root = host.client(&host.room, 0)?;
+    let mut user = host.client(&host.room, NOBODY)?;
+    let mut container = host.client(&elsewhere, NOBODY)?;
+    // The socket belongs to the group of root.
+    let mut member = Client::connect_as(&host.folder, &host.room, NOBODY, 0)?;
+    let mut stranger = Client::connect_as(&host.folder, &elsewhere, 0, 0)?;
+    for client in [
+        &mut root,
+        &mut user,
+        &mut container,
+        &mut member,
+        &mut stranger,
+    ] {
+        client.watch(&wg0)?;
+        ensure!(client.expect("wg0", "watching")?["ifindex"].is_null());
+    }
+    host.room.add("wg0", 7)?;
+    elsewhere.add("wg0", 9)?;
+    for client in [&mut root, &mut member] {
+        let told = client.expect("wg0", "appeared")?;
+        if told["backend"] != "netlink" {
+            ensure!(told["by"]["comm"].is_string(), "nobody is named: {told}");
+        }
+    }
+    let told = stranger.expect("wg0", "appeared")?;
+    ensure!(told["ifindex"] == 9 && told["by"].is_null(), "{told}");
+    let told = user.expect("wg0", "appeared")?;
+    ensure!(told["ifindex"] == 7 && told["by"].is_null(), "{told}");
+    // The first event in the other namespace is its own.
+    let told = container.expect("wg0", "appeared")?;
+    ensure!(
+        told["ifindex"] == 9 && told["netns"] == elsewhere.id()?,
+        "{told}"
+    );
+
+    // Root of a container is not root of the host.
+    let there = json!({ "interfaces": ["wg0"], "netns": host.room.path() });
+    for (room, uid) in [(&host.room, NOBODY), (&elsewhere, 0), (&elsewhere, NOBODY)] {
+        let mut client = host.client(room, uid)?;
+        client.watch(&there)?;
+        client.refused("io.ifmon.NotPermitted")?;
+        client.call("io.ifmon.List", &json!({}), true)?;
+        let reply = client.next()?;
+        let listed = reply["parameters"]["interfaces"]
+            .as_array()
+            .context("no list")?;
+        let own = room.id()?;
+        ensure!(
+            listed.len() == 1 && listed[0]["netns"] == own && listed[0]["netns_name"].is_null(),
+            "{reply}"
+        );
+    }
+    let mut client = host.client(&host.room, 0)?;
+    client.call("io.ifmon.List", &json!({}), false)?;
+    let reply = client.next()?;
+    ensure!(
+        reply["parameters"]["interfaces"].as_array().map(Vec::len) == Some(2),
+        "{reply}"
+    );
+    let name = format!("ifmon-agent-{}", std::process::id());
+    let _named = NamedNetns::new(&elsewhere, &name)?;
+    client.watch(&json!({ "interfaces": ["wg0"], "netns": name }))?;
+    ensure!(client.expect("wg0", "watching")?["ifindex"] == 9);
+    for wrong in ["no-such-netns", "/proc/self/mounts", "/etc"] {
+        let mut client = host.client(&host.room, 0)?;
+        client.watch(&json!({ "interfaces": ["wg0"], "netns": wrong }))?;
+        client.refused("io.ifmon.CannotWatch")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_comes_late_is_told_the_state_and_what_it_did_not_expect() -> Result<()> {
+    let host = Host::new("late")?;
+    let wg0 = json!({ "interfaces": ["wg0"] });
+    host.room.add("wg0", 7)?;
+    let mut first = host.client(&host.room, NOBODY)?;
+    first.watch(&wg0)?;
+    ensure!(first.expect("wg0", "watching")?["ifindex"] == 7);
+
+    let mut expects = host.client(&host.room, NOBODY)?;
+    expects.watch(&json!({ "interfaces": ["wg0"], "expect": { "wg0": 5 } }))?;
+    ensure!(expects.expect("wg0", "watching")?["ifindex"] == 7);
+    let told = expects.expect("wg0", "recreated")?;
+    ensure!(
+        told["old_ifindex"] == 5 && told["recovered"] == true,
+        "{told}"
+    );
+
+    host.room.delete(7)?;
+    first.expect("wg0", "deleted")?;
+    expects.expect("wg0", "deleted")?;
+    let mut late = host.client(&host.room, NOBODY)?;
+    late.watch(&json!({ "interfaces": ["wg0"], "expect": { "wg0": 7 } }))?;
+    ensure!(late.expect("wg0", "watching")?["ifindex"].is_null());
+    let told = late.expect("wg0", "deleted")?;
+    ensure!(told["ifindex"] == 7 && told["restart"] == true, "{told}");
+    let mut last = host.client(&host.room, NOBODY)?;
+    last.watch(&wg0)?;
+    ensure!(last.expect("wg0", "watching")?["ifindex"].is_null());
+
+    host.room.add("wg0", 8)?;
+    for client in [&mut first, &mut expects, &mut late] {
+        let told = client.expect("wg0", "recreated")?;
+        ensure!(told["ifindex"] == 8 && told["old_ifindex"] == 7, "{told}");
+    }
+    // Since this one began, the name was free.
+    last.expect("wg0", "appeared")?;
+    Ok(())
+}
+
+#[test]
+fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
+    let host = Host::new("list")?;
+    let names: Vec<String> = (0..600).map(|number| format!("if{number:03}")).collect();
+    let mut client = host.client(&host.room, NOBODY)?;
+    client.watch(&json!({ "interfaces": names }))?;
+    for name in &names {
+        client.expect(name, "watching")?;
+    }
+    let mut other = host.client(&host.room, NOBODY)?;
+    other.call("io.ifmon.List", &json!({}), false)?;
+    other.refused("org.varlink.service.ExpectedMore")?;
+    other.call("io.ifmon.List", &json!({}), true)?;
+    let mut listed = Vec::new();
+    loop {
+        let reply = other.next()?;
+        let part = reply["parameters"]["interfaces"]
+            .as_array()
+            .context("no list")?;
+        ensure!(part.len() <= 256, "{} in one reply", part.len());
+        listed.extend(part.iter().map(|one| one["interface"].clone()));
+        if reply["continues"] != true {
+            break;
+        }
+    }
+    ensure!(listed == names, "{listed:?}");
+    // A call is refused as a whole, and the connection goes on.
+    let too_many: Vec<String> = (0..1025).map(|number| format!("b{number}")).collect();
+    other.watch(&json!({ "interfaces": too_many }))?;
+    other.refused("io.ifmon.TooMany")?;
+    Ok(())
+}
+
+#[test]
+fn a_thousand_clients_share_their_watches_and_leave_nothing() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )?;
+    let host = Host::new("thousand")?;
+    let names: Vec<String> = (0..10).map(|number| format!("if{number}")).collect();
+    let before = host.agent.status("VmRSS")?;
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        let mut client = host.client(&host.room, NOBODY)?;
+        client.watch(&json!({ "interfaces": names }))?;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        for name in &names {
+            client.expect(name, "watching")?;
+        }
+    }
+    let info = host.info()?;
+    ensure!(
+        info["watches"]["now"] == 10_000 && info["names"]["now"] == 10,
+        "{info}"
+    );
+    host.room.add("if3", 7)?;
+    for client in &mut clients {
+        client.expect("if3", "appeared")?;
+    }
+    // Nobody is woken for what none of them watches.
+    host.room.add("other0", 9)?;
+    let awake = host.agent.status("voluntary_ctxt_switches")?;
+    for number in 0..500 {
+        host.room.rename(9, format!("other{number}"))?;
+    }
+    let awake = host.agent.status("voluntary_ctxt_switches")? - awake;
+    ensure!(awake <= 2, "woken {awake} times");
+    // Each is a task, a socket and ten entries.
+    let grown = host.agent.status("VmRSS")?.saturating_sub(before);
+    ensure!(grown < 16 << 10, "{grown} KiB for 1,000 clients");
+    // Half of them go while they have something to read.
+    host.room.delete(7)?;
+    let rest = clients.split_off(500);
+    drop(clients);
+    for mut client in rest {
+        client.expect("if3", "deleted")?;
+    }
+    until("the end of all watches", || {
+        let info = host.info()?;
+        Ok(info["watches"]["now"] == 0 && info["names"]["now"] == 0)
+    })
+}
+
+#[test]
+fn a_client_that_does_not_read_loses_its_own_events_alone() -> Result<()> {
+    const CYCLES: u64 = 1000;
+    // It hears of every change, so that only this client loses any.
+    let host = Host::with("silent", "netlink")?;
+    let wg0 = json!({ "interfaces": ["wg0"] });
+    host.room.add("wg0", 7)?;
+    let mut eager = host.client(&host.room, NOBODY)?;
+    let mut silent = host.client(&host.room, NOBODY)?;
+    for client in [&mut eager, &mut silent] {
+        client.watch(&wg0)?;
+        client.expect("wg0", "watching")?;
+    }
+    for _ in 0..CYCLES {
+        host.room.rename(7, "away")?;
+        host.room.rename(7, "wg0")?;
+        eager.expect("wg0", "renamed")?;
+        eager.expect("wg0", "returned")?;
+    }
+    host.room.delete(7)?;
+    host.room.add("wg0", 8)?;
+    eager.expect("wg0", "deleted")?;
+    eager.expect("wg0", "recreated")?;
+    let mut told = 0;
+    let lost = loop {
+        let event = silent.next()?["parameters"].take();
+        if event["event"] == "resynced" {
+            ensure!(event["changed"] == true, "{event}");
+            break event["lost"].as_u64().context("no count")?;
+        }
+        let expected = ["renamed", "returned"][usize::try_from(told % 2)?];
+        ensure!(event["event"] == expected, "{event} after {told}");
+        told += 1;
+    };
+    ensure!(
+        lost > 0 && told + lost == 2 * CYCLES + 2,
+        "{told} and {lost}"
+    );
+    let verdict = silent.expect("wg0", "recreated")?;
+    ensure!(
+        verdict["old_ifindex"] == 7 && verdict["ifindex"] == 8 && verdict["recovered"] == true,
+        "{verdict}"
+    );
+    host.room.delete(8)?;
+    silent.expect("wg0", "deleted")?;
+    eager.expect("wg0", "deleted")?;
+    Ok(())
+}
+
+#[test]
+fn nothing_that_a_client_sends_harms_the_agent_or_another_client() -> Result<()> {
+    let host = Host::new("hostile")?;
+    let mut good = host.client(&host.room, NOBODY)?;
+    good.watch(&json!({ "interfaces": ["wg0"] }))?;
+    good.expect("wg0", "watching")?;
+
+    // A call that never ends is cut off; a call behind a watch, which would never be answered, too.
+    let mut client = host.client(&host.room, NOBODY)?;
+    let _ = client.stream.write_all(&vec![b' '; 80 << 10]);
+    ensure!(client.reply()?.is_none());
+    let mut client = host.client(&host.room, NOBODY)?;
+    client.watch(&json!({ "interfaces": ["wg0"] }))?;
+    client.expect("wg0", "watching")?;
+    client.call("io.ifmon.Info", &json!({}), false)?;
+    ensure!(client.reply()?.is_none());
+
+    let seeds: [&[u8]; 4] = [
+        b"{\"method\":\"io.ifmon.Watch\",\"parameters\":{\"interfaces\":[\"wg0\",\"a\"],\"expect\":{\"a\":7}},\"more\":true}\0",
+        b"{\"method\":\"io.ifmon.List\",\"more\":true}\0{\"method\":\"io.ifmon.Info\",\"oneway\":true}\0",
+        b"{\"method\":\"org.varlink.service.GetInterfaceDescription\",\"parameters\":{\"interface\":\"io.ifmon\"}}\0",
+        b"{\"method\":\"io.ifmon.Watch\",\"parameters\":{\"interfaces\":[\"wg0\"],\"netns\":\"/proc/1/ns/net\"},\"more\":true}\0",
+    ];
+    let before = host.agent.status("VmRSS")?;
+    let mut random = 1_u64;
+    let mut below = |limit: usize| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (random >> 33) as usize % limit
+    };
+    for _ in 0..3000 {
+        let mut message = seeds[below(seeds.len())].to_vec();
+        for _ in 0..below(4) {
+            let at = below(message.len());
+            match below(4) {
+                0 => message[at] = below(256) as u8,
+                1 => drop(message.remove(at)),
+                2 => message.insert(at, b"\0{}[]\":,"[below(8)]),
+                _ => message.truncate(at + 1),
+            }
+        }
+        let mut client = host.client(&host.room, NOBODY)?;
+        // The agent may have closed it before all is written.
+        let _ = client.stream.write_all(&message);
+        if below(3) == 0 {
+            let _ = client.stream.shutdown(Shutdown::Write);
+            while client.reply()?.is_some() {}
+        }
+    }
+    until("an end of these clients", || {
+        Ok(host.info()?["clients"]["now"] == 2)
+    })?;
+    let grown = host.agent.status("VmRSS")?.saturating_sub(before);
+    ensure!(grown < 8 << 10, "{grown} KiB more than before");
+    host.room.add("wg0", 7)?;
+    good.expect("wg0", "appeared")?;
+    Ok(())
+}
+
+/// The README's own words, by an ordinary user, with the library that Python people take.
+#[test]
+fn the_python_of_the_readme_works() -> Result<()> {
+    let host = Host::new("python")?;
+    let packages = host.folder.0.join("packages");
+    let installed = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--target"])
+        .arg(&packages)
+        .arg("varlink")
+        .output()
+        .context("python3 with pip is missing")?;
+    ensure!(
+        installed.status.success(),
+        "cannot install varlink: {installed:?}"
+    );
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let script = readme
+        .split("```")
+        .find_map(|part| part.strip_prefix("python\n"))
+        .context("no Python in the README")?
+        .replace(
+            "/run/ifmon/io.ifmon",
+            &host.folder.socket().to_string_lossy(),
+        );
+    host.room.add("wg0", 7)?;
+    let mut command = Command::new("/usr/bin/python3");
+    command
+        .args(["-c", &script])
+        .env("PYTHONPATH", &packages)
+        .env("PYTHONUNBUFFERED", "1")
+        .stdout(Stdio::piped())
+        .uid(NOBODY)
+        .gid(NOBODY);
+    // After the user has changed there is no right to go to a namespace.
+    let namespace = File::open(host.room.path())?;
+    let mut python = thread::scope(|scope| {
+        let spawn = || -> Result<Child> {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(command.spawn()?)
+        };
+        scope
+            .spawn(spawn)
+            .join()
+            .expect("the thread does not panic")
+    })?;
+    let mut lines = BufReader::new(python.stdout.take().context("no output")?).lines();
+    let mut follow = || -> Result<()> {
+        let mut line = || lines.next().context("it has ended")?.context("no output");
+        ensure!(line()? == "watching 7 False");
+        host.room.delete(7)?;
+        ensure!(line()? == "deleted 7 True");
+        host.room.add("wg0", 8)?;
+        ensure!(line()? == "recreated 8 True");
+        Ok(())
+    };
+    let followed = follow();
+    python.kill()?;
+    python.wait()?;
+    followed
+}
+
+#[test]
+fn an_agent_takes_the_place_of_one_that_was_killed_and_of_no_other() -> Result<()> {
+    let host = Host::new("place")?;
+    let mut second = Command::new(program::path());
+    second.arg("--serve").arg(host.folder.socket());
+    host.room.enter(&mut second)?;
+    let refused = Ifmon::spawn(second)?.finish()?;
+    ensure!(refused.status.code() == Some(1), "{refused:?}");
+    ensure!(
+        refused.stderr.contains("another agent listens"),
+        "{refused:?}"
+    );
+
+    let Host {
+        room,
+        folder,
+        agent,
+    } = host;
+    let mut client = Client::connect(&folder, &room, NOBODY)?;
+    client.watch(&json!({ "interfaces": ["wg0"] }))?;
+    client.expect("wg0", "watching")?;
+    agent.signal(Signal::KILL)?;
+    agent.finish()?;
+    ensure!(client.reply()?.is_none());
+    let agent = start(&room, &folder, "auto")?;
+    let mut client = Client::connect(&folder, &room, NOBODY)?;
+    client.watch(&json!({ "interfaces": ["wg0"] }))?;
+    client.expect("wg0", "watching")?;
+    let outcome = agent.stop()?;
+    ensure!(outcome.status.success(), "{outcome:?}");
+    ensure!(!folder.socket().exists());
+    Ok(())
+}
+
+#[test]
+fn a_service_manager_can_hold_the_socket() -> Result<()> {
+    let room = Room::new(Device::Veth)?;
+    let folder = Folder::new("activation")?;
+    fs::create_dir_all(folder.socket().parent().context("no folder")?)?;
+    let listener = UnixListener::bind(folder.socket())?;
+    // A client that comes before the agent does is served.
+    let mut client = Client::connect(&folder, &room, 0)?;
+    client.watch(&json!({ "interfaces": ["wg0"] }))?;
+    let mut command = Command::new("sh");
+    command
+        .args([
+            "-c",
+            "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" --serve 3<&0 </dev/null",
+        ])
+        .arg(program::path())
+        .stdin(Stdio::from(OwnedFd::from(listener)));
+    room.enter(&mut command)?;
+    let mut agent = command.spawn()?;
+    let told = client.expect("wg0", "watching");
+    agent.kill()?;
+    agent.wait()?;
+    told?;
+    // It is the service manager's, and stays.
+    ensure!(folder.socket().exists());
+    Ok(())
+}
