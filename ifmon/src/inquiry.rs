@@ -91,22 +91,20 @@ impl Inquiry {
     /// Where the device with this inode is: in this namespace, or in one for which `ip netns` has a
     /// name.
     fn find(&mut self, inode: u64) -> Option<Place> {
-        if let Some(name) = self.open_sysfs().find(inode) {
-            return Some(Place {
-                netns: Some(self.netns.id()),
-                ifindex: self.query.by_name(&name).ok().flatten(),
-                name: Some(name),
-            });
-        }
-        Netns::names().find_map(|(name, _)| {
-            let netns = Netns::named(&name).ok()?;
-            let mut there = Self::new(&netns).ok()?;
-            let name = there.open_sysfs().find(inode)?;
-            Some(Place {
-                netns: Some(netns.id()),
-                ifindex: there.query.by_name(&name).ok().flatten(),
-                name: Some(name),
+        self.find_here(inode).or_else(|| {
+            Netns::names().find_map(|(name, _)| {
+                let netns = Netns::named(&name).ok()?;
+                Self::new(&netns).ok()?.find_here(inode)
             })
+        })
+    }
+
+    fn find_here(&mut self, inode: u64) -> Option<Place> {
+        let name = self.open_sysfs().find(inode)?;
+        Some(Place {
+            netns: Some(self.netns.id()),
+            ifindex: self.query.by_name(&name).ok().flatten(),
+            name: Some(name),
         })
     }
 }

@@ -72,6 +72,7 @@ mod origin;
 mod outbox;
 mod packed;
 mod readiness;
+mod retry;
 mod signal;
 #[cfg(all(test, feature = "ebpf"))]
 mod sim;

@@ -20,6 +20,7 @@ use crate::{
     Actor, Counters, Error, InterfaceName, NetnsId,
     engine::Asking,
     machine::{Answer, Command, Machine, Now, Outcome, Question, Source, Step},
+    retry,
     signal::Signal,
     tracker::{Change, Device, Observed, Place, Watch},
 };
@@ -29,13 +30,8 @@ use crate::{
 /// time, from the first wait to the last; after that it is lost.
 const FIRST_DELAY: Duration = Duration::from_millis(2);
 const LAST_DELAY: Duration = Duration::from_millis(1024);
-/// The waits after something could not be read double from the first to the last.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LAST_WAIT: Duration = Duration::from_secs(5);
 /// The epoch of no watch.
 const NO_EPOCH: u32 = 0;
-/// How often in a row that may be before it is an error.
-const ATTEMPTS: u32 = 12;
 
 /// Where the programs hear of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -481,12 +477,10 @@ impl Bpf {
         self.suspects.extend(self.watches.keys());
         self.doubtful.extend(self.namespaces.keys());
         self.counted = false;
-        if self.failures > ATTEMPTS {
+        let Some(wait) = retry::wait_after(self.failures) else {
             self.failed = Some(Error::Ended(error));
             return;
-        }
-        let wait = FIRST_WAIT.saturating_mul(1 << (self.failures - 1).min(16));
-        let wait = wait.min(LAST_WAIT);
+        };
         log::warn!(
             "cannot read what the BPF program keeps ({error}); trying again in {} ms",
             wait.as_millis()

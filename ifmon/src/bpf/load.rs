@@ -15,6 +15,7 @@ use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 use super::layout::Layout;
 use crate::{
     Unavailable,
+    error::again,
     host::facts::{
         Lockdown, has, has_kprobes, initial_user_namespace, lockdown, memlock_limit,
         perf_event_paranoid,
@@ -360,14 +361,6 @@ pub(crate) fn refused(error: &ProgramError) -> Unavailable {
                 },
             }
         }
-    }
-}
-
-/// The same error once more.
-fn again(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error.kind().into(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
-    core::{Bpf, Hook},
+    core::Bpf,
     layout::Layout,
     load,
     shell::{Programs, Wanted},
@@ -44,22 +44,21 @@ impl Loader {
             ring_bytes: options.receive_buffer,
             open_filter: options.open_filter,
         };
-        let (programs, hook) = if kind == BackendKind::NetlinkEbpf {
+        let programs = if kind == BackendKind::NetlinkEbpf {
             load::check_socket_filter()?;
             let known = self.layout.as_ref().and_then(|layout| layout.as_ref().ok());
             let layout = || known.copied().or_else(|| Layout::read().ok());
-            (Programs::socket_filter(layout, wanted)?, Hook::Socket)
+            Programs::socket_filter(layout, wanted)?
         } else {
             let layout = self.layout.get_or_insert_with(|| {
                 load::check_tracing()?;
                 Layout::read()
             });
             let layout = layout.as_ref().map_err(Unavailable::again)?;
-            (Programs::tracing(kind, layout, wanted)?, Hook::Function)
+            Programs::tracing(kind, layout, wanted)?
         };
         Ok(Running {
             programs: Box::new(programs),
-            hook,
         })
     }
 }
@@ -68,7 +67,6 @@ impl Loader {
 #[derive(Debug)]
 pub(crate) struct Running {
     programs: Box<Programs>,
-    hook: Hook,
 }
 
 impl Running {
@@ -84,7 +82,7 @@ impl Running {
         commands: mpsc::Receiver<Command>,
         shared: Arc<Shared>,
     ) -> JoinHandle<()> {
-        let engine = Engine::new(kind, Bpf::new(self.hook, self.programs.room));
+        let engine = Engine::new(kind, Bpf::new(self.programs.hook, self.programs.room));
         tokio::spawn(driver::run(engine, *self.programs, commands, shared))
     }
 }

@@ -40,7 +40,7 @@ const ROOT_CGROUP: u64 = 1;
 
 /// A loaded program, attached or to be attached, with its maps.
 pub(crate) struct Programs {
-    hook: Hook,
+    pub(crate) hook: Hook,
     maps: Maps,
     ring: RingBuf<MapData>,
     /// What is asked about each namespace.
@@ -108,13 +108,12 @@ impl Programs {
         wanted: Wanted,
     ) -> Result<Self, Unavailable> {
         let Filter {
-            mut object,
+            object,
             name,
             room,
             who,
         } = load_socket_filter(layout, wanted)?;
         // Attached to each socket as it is made.
-        let _: &mut SocketFilter = program(&mut object, name)?;
         let mut programs = Self::of(object, Hook::Socket, who, room)?;
         programs.filter = name;
         programs.open(wanted)?;

@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     num::NonZeroU64,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use super::{
@@ -20,16 +20,13 @@ use super::{
 };
 use crate::{
     Error, InterfaceName, NetnsId,
+    error::again,
     machine::{Answer, Holder, Now, Question, Wanted},
+    retry,
     signal::Signal,
     tracker::{Change, Observed},
 };
 
-/// The waits before a subscription is opened again double from the first to the last.
-pub(super) const FIRST_WAIT: Duration = Duration::from_millis(50);
-pub(super) const LAST_WAIT: Duration = Duration::from_secs(5);
-/// How often it is tried before that is an error.
-pub(super) const ATTEMPTS: u32 = 12;
 /// Names of new watches that are looked up at a stretch: so few that the messages that come
 /// meanwhile fit into the queue, and that another change is not likely to come between.
 const STRETCH: usize = if cfg!(test) { 1 } else { 128 };
@@ -412,20 +409,17 @@ impl Subscription {
     /// grows, and has every name looked up.
     fn fail(&mut self, now: &Now, error: io::Error) {
         self.abandon_pass();
+        self.refused = self.fail_join(&error);
         if self.socket == Socket::New {
-            self.refused = self.fail_join(&error);
             return;
         }
-        self.refused = self.fail_join(&error);
         self.suspect_all();
         self.attempts += 1;
-        if self.attempts > ATTEMPTS {
+        let Some(wait) = retry::wait_after(self.attempts) else {
             self.socket = Socket::Dead;
             self.dead = Some(Error::Ended(error));
             return;
-        }
-        let wait = FIRST_WAIT.saturating_mul(1 << (self.attempts - 1).min(16));
-        let wait = wait.min(LAST_WAIT);
+        };
         log::warn!(
             "the subscription to link messages failed ({error}); opening it again in {} ms",
             wait.as_millis()
@@ -847,13 +841,5 @@ impl Look {
         self.lookup.found = Some(ifindex);
         table.found(self.name, ifindex);
         LookStep::Inode
-    }
-}
-
-/// The same error once more.
-fn again(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
