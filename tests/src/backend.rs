@@ -92,21 +92,22 @@ pub fn kernel() -> Result<(u32, u32)> {
     }
 }
 
-/// The parts that a kernel tells a socket filter for sure, and those that it may tell, with
-/// CAP_PERFMON and without.
-pub fn who_by_kernel(kernel: (u32, u32), perfmon: bool) -> [&'static [&'static str]; 2] {
-    if kernel < (6, 10) {
+/// The parts that a kernel tells a socket filter, with CAP_PERFMON and without.
+pub fn who_by_kernel(kernel: (u32, u32), perfmon: bool) -> BTreeSet<String> {
+    let parts: &[&str] = match perfmon {
         // No helper, and a look at the task takes CAP_PERFMON.
-        return [if perfmon { &["pid", "kthread"] } else { &[] }, &[]];
-    }
-    // The helper for the name reads memory, which takes CAP_PERFMON.
-    match (kernel < (6, 18), perfmon) {
-        (true, false) => [&["pid", "cgroup", "kthread"], &["uid"]],
-        // Debian's 6.12 refuses the helper for the name in this program all the same.
-        (true, true) => [&["pid", "cgroup", "kthread"], &["comm", "uid"]],
-        (false, false) => [&["pid", "uid", "cgroup", "kthread"], &[]],
-        (false, true) => [&WHO, &[]],
-    }
+        true if kernel < (6, 10) => &["pid", "kthread"],
+        false if kernel < (6, 10) => &[],
+        // The others came to all types of programs later; that for the name reads memory, which takes
+        // CAP_PERFMON.
+        _ if kernel < (6, 16) => &["pid", "cgroup", "kthread"],
+        // Where the processor must be kept from guessing, a program with a helper in it that may
+        // not be called is refused; the one without has these.
+        false if cfg!(target_arch = "aarch64") => &["pid", "cgroup", "kthread"],
+        false => &["pid", "uid", "cgroup", "kthread"],
+        true => &WHO,
+    };
+    parts.iter().map(|&part| part.to_owned()).collect()
 }
 
 /// What `--check` says of it; that this is what the kernel allows is a scenario of its own.

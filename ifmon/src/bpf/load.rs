@@ -7,7 +7,8 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::MapError,
-    programs::{ProgramError, kprobe::KProbeError},
+    programs::{ProgramError, ProgramType, kprobe::KProbeError},
+    sys::{BpfHelper, is_helper_supported},
 };
 use ifmon_ebpf::{OBJECT, OBJECT_WITH_LOG};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
@@ -136,6 +137,49 @@ impl Who {
         comm: false,
         kthread: false,
     };
+}
+
+/// What the helpers of this kernel tell a socket filter with the capabilities that this process
+/// has. Found out by programs of two instructions, since it differs with the version.
+pub(crate) fn who_by_helpers() -> Result<Who, Unavailable> {
+    let pid = Pid::by_helper();
+    let helper = match pid {
+        Pid::Own { .. } => Some(BpfHelper::BPF_FUNC_get_ns_current_pid_tgid),
+        Pid::Initial | Pid::OfTask => Some(BpfHelper::BPF_FUNC_get_current_pid_tgid),
+        Pid::Unknown => None,
+    };
+    let mut who = Who {
+        pid,
+        uid: may_call(BpfHelper::BPF_FUNC_get_current_uid_gid)?,
+        cgroup: may_call(BpfHelper::BPF_FUNC_get_current_cgroup_id)?,
+        comm: may_call(BpfHelper::BPF_FUNC_get_current_comm)?,
+        kthread: false,
+    };
+    if let Some(helper) = helper
+        && !may_call(helper)?
+    {
+        // The task has its id in the initial namespace.
+        who.kthread = pid == Pid::Initial
+            && may_call(BpfHelper::BPF_FUNC_get_current_task)?
+            && may_call(BpfHelper::BPF_FUNC_probe_read_kernel)?;
+        who.pid = if who.kthread {
+            Pid::OfTask
+        } else {
+            Pid::Unknown
+        };
+    }
+    Ok(who)
+}
+
+/// May a socket filter of this process call this helper?
+fn may_call(helper: BpfHelper) -> Result<bool, Unavailable> {
+    with_memory(|| {
+        is_helper_supported(ProgramType::SocketFilter, helper).map_err(|error| {
+            root_cause(&error)
+                .and_then(from_errno)
+                .unwrap_or_else(|| Unavailable::other(error))
+        })
+    })
 }
 
 /// Does `/proc` show this process those of others (`hidepid` in proc(5))? `kthreadd` is always

@@ -318,25 +318,41 @@ struct Filter {
     who: Who,
 }
 
-/// Loads the socket filter with as much of "who" as this kernel and these capabilities allow, which
-/// shows when it is tried.
+/// Loads the socket filter with as much of "who" as this kernel and these capabilities allow.
 fn load_socket_filter(
     layout: impl Fn() -> Option<Layout>,
     wanted: Wanted,
 ) -> Result<Filter, Unavailable> {
-    let attempt_with = |name: &'static str, who: Who, layout: Option<&Layout>| {
+    let who = load::who_by_helpers()?;
+    // A structure is read where no helper says it, since that takes the kernel's BTF.
+    let of_task = match who.pid {
+        Pid::OfTask => layout().filter(Layout::has_tgid),
+        _ => None,
+    };
+    let who = match (who.pid, &of_task) {
+        (Pid::OfTask, None) => Who {
+            pid: Pid::Unknown,
+            kthread: false,
+            ..who
+        },
+        _ => who,
+    };
+    let attempt = |name: &'static str, who: Who| {
         let load = Load {
-            layout,
+            layout: of_task.as_ref(),
             who,
             watches: wanted.watches,
             ring_bytes: wanted.ring_bytes,
         };
-        // What the attempt before gave back can still count as locked, which says nothing of a
-        // helper.
+        // What was tried before and given back can still count as locked.
         load::with_memory(|| {
             let (mut object, room) = load.object()?;
             let filter: &mut SocketFilter = program(&mut object, name)?;
-            filter.load().map_err(|error| load::refused(&error))?;
+            filter.load().map_err(|error| {
+                let reason = load::refused(&error);
+                log::debug!("{name} was refused: {reason}");
+                reason
+            })?;
             Ok(Filter {
                 object,
                 name,
@@ -345,67 +361,20 @@ fn load_socket_filter(
             })
         })
     };
-    let attempt = |who, layout: Option<&Layout>| attempt_with(SOCKET_PROGRAM, who, layout);
-    let helpers = Who {
-        kthread: false,
-        ..Who::all()
+    // Without CAP_PERFMON, a helper that may not be called may not be in the program either
+    // (`ifmon-ebpf/src/who.rs`).
+    let pid_and_cgroup = Who {
+        pid: who.pid,
+        cgroup: who.cgroup,
+        ..Who::NOBODY
     };
-    match attempt(helpers, None) {
-        Err(error) if !matches!(error, Unavailable::Memlock) => {}
-        result => return result,
-    }
-    // Not all of it: each part by itself, on top of nothing.
-    if attempt(Who::NOBODY, None).is_err() {
-        // Without CAP_PERFMON, a helper that may not be called may not be in the program either
-        // (`ifmon-ebpf/src/who.rs`).
-        let pid_and_cgroup = Who {
-            pid: helpers.pid,
-            cgroup: true,
-            ..Who::NOBODY
-        };
-        return attempt_with(SOCKET_PID_PROGRAM, pid_and_cgroup, None)
-            .or_else(|_| attempt_with(SOCKET_NOBODY_PROGRAM, Who::NOBODY, None));
-    }
-    let works = |who, layout: Option<&Layout>| attempt(who, layout).is_ok();
-    let mut who = Who::NOBODY;
-    let pid = helpers.pid;
-    if works(Who { pid, ..Who::NOBODY }, None) {
-        who.pid = pid;
-    }
-    for part in [
-        Who {
-            uid: true,
-            ..Who::NOBODY
-        },
-        Who {
-            cgroup: true,
-            ..Who::NOBODY
-        },
-        Who {
-            comm: true,
-            ..Who::NOBODY
-        },
-    ] {
-        if works(part, None) {
-            who.uid |= part.uid;
-            who.cgroup |= part.cgroup;
-            who.comm |= part.comm;
+    match attempt(SOCKET_PROGRAM, who) {
+        Err(error) if !matches!(error, Unavailable::Memlock) => {
+            attempt(SOCKET_PID_PROGRAM, pid_and_cgroup)
+                .or_else(|_| attempt(SOCKET_NOBODY_PROGRAM, Who::NOBODY))
         }
+        result => result,
     }
-    let mut read = None;
-    if who.pid == Pid::Unknown && pid == Pid::Initial {
-        read = layout().filter(Layout::has_tgid);
-        let of_task = Who {
-            pid: Pid::OfTask,
-            kthread: true,
-            ..Who::NOBODY
-        };
-        if read.is_some() && works(of_task, read.as_ref()) {
-            who.pid = Pid::OfTask;
-            who.kthread = true;
-        }
-    }
-    attempt(who, read.as_ref())
 }
 
 /// The next record of the ring buffer.

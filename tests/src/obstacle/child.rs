@@ -68,15 +68,14 @@ impl Setting {
         let backend = watching["backend"].as_str().unwrap_or_default().to_owned();
         // In a user namespace of its own the process has a network namespace of its own too, out of
         // reach.
+        let mut deletion = None;
         if !self.user_namespace {
             links.add("wg0", Kind::Veth { peer: "peer0" }, Some(70))?;
             ifmon.expect("wg0", "appeared")?;
             links.delete("wg0")?;
             let deleted = ifmon.expect("wg0", "deleted")?;
             format::check(&deleted, &backend, begin)?;
-            if backend == "netlink-ebpf" {
-                self.tells_what_it_said(&deleted)?;
-            }
+            deletion = Some(deleted);
         }
         let outcome = ifmon.stop()?;
         ensure!(
@@ -90,6 +89,12 @@ impl Setting {
             "took {backend}, not one of {backends:?}: {}",
             outcome.stderr.trim()
         );
+        // Not beside it: a limit on locked memory is one for all processes of a user.
+        if backend == "netlink-ebpf"
+            && let Some(deleted) = &deletion
+        {
+            self.tells_what_it_said(deleted)?;
+        }
         for why in why {
             let times = outcome.stderr.matches(why).count();
             ensure!(
