@@ -51,6 +51,8 @@ pub struct Stage {
     pub backend: BackendKind,
     /// The namespace in which most happens.
     pub home: Room,
+    /// The processor is emulated, so that everything takes many times as long.
+    pub is_emulated: bool,
     device: Device,
     begin: i64,
     program: Option<Ifmon>,
@@ -74,6 +76,7 @@ impl Stage {
         Ok(Self {
             backend,
             home: Room::new(device)?,
+            is_emulated: false,
             device,
             begin: format::now(),
             program: None,
@@ -86,6 +89,11 @@ impl Stage {
             warnings: Vec::new(),
             verdicts: BTreeMap::new(),
         })
+    }
+
+    /// How often something is repeated that takes its time from the processor.
+    pub fn repeated(&self, times: u32) -> u32 {
+        if self.is_emulated { times / 10 } else { times }
     }
 
     /// Another namespace.

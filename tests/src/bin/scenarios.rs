@@ -22,14 +22,16 @@ use tests::{
     table::{Devices, Scenario, scenarios},
 };
 
-const USAGE: &str = "scenarios [--backends LIST] [--list] [PART OF A NAME]...
+const USAGE: &str = "scenarios [--backends LIST] [--emulated] [--list] [PART OF A NAME]...
 
 LIST is comma-separated: fentry, kprobe, netlink-ebpf, netlink, netlink-unfiltered. IFMON in the environment is the program to test.
+With --emulated, what is done by the thousand is done by the hundred.
 Ends with 0 when nothing failed, 1 when something did, 2 on wrong usage. The first line is the kernel's version; one for
 each scenario follows; the last ones are for each backend: backend NAME passed=N failed=N left-out=N EVENT=N...";
 
 struct Options {
     backends: Vec<BackendKind>,
+    is_emulated: bool,
     filter: Vec<String>,
 }
 
@@ -52,6 +54,7 @@ impl Options {
     fn parse() -> Result<Option<Self>> {
         let mut options = Self {
             backends: BACKENDS.to_vec(),
+            is_emulated: false,
             filter: Vec::new(),
         };
         let mut args = env::args().skip(1);
@@ -62,6 +65,7 @@ impl Options {
                     options.backends =
                         list.split(',').map(backend::named).collect::<Result<_>>()?;
                 }
+                "--emulated" => options.is_emulated = true,
                 "--list" => {
                     for scenario in scenarios() {
                         println!("{}", scenario.name);
@@ -111,7 +115,10 @@ fn run(options: &Options) -> Result<ExitCode> {
                 let begin = Instant::now();
                 let result = match missing.get(&device.to_string()) {
                     Some(why) => Err(LeftOut(why.clone()).into()),
-                    None => play(&scenario, backend, device, &mut tally.verdicts),
+                    None => Stage::new(backend, device).and_then(|mut stage| {
+                        stage.is_emulated = options.is_emulated;
+                        play(&scenario, stage, &mut tally.verdicts)
+                    }),
                 };
                 let what = format!("{backend}: {} ({device})", scenario.name);
                 report(&what, result, begin, &mut tally)?;
@@ -136,13 +143,7 @@ fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-fn play(
-    scenario: &Scenario,
-    backend: BackendKind,
-    device: Device,
-    verdicts: &mut BTreeMap<String, u64>,
-) -> Result<()> {
-    let mut stage = Stage::new(backend, device)?;
+fn play(scenario: &Scenario, mut stage: Stage, verdicts: &mut BTreeMap<String, u64>) -> Result<()> {
     let result = panic::catch_unwind(AssertUnwindSafe(|| (scenario.play)(&mut stage)));
     let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")));
     if result.is_ok() {

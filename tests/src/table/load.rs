@@ -15,11 +15,11 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("fifty renames away and back", renames),
     only(
         NETLINK_EBPF,
-        veth("a thousand short lives, sent in one go", short_lives),
+        veth("short lives by the thousand, sent in one go", short_lives),
     ),
     only(
         FILTERED,
-        veth("two thousand other links come and go", noise),
+        veth("other links come and go by the thousand", noise),
     ),
 ];
 
@@ -82,7 +82,7 @@ fn short_lives(stage: &mut Stage) -> Result<()> {
     let names: Vec<_> = (0..NAMES).map(|number| format!("wg{number}")).collect();
     let watches: Vec<_> = names.iter().map(|name| (name.as_str(), None)).collect();
     stage.watch(&watches)?;
-    let rounds = LIVES / NAMES;
+    let rounds = stage.repeated(LIVES) / NAMES;
     for begin in (0..rounds).step_by(AT_ONCE as usize) {
         let mut changes = Vec::new();
         for _ in 0..AT_ONCE {
@@ -136,7 +136,7 @@ fn noise(stage: &mut Stage) -> Result<()> {
         stage.home.add_unrelated(pair, 7)?;
         stage.home.delete_group(7)?;
     }
-    for batch in 0..(PAIRS - SINGLE) / BATCH {
+    for batch in 0..(stage.repeated(PAIRS) - SINGLE) / BATCH {
         for pair in 0..BATCH {
             stage.home.add_unrelated(batch * BATCH + pair, 7)?;
         }

@@ -38,15 +38,26 @@ impl Programs {
         // With all that the packages have, so that there is nothing that no test has seen.
         let ifmon = ["--release", "--package", "ifmon", "--bin", "ifmon"];
         let tests = ["scenarios", "obstacles", "stress"];
-        let mut builds = [programs.cargo("build"), programs.cargo("build")];
-        builds[0].args(ifmon).args(["--features", "metrics"]);
-        builds[1].args(["--package", "tests"]);
-        builds[1].args(tests.iter().flat_map(|name| ["--bin", *name]));
-        // Beside each other, since each ends with a long step that takes one processor.
+        let mut shipped = programs.cargo("build");
+        shipped.args(ifmon).args(["--features", "metrics"]);
+        let mut others = programs.cargo("build");
+        others.args(["--package", "tests"]);
+        others.args(tests.iter().flat_map(|name| ["--bin", *name]));
+        let mut others = vec![others];
+        if arch.is_host() {
+            let mut units = programs.cargo("test");
+            units.arg("--no-run");
+            others.push(units);
+        }
+        // Beside each other, since linking what is shipped takes one processor for long.
         thread::scope(|scope| {
-            let builds = builds
-                .each_mut()
-                .map(|build| scope.spawn(|| command::run(build)));
+            let builds = [vec![shipped], others].map(|builds| {
+                scope.spawn(|| {
+                    builds
+                        .into_iter()
+                        .try_for_each(|mut build| command::run(&mut build))
+                })
+            });
             builds
                 .into_iter()
                 .try_for_each(|build| build.join().unwrap_or_else(|panic| resume_unwind(panic)))
