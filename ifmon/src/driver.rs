@@ -234,8 +234,7 @@ where
         biased;
         ready = shell.ready(sources) => {
             if let Err(error) = ready {
-                // The kernel's own list of what can be read is not to be had: everything may be.
-                log::warn!("cannot wait for events: {error}");
+                engine.cannot_wait(error);
             }
             for source in sources.drain(..) {
                 engine.machine.ready(source);
@@ -346,4 +345,96 @@ fn boot_offset() -> Option<Offset> {
     } else {
         Offset::Ahead(size)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use tokio::sync::mpsc;
+
+    use super::{Shared, Shell, run};
+    use crate::{
+        BackendKind, Counters, Error, Netns, NetnsId,
+        engine::{Asking, Engine},
+        machine::{Answer, Command, Machine, Now, Outcome, Question, Source, Step},
+    };
+
+    /// Has nothing to say.
+    #[derive(Debug, Default)]
+    struct Idle {
+        counts: bool,
+    }
+
+    impl Machine for Idle {
+        type Request = ();
+        type Answer = ();
+
+        fn poll(&mut self, _: &Now) -> Step<()> {
+            if std::mem::take(&mut self.counts) {
+                return Step::Done(Outcome::Counted(Counters::default()));
+            }
+            Step::Wait(None)
+        }
+
+        fn answer(&mut self, _: &Now, (): ()) {}
+
+        fn ready(&mut self, _: Source) {}
+
+        fn command(&mut self, command: Command) {
+            self.counts = command == Command::Count;
+        }
+    }
+
+    impl Asking for Idle {
+        fn ask(_: NetnsId, _: Question) {}
+
+        fn answered((): ()) -> Option<Answer> {
+            None
+        }
+    }
+
+    /// Its wait fails.
+    struct Deaf(Arc<AtomicU32>);
+
+    impl Shell for Deaf {
+        type Request = ();
+        type Reply = ();
+
+        fn offer(&mut self, _: Option<Netns>) {}
+
+        fn perform(&mut self, (): ()) {}
+
+        async fn ready(&mut self, _: &mut Vec<Source>) -> io::Result<()> {
+            let Self(waits) = self;
+            let before = waits.fetch_add(1, Ordering::Relaxed);
+            assert!(before < 100, "it goes on waiting for what fails");
+            Err(io::Error::from_raw_os_error(libc::EBADF))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_fails_ends_the_monitor_with_the_reason() {
+        let shared = Arc::new(Shared::default());
+        let waits = Arc::new(AtomicU32::new(0));
+        let (_asker, commands) = mpsc::channel(1);
+        let engine = Engine::new(BackendKind::Netlink, Idle::default());
+        let shell = Deaf(Arc::clone(&waits));
+        tokio::spawn(run(engine, shell, commands, Arc::clone(&shared)));
+        let first = poll_fn(|context| shared.poll_next(context)).await;
+        assert!(
+            matches!(first, Some(Err(Error::Wait(_)))),
+            "the reason was not told: {first:?}"
+        );
+        let second = poll_fn(|context| shared.poll_next(context)).await;
+        assert!(second.is_none(), "more was told: {second:?}");
+        assert_eq!(waits.load(Ordering::Relaxed), 1, "it waited again");
+    }
 }

@@ -4,7 +4,7 @@
 //! queued before it, what was said of a watch is taken back when the watch ends, and while nobody
 //! reads the events, the backend is not read either.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, io, time::Instant};
 
 use crate::{
     Actor, BackendKind, Counters, Error, Event, Identity, InterfaceName, NetnsId,
@@ -76,6 +76,8 @@ pub(crate) struct Engine<M> {
     gone: Option<NetnsId>,
     /// Why it ends, while it counts for the last time.
     ending: Option<Error>,
+    /// Why it ends without counting.
+    broken: Option<Error>,
     ended: bool,
 }
 
@@ -119,6 +121,7 @@ impl<M: Asking> Engine<M> {
             asked: None,
             gone: None,
             ending: None,
+            broken: None,
             ended: false,
         }
     }
@@ -185,6 +188,9 @@ impl<M: Asking> Engine<M> {
         loop {
             if self.ended {
                 return Output::Wait(None);
+            }
+            if let Some(error) = self.broken.take() {
+                return self.end_broken(error, outbox);
             }
             match self.asked.take() {
                 Some(Asked::Reply(reply)) => return Output::Reply(reply),
@@ -267,9 +273,27 @@ impl<M: Asking> Engine<M> {
         }
     }
 
+    /// Nobody can say any more when there is something to read. There is no other way to hear of a
+    /// change, so the monitor ends.
+    pub(crate) fn cannot_wait(&mut self, error: io::Error) {
+        self.broken = Some(Error::Wait(error));
+    }
+
+    /// The machine may be in the middle of something, so it is not even asked what it counted.
+    fn end_broken(&mut self, error: Error, outbox: &mut Outbox) -> Output<M::Request> {
+        if let Some(asked) = self.asked.take() {
+            self.broken = Some(error);
+            return Output::Reply(self.refuse(asked, outbox));
+        }
+        outbox.end(self.ending.take().unwrap_or(error));
+        self.ended = true;
+        Output::End(Counters::default())
+    }
+
     /// Is the reply to the last one out, so that somebody may ask for more?
     pub(crate) fn is_free(&self) -> bool {
-        self.asked.is_none() && self.ending.is_none() && !self.ended
+        let ends = self.ending.is_some() || self.broken.is_some() || self.ended;
+        self.asked.is_none() && !ends
     }
 
     fn done(&mut self, outcome: Outcome, outbox: &mut Outbox) -> Option<Output<M::Request>> {
@@ -318,7 +342,13 @@ impl<M: Asking> Engine<M> {
         }
         self.ending = Some(error);
         self.machine.command(Command::Count);
-        let reply = match self.asked.take()? {
+        let asked = self.asked.take()?;
+        Some(Output::Reply(self.refuse(asked, outbox)))
+    }
+
+    /// The reply to what was asked, when nothing comes of it any more.
+    fn refuse(&mut self, asked: Asked, outbox: &mut Outbox) -> Reply {
+        match asked {
             Asked::Drain(..) | Asked::Watch(_) | Asked::Find { .. } => {
                 Reply::Watched(Err(Error::Stopped))
             }
@@ -329,8 +359,7 @@ impl<M: Asking> Engine<M> {
             Asked::Sync(_) => Reply::Synced,
             Asked::Count => Reply::Counted(Counters::default()),
             Asked::Reply(reply) => reply,
-        };
-        Some(Output::Reply(reply))
+        }
     }
 
     /// Lets the tracker decide on a signal.

@@ -83,6 +83,10 @@ pub enum Error {
     #[error("cannot add a watch to the filter in the kernel: {0}")]
     Filter(#[source] io::Error),
 
+    /// The kernel did not say when there is something to read.
+    #[error("cannot wait for events: {0}")]
+    Wait(#[source] io::Error),
+
     /// The stream of events ended, and opening it again failed for good.
     #[error("the stream of events ended and could not be opened again: {0}")]
     Ended(#[source] io::Error),
@@ -106,6 +110,7 @@ impl Error {
             | Self::Subscribe(_)
             | Self::Recheck(_)
             | Self::Filter(_)
+            | Self::Wait(_)
             | Self::Ended(_) => true,
         }
     }

@@ -474,6 +474,10 @@ impl<S: Side> Run<S> {
             return;
         }
         match decisions.below(64) {
+            62 if self.setting.is_faulty && !self.is_healed && decisions.chance(40) => {
+                self.tell(|| String::from("the wait fails"));
+                self.engine.cannot_wait(io::ErrorKind::InvalidInput.into());
+            }
             63 => {
                 let lasts = self.setting.is_faulty && decisions.chance(3);
                 self.rest(lasts);
