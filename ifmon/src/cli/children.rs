@@ -45,6 +45,17 @@ pub(crate) struct Job {
     pub(crate) environment: Environment,
 }
 
+impl Job {
+    /// Takes back that there is reason to restart something.
+    pub(crate) fn no_restart(&mut self) {
+        for (name, value) in &mut self.environment {
+            if name == "IFMON_RESTART" {
+                *value = "false".into();
+            }
+        }
+    }
+}
+
 /// A command, and how long it may run.
 #[derive(Clone, Debug)]
 pub(crate) struct Shell {

@@ -88,7 +88,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
             let limit = args.exec_timeout;
             Restarts::new(children, Shell { command, limit }, monitor.handle())
         });
-    let output = Output::open(&args, namespaces, children.as_ref())?;
+    let output = Output::open(&args, namespaces, children.as_ref(), &monitor.handle())?;
     notifier.watch_over(monitor.handle());
     let mut run = Run {
         #[cfg(feature = "metrics")]

@@ -31,6 +31,10 @@ pub(super) const TABLE: &[Scenario] = &[
     ),
     only(
         ONCE,
+        veth("a hook that answers itself comes to an end", feedback),
+    ),
+    only(
+        ONCE,
         veth(
             "hooks write to standard error, and see the event alone",
             clean,
@@ -246,6 +250,56 @@ impl Gate {
     pub(super) fn open(&self) -> Result<()> {
         fs::write(&self.0, "").map_err(Into::into)
     }
+}
+
+/// Each hook that is told to restart holds up until the test has changed the interface, as a restart
+/// would.
+fn feedback(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("feedback")?;
+    let hook = r#"case $IFMON_RESTART in true)
+        echo "$IFMON_EVENT $IFMON_IFINDEX begins" >> out
+        until [ -e "done $IFMON_EVENT" ]; do sleep 0.01; done
+    esac
+    echo "$IFMON_EVENT $IFMON_IFINDEX $IFMON_RESTART" >> out"#;
+    let command = command(stage, &scratch, hook, &[])?;
+    let has_begun = |what: &str| {
+        let out = scratch.path().join("out");
+        wait_for(|| {
+            let out = fs::read_to_string(&out).unwrap_or_default();
+            out.contains(&format!("{what} begins")).then_some(())
+        })
+    };
+    let is_done = |event: &str| fs::write(scratch.path().join(format!("done {event}")), "");
+    stage.home.add("wg0", 100)?;
+    stage.launch_home(command, &[("wg0", Some(100))])?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    has_begun("deleted 100")?;
+    stage.home.add("wg0", 101)?;
+    stage.see("wg0", recreated(101, 100))?;
+    is_done("deleted")?;
+    has_begun("recreated 101")?;
+    stage.home.delete(101)?;
+    stage.see("wg0", deleted(101))?;
+    stage.home.add("wg0", 102)?;
+    stage.see("wg0", recreated(102, 101))?;
+    is_done("recreated")?;
+    stage.warns("taken for the hook's own doing");
+    stage.nothing_more(&[])?;
+    let out = fs::read_to_string(scratch.path().join("out"))?;
+    let told: Vec<_> = out
+        .lines()
+        .filter(|line| !line.contains("begins") && !line.contains("watching"))
+        .take(4)
+        .collect();
+    let expected = [
+        "deleted 100 true",
+        "recreated 101 true",
+        "deleted 101 false",
+        "recreated 102 false",
+    ];
+    ensure!(told == expected, "the hooks wrote: {out}");
+    Ok(())
 }
 
 /// More changes than hooks can wait: the program no longer reads then, until the end is asked for.

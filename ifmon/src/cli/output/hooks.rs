@@ -1,18 +1,21 @@
 //! Hooks: a command for each event, one at a time and in order.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
+use ifmon::Handle;
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinHandle,
 };
 
+use super::feedback::{Depth, Feedback};
 use crate::cli::{
     children::{Children, Job, Shell},
     state::Told,
+    watches::Watch,
 };
 
 /// Events that wait for the hook. When it is slower than this, events are no longer read, and what
@@ -23,9 +26,19 @@ const WAITING: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Hooks {
     /// Closed when no more will come.
-    queue: Option<mpsc::UnboundedSender<(Job, Option<Told>)>>,
+    queue: Option<mpsc::UnboundedSender<Hook>>,
+    feedback: Arc<Mutex<Feedback>>,
     waiting: Arc<Waiting>,
     runner: JoinHandle<()>,
+}
+
+/// A hook that is to be run.
+#[derive(Debug)]
+struct Hook {
+    job: Job,
+    /// The watch that it is to restart something for, unless the change is the hook's own doing.
+    restarts: Option<(Watch, Depth)>,
+    told: Option<Told>,
 }
 
 /// How many wait.
@@ -36,33 +49,69 @@ struct Waiting {
 }
 
 impl Hooks {
-    pub(crate) fn new(children: Children, shell: Shell) -> Self {
-        let (queue, mut jobs) = mpsc::unbounded_channel::<(Job, Option<Told>)>();
+    pub(crate) fn new(children: Children, shell: Shell, monitor: Handle) -> Self {
+        let (queue, mut hooks) = mpsc::unbounded_channel::<Hook>();
         let waiting = Arc::<Waiting>::default();
         let left = Arc::clone(&waiting);
+        let feedback = Arc::<Mutex<Feedback>>::default();
+        let runs = Arc::clone(&feedback);
         let runner = tokio::spawn(async move {
-            while let Some((job, told)) = jobs.recv().await {
+            while let Some(Hook {
+                job,
+                restarts,
+                told,
+            }) = hooks.recv().await
+            {
+                let run = restarts.map(|(watch, depth)| lock(&runs).begins(watch, depth));
                 children.run(&shell, job).await;
                 drop(told);
+                if let Some(run) = run {
+                    let (monitor, runs) = (monitor.clone(), Arc::clone(&runs));
+                    // Not awaited here: what happened is told only while hooks are taken.
+                    tokio::spawn(async move {
+                        // When the monitor has ended, nothing more is told.
+                        let _ = monitor.sync().await;
+                        lock(&runs).ended(run);
+                    });
+                }
                 left.count.fetch_sub(1, Ordering::Relaxed);
                 left.fell.notify_one();
             }
         });
         Self {
             queue: Some(queue),
+            feedback,
             waiting,
             runner,
         }
     }
 
-    /// Queues the hook for an event. That never waits, so that none is lost when the end comes
-    /// meanwhile.
-    pub(crate) fn push(&self, job: Job, told: Option<Told>) {
-        if let Some(queue) = &self.queue {
-            self.waiting.count.fetch_add(1, Ordering::Relaxed);
-            // The runner ends only when the queue does.
-            let _ = queue.send((job, told));
-        }
+    /// Queues the hook for an event; with the watch, when that calls for a restart. That never
+    /// waits, so that none is lost when the end comes meanwhile.
+    pub(crate) fn push(&self, mut job: Job, restarts: Option<Watch>, told: Option<Told>) {
+        let Some(queue) = &self.queue else {
+            return;
+        };
+        let restarts = restarts.and_then(|watch| {
+            let depth = lock(&self.feedback).told(watch);
+            if depth.is_own() {
+                log::warn!(
+                    "{} changed while its hook ran, twice in a row: taken for the hook's own \
+                     doing, with IFMON_RESTART=false; to restart something, use --on-restart",
+                    watch.1
+                );
+                job.no_restart();
+                return None;
+            }
+            Some((watch, depth))
+        });
+        self.waiting.count.fetch_add(1, Ordering::Relaxed);
+        // The runner ends only when the queue does.
+        let _ = queue.send(Hook {
+            job,
+            restarts,
+            told,
+        });
     }
 
     /// Shall more events be read?
@@ -88,4 +137,8 @@ impl Hooks {
         self.runner.abort();
         let _ = (&mut self.runner).await;
     }
+}
+
+fn lock(feedback: &Mutex<Feedback>) -> MutexGuard<'_, Feedback> {
+    feedback.lock().unwrap_or_else(PoisonError::into_inner)
 }

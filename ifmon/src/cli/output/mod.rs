@@ -2,6 +2,7 @@
 
 mod environment;
 pub(crate) mod facts;
+mod feedback;
 mod hooks;
 mod journal;
 pub(crate) mod json;
@@ -16,7 +17,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ifmon::{BackendKind, Counters, Event, Origins};
+use ifmon::{BackendKind, Counters, Event, Handle, Origins};
 use tokio::time::timeout;
 
 use self::{
@@ -65,10 +66,11 @@ impl Output {
         args: &Args,
         namespaces: Namespaces,
         children: Option<&Children>,
+        monitor: &Handle,
     ) -> anyhow::Result<Self> {
         let hooks = args.exec.clone().zip(children).map(|(command, children)| {
             let limit = args.exec_timeout;
-            Hooks::new(children.clone(), Shell { command, limit })
+            Hooks::new(children.clone(), Shell { command, limit }, monitor.clone())
         });
         Ok(Self {
             stdout: Stdout::open().context("cannot use standard output")?,
@@ -102,7 +104,13 @@ impl Output {
             environment: self.has_commands.then(|| line.to_environment()),
         };
         if let (Some(hooks), Some(environment)) = (&self.hooks, &line.environment) {
-            hooks.push(job(event.kind.as_str(), environment.clone()), told);
+            let watch = (event.netns, event.interface);
+            let restarts = line.restart.then_some(watch);
+            hooks.push(
+                job(event.kind.as_str(), environment.clone()),
+                restarts,
+                told,
+            );
         }
         line
     }
@@ -163,7 +171,7 @@ impl Output {
             };
             self.stdout.push(&text);
             if let Some(hooks) = &self.hooks {
-                hooks.push(job("stopped", line.to_environment()), None);
+                hooks.push(job("stopped", line.to_environment()), None, None);
             }
         }
     }
