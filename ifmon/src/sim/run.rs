@@ -1,7 +1,7 @@
 //! Drives the monitor through a life that is decided one decision at a time.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt, io,
     time::{Duration, Instant, SystemTime},
 };
@@ -26,6 +26,8 @@ const TOO_MANY: u32 = 2000;
 const TOO_OFTEN: u32 = 200;
 /// A failure that lasts for ever.
 const FOR_EVER: u32 = u32::MAX;
+/// What fails so often in a row is tried again without a wait.
+const TOO_SOON: u32 = 12;
 const KINDS_OF_REQUESTS: usize = 32;
 
 /// A backend's side of the kernel.
@@ -204,6 +206,9 @@ pub(crate) struct Run<S: Side> {
     followers: Vec<Follower>,
     /// By the kind of request: how often it still fails.
     faults: [u32; KINDS_OF_REQUESTS],
+    /// Requests that failed, and how often, while nothing happened, no time passed and nobody
+    /// asked.
+    failures: HashMap<String, u32>,
     /// Nothing fails any more.
     is_healed: bool,
     /// By mark: how many states there were when it was asked for.
@@ -249,6 +254,7 @@ impl<S: Side> Run<S> {
             begun: Vec::new(),
             followers: Vec::new(),
             faults: [0; KINDS_OF_REQUESTS],
+            failures: HashMap::new(),
             is_healed: false,
             marks: Vec::new(),
             mark: 0,
@@ -396,6 +402,7 @@ impl<S: Side> Run<S> {
 
     fn step(&mut self, decisions: &mut Decisions) {
         self.in_vain = 0;
+        self.failures.clear();
         if let Some(notice) = self.host.step() {
             self.tell(|| format!("    host: {notice:?}"));
             let misses = self.setting.is_faulty && !self.is_healed;
@@ -417,6 +424,7 @@ impl<S: Side> Run<S> {
     fn pass(&mut self, time: Duration) {
         self.side.finish();
         self.time += time;
+        self.failures.clear();
     }
 
     fn request(&mut self, decisions: &mut Decisions, request: Request<S>) {
@@ -440,7 +448,10 @@ impl<S: Side> Run<S> {
                 *fault -= 1;
             }
             self.sum.failures += 1;
-            self.tell(|| format!("{} fails", line.unwrap_or_default()));
+            self.tell(|| format!("{request:?} fails"));
+            let failures = self.failures.entry(format!("{request:?}")).or_default();
+            *failures += 1;
+            assert!(*failures < TOO_SOON, "it tries again without a wait");
             return answer;
         }
         let answer = self.side.serve(decisions, &self.host, request);
@@ -552,6 +563,7 @@ impl<S: Side> Run<S> {
         self.sum.asked += 1;
         self.in_vain = 0;
         self.tell(|| format!("ask: {ask:?}"));
+        self.failures.clear();
         self.engine.ask(ask);
     }
 
@@ -705,6 +717,7 @@ impl<S: Side> Run<S> {
         self.begun.clear();
         self.marks.clear();
         self.faults = [0; KINDS_OF_REQUESTS];
+        self.failures.clear();
         let Setting {
             kind,
             conduct,
