@@ -42,6 +42,10 @@ pub(crate) struct Options {
     /// One row only: unrelated, bystanders, watches, latency, start or size
     #[arg(long, value_name = "ROW")]
     only: Option<String>,
+    /// Measure this ifmon as well, in turns with the one of this tree; linked statically, so that
+    /// it runs on the emulated kernel
+    #[arg(long, value_name = "PROGRAM")]
+    before: Option<PathBuf>,
 }
 
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
@@ -49,6 +53,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         quick,
         kernel,
         only,
+        before,
     } = options;
     host::need(&[Tool {
         program: "ip",
@@ -57,7 +62,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     if !host::is_root() {
         return Err(Missing("only root can make network namespaces to measure in".into()).into());
     }
-    let is_whole = !quick && only.is_none();
+    let is_whole = !quick && only.is_none() && before.is_none();
     let mut measure = vec!["measure".to_owned()];
     measure.extend(quick.then(|| "--quick".to_owned()));
     measure.extend(only.into_iter().flat_map(|row| ["--only".to_owned(), row]));
@@ -66,8 +71,14 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let results = workspace::target_dir().join("bench");
     fs::create_dir_all(&results)?;
     let go = go_peer(&results);
-    let native = natively(&bench, &measure, &results, go.as_deref().ok())?;
-    let emulated = emulated(&kernel, &measure, &results)?;
+    let native = natively(
+        &bench,
+        &measure,
+        &results,
+        go.as_deref().ok(),
+        before.as_deref(),
+    )?;
+    let emulated = emulated(&kernel, &measure, &results, before.as_deref())?;
     let mut report = Command::new(&bench);
     report.arg("report").args([native, emulated]);
     if is_whole {
@@ -127,6 +138,7 @@ fn natively(
     measure: &[String],
     results: &Path,
     go: Option<&Path>,
+    before: Option<&Path>,
 ) -> Result<PathBuf> {
     eprintln!("on this host:");
     let path = results.join("native.json");
@@ -135,13 +147,19 @@ fn natively(
             .args(measure)
             .env("IFMON", bench.with_file_name("ifmon"))
             .envs(go.map(|go| ("GO_PEER", go)))
+            .envs(before.map(|before| ("IFMON_BEFORE", before)))
             .stdin(Stdio::null())
             .stdout(File::create(&path)?),
     )?;
     Ok(path)
 }
 
-fn emulated(kernel: &Kernel, measure: &[String], results: &Path) -> Result<PathBuf> {
+fn emulated(
+    kernel: &Kernel,
+    measure: &[String],
+    results: &Path,
+    before: Option<&Path>,
+) -> Result<PathBuf> {
     // Of another architecture there would be nothing to compare with.
     let mut machine = Machine::new(kernel, Arch::host()?)?;
     machine.files.push(build_static()?);
@@ -150,7 +168,14 @@ fn emulated(kernel: &Kernel, measure: &[String], results: &Path) -> Result<PathB
     machine.timeout = Some(PATIENCE);
     eprintln!("on the kernel of {kernel}, emulated:");
     let path = results.join("emulated.json");
-    let mut command = vec!["/bench".to_owned()];
+    let mut command = Vec::new();
+    if let Some(before) = before {
+        let name = before.file_name().context("--before names no program")?;
+        command.push("env".to_owned());
+        command.push(format!("IFMON_BEFORE=/{}", name.to_string_lossy()));
+        machine.files.push(before.to_owned());
+    }
+    command.push("/bench".to_owned());
     command.extend_from_slice(measure);
     command.push("--emulated".to_owned());
     let status = machine.run(&command, &mut File::create(&path)?, &mut io::stderr())?;

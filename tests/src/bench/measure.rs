@@ -53,7 +53,7 @@ impl Plan {
         self.subjects
             .iter()
             .copied()
-            .filter(|subject| matches!(subject, Subject::Ifmon(_)))
+            .filter(|subject| matches!(subject, Subject::Ifmon(_) | Subject::Before(_)))
     }
 }
 
@@ -89,6 +89,14 @@ pub(super) fn run(options: &[&str]) -> Result<()> {
     .into_iter()
     .map(Subject::Ifmon)
     .collect::<Vec<_>>();
+    if Subject::before().is_some() {
+        let backends: &[_] = if emulated {
+            &["fentry", "kprobe", "netlink"]
+        } else {
+            &["netlink"]
+        };
+        subjects.extend(backends.iter().map(|backend| Subject::Before(backend)));
+    }
     subjects.extend([Subject::IpMonitor, Subject::Subscribe]);
     subjects.extend(Subject::go().map(|_| Subject::Go));
     subjects.push(Subject::Poll);

@@ -28,6 +28,8 @@ const PROBE_INDEX: u32 = 999;
 pub(super) enum Subject {
     /// With this backend.
     Ifmon(&'static str),
+    /// Another ifmon with this backend, to be compared with.
+    Before(&'static str),
     /// `ip -o monitor link`
     IpMonitor,
     /// Takes and decodes every link message.
@@ -42,6 +44,7 @@ impl Subject {
     pub(super) fn name(self) -> String {
         match self {
             Self::Ifmon(backend) => format!("ifmon {backend}"),
+            Self::Before(backend) => format!("before: {backend}"),
             Self::IpMonitor => "`ip monitor`".to_owned(),
             Self::Subscribe => "unfiltered subscription".to_owned(),
             Self::Go => "vishvananda/netlink, in Go".to_owned(),
@@ -54,7 +57,15 @@ impl Subject {
     }
 
     pub(super) fn is_tracing(self) -> bool {
-        matches!(self, Self::Ifmon("fentry" | "kprobe"))
+        matches!(
+            self,
+            Self::Ifmon("fentry" | "kprobe") | Self::Before("fentry" | "kprobe")
+        )
+    }
+
+    /// An ifmon to be compared with.
+    pub(super) fn before() -> Option<PathBuf> {
+        env::var_os("IFMON_BEFORE").map(PathBuf::from)
     }
 
     /// The peer in Go, where it was built.
@@ -74,8 +85,12 @@ impl Subject {
             Ok(command)
         };
         let mut command = match self {
-            Self::Ifmon(backend) => {
-                let mut command = Command::new(program::path());
+            Self::Ifmon(backend) | Self::Before(backend) => {
+                let path = match self {
+                    Self::Before(_) => Self::before().context("there is no other ifmon")?,
+                    _ => program::path(),
+                };
+                let mut command = Command::new(path);
                 command.args(["--quiet", "--json", "--backend", backend]);
                 command
             }
@@ -124,7 +139,9 @@ impl Running {
         };
         match subject {
             Subject::IpMonitor => running.probe(namespace)?,
-            Subject::Ifmon(_) => running.lines()?.expect(interfaces.len(), PATIENCE)?,
+            Subject::Ifmon(_) | Subject::Before(_) => {
+                running.lines()?.expect(interfaces.len(), PATIENCE)?
+            }
             Subject::Subscribe | Subject::Go | Subject::Poll => {
                 running.lines()?.expect(1, PATIENCE)?
             }
