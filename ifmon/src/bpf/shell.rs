@@ -389,13 +389,19 @@ fn next(ring: &mut RingBuf<MapData>) -> Option<Record> {
 
 /// Is this process a thread of the kernel? One that has gone was none, since the kernel keeps its
 /// idle workers for minutes (`IDLE_WORKER_TIMEOUT` in `kernel/workqueue.c`). `None` where that
-/// cannot be told from one that is hidden.
+/// cannot be told from one that is hidden (`hidepid` in proc(5)).
 fn is_kernel_thread(pid: u32) -> Option<bool> {
     /// `PF_KTHREAD` of `include/linux/sched.h`
     const PF_KTHREAD: u64 = 0x0020_0000;
-    let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
-        return load::kernel_threads_are_shown().then_some(false);
-    };
+    // They are in the process group 0, as is what a first process starts that has never made one.
+    // Most others are not, which one call says where reading the file takes eight.
+    // SAFETY: takes a number.
+    match unsafe { libc::getpgid(i32::try_from(pid).ok()?) } {
+        0 => {}
+        -1 if io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) => {}
+        _ => return Some(false),
+    }
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses can have any characters in it; the seventh field after it is `flags`.
     let rest = stat.rsplit(|&byte| byte == b')').next()?;
     let fields = std::str::from_utf8(rest).ok()?;
