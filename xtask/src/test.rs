@@ -4,6 +4,7 @@ mod build;
 mod machines;
 mod matrix;
 mod native;
+mod progress;
 mod scenarios;
 mod stress;
 mod units;
@@ -13,11 +14,12 @@ use std::{
     process::ExitCode,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
+    time::Instant,
 };
 
 use anyhow::Result;
 
-use self::{build::Programs, machines::Machines, matrix::Matrix};
+use self::{build::Programs, machines::Machines, matrix::Matrix, progress::Progress};
 use crate::{
     ebpf, fuzz,
     vm::{Arch, Kernel},
@@ -99,6 +101,16 @@ enum Job<'a> {
     Object,
 }
 
+impl Job<'_> {
+    fn name(self) -> String {
+        match self {
+            Self::Here => "this host".to_owned(),
+            Self::There(arch, kernel) => format!("{kernel} {arch}"),
+            Self::Object => "the BPF object, built again to compare".to_owned(),
+        }
+    }
+}
+
 /// So many jobs beside each other.
 const AT_ONCE: usize = 2;
 
@@ -107,6 +119,8 @@ fn work_off<'a>(
     jobs: Vec<Job<'a>>,
     work: impl Fn(Job<'a>) -> Result<Counts> + Sync,
 ) -> Result<Counts> {
+    let names = jobs.iter().map(|job| job.name()).collect();
+    let progress = Mutex::new(Progress::new(names));
     let waiting = Mutex::new(jobs.into_iter());
     let worker = || {
         let mut total = Counts::default();
@@ -114,7 +128,10 @@ fn work_off<'a>(
             let Some(job) = lock(&waiting).next() else {
                 return anyhow::Ok(total);
             };
+            let (name, begin) = (job.name(), Instant::now());
+            println!("{}", lock(&progress).begins(&name));
             total.add(work(job)?);
+            println!("{}", lock(&progress).ended(&name, begin.elapsed()));
         }
     };
     thread::scope(|scope| {
@@ -183,7 +200,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         Job::There(arch, kernel) => Ok(machines.run(kernel, arch, filter, &matrix)),
         Job::Object => shipped_object(),
     })?);
-    println!("\n{}", lock(&matrix));
+    let matrix = lock(&matrix);
+    println!("\n{matrix}\n\n{}", matrix.slowest);
     let Counts {
         passed,
         failed,
@@ -215,7 +233,6 @@ fn parsers() -> Result<Counts> {
 
 /// Is the BPF object in the tree what its sources give?
 fn shipped_object() -> Result<Counts> {
-    println!("BPF object: building it again to compare");
     Ok(match ebpf::check()? {
         ebpf::Check::Same => Counts {
             passed: 1,

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -89,7 +89,6 @@ impl Machines {
             Ok(machine) => machine,
             Err(error) => return left_out_or_failed(&place, error),
         };
-        let begin = Instant::now();
         // They lock the kernel down, so they have a machine of their own. It is as users have it;
         // the others have no waits that nobody looks at.
         let met = (filter.is_none() && has_obstacles(kernel, arch, self.all))
@@ -106,7 +105,6 @@ impl Machines {
         print!("{}{}", met.report, endured.report);
         counts.add(met.counts);
         counts.add(endured.counts);
-        println!("  in {} s", begin.elapsed().as_secs());
         if let Some(error) = error {
             counts.add(Counts::failed(&format!("{place}: {error}")));
         }
@@ -116,7 +114,6 @@ impl Machines {
     /// Gets a machine ready, with programs that are built once for each architecture.
     fn prepare(&self, kernel: &Kernel, arch: Arch) -> Result<Machine> {
         let mut built = lock(&self.built);
-        println!("getting {kernel} for {arch} ready");
         let mut machine = Machine::without_ifmon(kernel, arch)?;
         let Programs {
             ifmon,

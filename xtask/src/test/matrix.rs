@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Counts,
+    progress::Slowest,
     scenarios::{Results, Row},
 };
 
@@ -26,6 +27,8 @@ const EVENTS: [&str; 8] = [
 #[derive(Debug, Default)]
 pub(super) struct Matrix {
     kernels: Vec<(String, BTreeMap<String, Row>)>,
+    /// The scenarios that took longest.
+    pub(super) slowest: Slowest,
 }
 
 impl Matrix {
@@ -37,8 +40,12 @@ impl Matrix {
             rows,
             failures,
             left_out,
+            times,
             ..
         } = results;
+        for (time, what) in times {
+            self.slowest.add(time, format!("{place}, {what}"));
+        }
         let name = if kernel.is_empty() {
             place.to_owned()
         } else {
@@ -68,7 +75,10 @@ impl Matrix {
 
 impl Display for Matrix {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { kernels } = self;
+        let Self {
+            kernels,
+            slowest: _,
+        } = self;
         let kernel = kernels.iter().map(|(name, _)| name.len()).max();
         let kernel = kernel.unwrap_or_default().max("kernel".len());
         write!(

@@ -27,6 +27,8 @@ pub(super) struct Results {
     pub(super) failures: Vec<String>,
     /// Why scenarios were left out, and how many for each reason.
     pub(super) left_out: BTreeMap<String, u32>,
+    /// How many milliseconds each took that passed.
+    pub(super) times: Vec<(u64, String)>,
 }
 
 impl Results {
@@ -35,6 +37,12 @@ impl Results {
             version.clone_into(&mut self.kernel);
         } else if let Some(what) = line.strip_prefix("ok ") {
             self.row(what).counts.passed += 1;
+            let words = what.strip_suffix(" ms");
+            if let Some((what, time)) = words.and_then(|words| words.rsplit_once(' '))
+                && let Ok(time) = time.parse()
+            {
+                self.times.push((time, what.to_owned()));
+            }
         } else if let Some(what) = line.strip_prefix("FAILED ") {
             self.row(what).counts.failed += 1;
             self.failures.push(what.to_owned());
@@ -109,6 +117,7 @@ mod tests {
         results.write_all(b"ved (veth): why\nleft out fentry: deleted (tun): no tun here\n")?;
         results.write_all(b"noise\nbackend netlink passed=1 failed=1 left-out=0 deleted=3\n")?;
         assert_eq!(results.kernel, "6.1.0");
+        assert_eq!(results.times, [(5, "netlink: deleted (veth)".to_owned())]);
         assert_eq!(results.failures, ["netlink: moved (veth): why"]);
         assert_eq!(results.left_out["no tun here"], 1);
         assert_eq!(results.rows["netlink"].events["deleted"], 3);
