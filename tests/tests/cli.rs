@@ -282,3 +282,27 @@ fn standard_error_that_nobody_reads_holds_nothing_up() {
     assert!(status.success(), "{status}");
     drop(reader);
 }
+
+/// A namespace takes some descriptors, and hosts have hundreds. What a command is given stays as it
+/// was: it may use `select(2)`.
+#[test]
+fn the_limit_of_open_files_is_raised_and_not_for_commands() {
+    const LIMIT: &str = "77";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"ulimit -Sn "$1"; shift; exec "$@""#, "sh", LIMIT])
+        .arg(program::path())
+        .args(["--json", "--exec", "echo limit $(ulimit -Sn)", LOOPBACK]);
+    let ifmon = Ifmon::spawn(command).expect("ifmon starts");
+    ifmon.expect(LOOPBACK, "watching").expect("it watches");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", ifmon.pid())).expect("limits");
+    let of_files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let mut words = of_files.expect("a limit").split_whitespace().skip(3);
+    let (soft, hard) = (words.next(), words.next());
+    assert_eq!(soft, hard, "{limits}");
+    let outcome = ifmon.stop().expect("it stops");
+    let said = format!("limit {LIMIT}\n");
+    assert!(outcome.stderr.contains(&said), "{}", outcome.stderr);
+}

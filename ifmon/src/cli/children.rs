@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use super::open_files;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -155,6 +156,8 @@ impl Children {
             // Standard output is for lines.
             .stdout(io::stderr().as_fd().try_clone_to_owned()?)
             .process_group(0);
+        // SAFETY: between fork and exec it makes one system call and allocates nothing.
+        unsafe { command.pre_exec(open_files::restore) };
         let others = own_children();
         // Nothing is awaited from here on, so that the end of the command is not seen before it is
         // known.

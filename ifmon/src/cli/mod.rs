@@ -11,6 +11,7 @@ mod metrics;
 mod mine;
 mod namespaces;
 mod notify;
+mod open_files;
 mod output;
 mod privileges;
 mod restart;

@@ -14,6 +14,7 @@ use super::{
     children::{Children, Shell},
     complain, memory,
     notify::Notifier,
+    open_files,
     output::{Output, facts::Reason, stdout::Stdout},
     privileges,
     restarts::Restarts,
@@ -46,6 +47,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if args.check {
         return check(args.json).await;
     }
+    open_files::raise();
     if let Some(path) = args.serve.take() {
         let agent = service::serve(&args, path);
         return tokio::task::LocalSet::new().run_until(agent).await;

@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::Context as _;
 use ifmon::{BackendKind, Error, Handle, InterfaceName, Monitor, Netns, NetnsId, Origins, Target};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -56,7 +55,6 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
     let notifier = Notifier::new();
     let socket = Socket::open(&path)?;
     let home = Home::new(socket.group)?;
-    raise_descriptor_limit();
     let check = reply(&check::json(&ifmon::Check::run()), false);
     // A monitor watches something; every namespace has this one.
     let anchor = InterfaceName::new("lo").context("no name")?;
@@ -108,20 +106,6 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
             }
             stream = agent.accept(&listener) => agent.take(stream),
         }
-    }
-}
-
-/// Each client takes a descriptor; the usual limit of 1,024 is for programs that use `select(2)`.
-fn raise_descriptor_limit() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    if current != maximum
-        && let Err(error) = setrlimit(Resource::Nofile, raised)
-    {
-        log::warn!("cannot raise the limit of open files: {error}");
     }
 }
 
