@@ -100,8 +100,13 @@ pub(super) fn object(
         // anew for each.
         .env("AYA_BPF_TARGET_ARCH", arch)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(toolchain)?);
-    // Cargo hands these down to a program that it runs.
-    for key in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+    // Cargo hands the first ones down to a program that it runs; the last one outweighs the profile.
+    for key in [
+        "RUSTC",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_INCREMENTAL",
+    ] {
         cargo.env_remove(key);
     }
     command::run(&mut cargo).with_context(|| format!("cannot build the BPF object for {arch}"))?;
