@@ -610,17 +610,16 @@ fn colours_are_for_those_who_want_them() -> Result<()> {
     Ok(())
 }
 
-/// The README's example is the one in the documentation of the crate, which is compiled and run.
+/// The example of both READMEs is the one in the documentation of the crate, which is compiled and
+/// run.
 #[test]
-fn the_example_in_the_readme_runs() -> Result<()> {
+fn the_example_in_the_readmes_runs() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let readme = fs::read_to_string(root.join("README.md"))?;
     let crate_docs = fs::read_to_string(root.join("ifmon/src/lib.rs"))?;
     let between = |text: &str, fence: &str| {
         let (_, after) = text.split_once(fence)?;
         Some(after.split_once("```")?.0.to_owned())
     };
-    let shown = between(&readme, "```rust\n").context("no example in the README")?;
     let docs: String = crate_docs
         .lines()
         .filter_map(|line| line.strip_prefix("//!"))
@@ -630,7 +629,11 @@ fn the_example_in_the_readme_runs() -> Result<()> {
         .flat_map(|line| [line, "\n"])
         .collect();
     let run = between(&docs, "```\n").context("no example in the documentation")?;
-    ensure!(shown == run, "README:\n{shown}\ndocumentation:\n{run}");
+    for page in ["README.md", "ifmon/README.md"] {
+        let text = fs::read_to_string(root.join(page))?;
+        let shown = between(&text, "```rust\n").with_context(|| format!("no example in {page}"))?;
+        ensure!(shown == run, "{page}:\n{shown}\ndocumentation:\n{run}");
+    }
     Ok(())
 }
 

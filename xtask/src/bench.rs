@@ -98,7 +98,7 @@ fn build() -> Result<PathBuf> {
     command::run(
         Command::new("cargo")
             .current_dir(workspace::root())
-            .args(["build", "--quiet", "--release", "--package", "ifmon"])
+            .args(["build", "--quiet", "--release", "--package", "ifmon-watch"])
             .args(["--package", "tests", "--bin", "ifmon", "--bin", "bench"]),
     )?;
     Ok(workspace::target_dir().join("release/bench"))

@@ -2,6 +2,7 @@
 //! program.
 
 mod check;
+mod crates;
 mod deb;
 
 use std::{
@@ -82,6 +83,7 @@ pub(crate) fn run(Options { test }: Options) -> Result<ExitCode> {
     if test {
         check::package(&package, &items, &scratch.path().join("root"))?;
         check::tarball(&tarball, &scratch.path().join("unpacked"))?;
+        crates::check()?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -152,7 +154,7 @@ fn build(release: bool) -> Result<PathBuf> {
         ("metrics,generate", "debug")
     };
     let mut cargo = standalone.cargo("build");
-    cargo.args(["--package", "ifmon", "--bin", "ifmon"]);
+    cargo.args(["--package", "ifmon-watch", "--bin", "ifmon"]);
     cargo.args(["--features", features]);
     if release {
         cargo.arg("--release");

@@ -35,7 +35,7 @@ pub(crate) fn build() -> Result<PathBuf> {
         Command::new("cargo")
             .current_dir(workspace::root())
             .args(["build", "--quiet", "--release"])
-            .args(["--package", "ifmon", "--bin", "ifmon", "--target-dir"])
+            .args(["--package", "ifmon-watch", "--bin", "ifmon", "--target-dir"])
             .arg(&target_dir),
     )
     .context("cannot build ifmon")?;

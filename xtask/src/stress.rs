@@ -95,7 +95,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
 }
 
 fn native(args: &[OsString]) -> Result<bool> {
-    let ifmon = build("ifmon", "ifmon")?;
+    let ifmon = build("ifmon", "ifmon-watch")?;
     let status = Command::new(build("stress", "tests")?)
         .args(args)
         .env("IFMON", ifmon)

@@ -119,8 +119,12 @@ fn cargo() -> Command {
 
 fn no_aya() -> Result<()> {
     let arguments = ["--no-default-features", "--edges=normal", "--prefix=none"];
-    let tree = command::output(cargo().args(["tree", "--package=ifmon"]).args(arguments))?;
-    ensure!(tree.starts_with("ifmon "), "cargo shows another tree");
+    let tree = command::output(
+        cargo()
+            .args(["tree", "--package=ifmon-watch"])
+            .args(arguments),
+    )?;
+    ensure!(tree.starts_with("ifmon-watch "), "cargo shows another tree");
     let aya: Vec<&str> = tree
         .lines()
         .filter(|line| line.starts_with("aya"))
@@ -131,7 +135,12 @@ fn no_aya() -> Result<()> {
 
 fn lint(arguments: &[&str]) -> Result<()> {
     let mut cargo = cargo();
-    cargo.args(["clippy", "--quiet", "--package=ifmon", "--all-targets"]);
+    cargo.args([
+        "clippy",
+        "--quiet",
+        "--package=ifmon-watch",
+        "--all-targets",
+    ]);
     command::run(cargo.args(arguments).args(["--", "--deny=warnings"]))
 }
 
@@ -149,7 +158,7 @@ fn test(processor: &Processor) -> Result<()> {
         None => Standalone::foreign(target)?,
     };
     let mut tests = standalone.cargo("test");
-    tests.args(["--package=ifmon", "--no-default-features", "--lib"]);
+    tests.args(["--package=ifmon-watch", "--no-default-features", "--lib"]);
     match emulator {
         Some(emulator) => {
             host::need(std::slice::from_ref(emulator))?;

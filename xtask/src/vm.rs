@@ -147,7 +147,7 @@ fn build_ifmon(arch: Arch) -> Result<PathBuf> {
     command::run(standalone.cargo("build").args([
         "--release",
         "--package",
-        "ifmon",
+        "ifmon-watch",
         "--bin",
         "ifmon",
     ]))

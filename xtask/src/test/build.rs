@@ -36,7 +36,7 @@ impl Programs {
         };
         println!("building the programs under test for {arch}");
         // With all that the packages have, so that there is nothing that no test has seen.
-        let ifmon = ["--release", "--package", "ifmon", "--bin", "ifmon"];
+        let ifmon = ["--release", "--package", "ifmon-watch", "--bin", "ifmon"];
         let tests = ["scenarios", "obstacles", "stress"];
         let mut shipped = programs.cargo("build");
         shipped.args(ifmon).args(["--features", "metrics"]);

@@ -1,7 +1,7 @@
 //! Cuts the few types that matter out of a kernel's BTF, to have real BTF as test data that is
 //! small.
 //!
-//! Run it with `IFMON_BTF_IN=<file> IFMON_BTF_OUT=<file> cargo test -p ifmon cut_out -- --ignored`;
+//! Run it with `IFMON_BTF_IN=<file> IFMON_BTF_OUT=<file> cargo test -p ifmon-watch cut_out -- --ignored`;
 //! the input is a BTF file, or anything that holds one unpacked (a vmlinux, an arm64 Image).
 //! testdata/btf/README.md says where the ones in use come from.
 

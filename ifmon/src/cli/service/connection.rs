@@ -246,7 +246,7 @@ fn service_info() -> Value {
         "vendor": "ifmon",
         "product": "ifmon",
         "version": env!("CARGO_PKG_VERSION"),
-        "url": env!("CARGO_PKG_REPOSITORY"),
+        "url": concat!("https://docs.rs/", env!("CARGO_PKG_NAME")),
         "interfaces": ["org.varlink.service", "io.ifmon"],
     })
 }
