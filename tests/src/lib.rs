@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod bench;
 pub mod calls;
+pub mod documents;
 pub mod format;
 pub mod links;
 pub mod namespace;

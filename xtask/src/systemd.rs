@@ -1,6 +1,7 @@
 //! `cargo xtask systemd`: the Debian package and its unit under a real systemd, in an emulated
 //! machine.
 
+mod documents;
 mod package;
 mod root;
 
@@ -56,17 +57,21 @@ enum Part {
     WgQuick,
     /// Installing, upgrading, removing and purging the package
     Package,
+    /// What the documents have people type
+    Documents,
 }
 
 impl Part {
-    const fn script(self) -> &'static str {
-        match self {
+    fn script(self) -> Result<String> {
+        let script = match self {
             Self::Unit => include_str!("systemd/parts/unit.sh"),
             Self::Names => include_str!("systemd/parts/names.sh"),
             Self::Upgrade => include_str!("systemd/parts/upgrade.sh"),
             Self::WgQuick => include_str!("systemd/parts/wg-quick.sh"),
             Self::Package => include_str!("systemd/parts/package.sh"),
-        }
+            Self::Documents => return documents::script(),
+        };
+        Ok(script.to_owned())
     }
 }
 
@@ -121,7 +126,7 @@ struct Counts {
 
 fn run_part(machine: &mut Machine, part: Part, files: &Path) -> Result<Counts> {
     let script = files.join("part.sh");
-    fs::write(&script, [LIBRARY, part.script(), "finish\n"].concat())?;
+    fs::write(&script, [LIBRARY, &part.script()?, "finish\n"].concat())?;
     machine.files = vec![script, files.join("ifmon.deb"), files.join("newer.deb")];
     let begin = Instant::now();
     let mut said = Vec::new();
