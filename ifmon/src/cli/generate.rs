@@ -1,17 +1,23 @@
-//! The man page and the shell completions, from the one definition of the command line. Built for
-//! packages only.
+//! The man pages and the shell completions, from the one definition of the command line and that of
+//! the service. Built for packages only.
 
 use std::io::{self, Write};
 
-use clap::{CommandFactory as _, ValueEnum};
+use clap::{Arg, ArgAction, Command, CommandFactory as _, ValueEnum, builder::Resettable};
 use clap_complete::{Shell, generate};
 
 use super::args::Args;
 
+/// What the service is asked and answers.
+const VARLINK: &str = include_str!("../../io.ifmon.varlink");
+
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum What {
+    /// ifmon(1)
     Man,
+    /// ifmon.varlink(5)
+    ManVarlink,
     Bash,
     Zsh,
     Fish,
@@ -19,30 +25,180 @@ pub(crate) enum What {
 
 impl What {
     pub(crate) fn write(self, out: &mut impl Write) -> io::Result<()> {
-        let mut command = Args::command();
-        let shell = match self {
-            Self::Man => return man(command, out),
-            Self::Bash => Shell::Bash,
-            Self::Zsh => Shell::Zsh,
-            Self::Fish => Shell::Fish,
+        let text = match self {
+            Self::Man => return man(Args::command(), out),
+            Self::ManVarlink => man_varlink(),
+            Self::Bash => completions(Shell::Bash) + &names_for_bash(),
+            Self::Zsh => with_names_for_zsh(&completions(Shell::Zsh)),
+            Self::Fish => completions(Shell::Fish) + FISH_NAMES,
         };
-        let name = command.get_name().to_owned();
-        generate(shell, &mut command, name, out);
-        Ok(())
+        out.write_all(text.as_bytes())
     }
 }
 
+/// What clap makes of the options. It would offer the hidden ones, too, so they are left out.
+fn completions(shell: Shell) -> String {
+    let mut all = Args::command();
+    all.build();
+    // What an argument says of others may be about a hidden one, and no completion asks for it.
+    let alone = |arg: &Arg| {
+        arg.clone()
+            .conflicts_with(Resettable::Reset)
+            .requires(Resettable::Reset)
+            .required_unless_present(Resettable::Reset)
+            .group(Resettable::Reset)
+    };
+    let shown = all.get_arguments().filter(|arg| !arg.is_hide_set());
+    let mut shown = Command::new("ifmon")
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(shown.map(alone));
+    let mut text = Vec::new();
+    generate(shell, &mut shown, "ifmon", &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Names of interfaces and namespaces, where clap knows none.
+const BASH_NAMES: &str = r#"
+_ifmon_with_names() {
+    local folder name
+    case $3 in
+        --netns) folder=/run/netns ;;
+        @WITH_VALUE@) ;;
+        *) folder=/sys/class/net ;;
+    esac
+    if [[ $2 == -* || -z $folder ]]; then
+        _ifmon "$@"
+        return
+    fi
+    COMPREPLY=()
+    for name in "$folder"/*; do
+        name=${name##*/}
+        [[ $name != "$2"* || $name == "*" ]] || COMPREPLY+=("$(printf %q "$name")")
+    done
+}
+complete -F _ifmon_with_names -o nosort -o bashdefault -o default ifmon
+"#;
+
+fn names_for_bash() -> String {
+    let command = Args::command();
+    let with_value: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| arg.get_action().takes_values() && !arg.is_require_equals_set())
+        .filter(|arg| !arg.is_hide_set())
+        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+        .collect();
+    BASH_NAMES.replace("@WITH_VALUE@", &with_value.join(" | "))
+}
+
+/// The same for fish.
+const FISH_NAMES: &str = "
+complete -c ifmon -f -a '(path basename /sys/class/net/*)' -d Interface
+complete -c ifmon -l netns -f -r -a '(path basename /run/netns/*)' -d Namespace
+";
+
+/// The same for zsh, which knows interfaces by itself.
+fn with_names_for_zsh(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let action = if line.contains("::words") {
+            ":_net_interfaces"
+        } else if line.contains("--netns=") {
+            ":_files -W /run/netns"
+        } else {
+            return format!("{line}\n");
+        };
+        format!("{}\n", line.replace(":_default", action))
+    });
+    lines.collect()
+}
+
 /// What is told by `--help`, and beside it what only a man page has room for.
-fn man(command: clap::Command, out: &mut impl Write) -> io::Result<()> {
+fn man(mut command: Command, out: &mut impl Write) -> io::Result<()> {
+    command.build();
+    let synopsis = synopsis(&command);
     let man = clap_mangen::Man::new(command).manual("User Commands");
     man.render_title(out)?;
     man.render_name_section(out)?;
-    man.render_synopsis_section(out)?;
+    out.write_all(synopsis.as_bytes())?;
     man.render_description_section(out)?;
     man.render_options_section(out)?;
     out.write_all(MORE.as_bytes())?;
     man.render_version_section(out)
 }
+
+/// Each option with its value, which clap leaves out.
+fn synopsis(command: &Command) -> String {
+    let mut text = ".SH SYNOPSIS\n\\fBifmon\\fR\n".to_owned();
+    let options = command
+        .get_arguments()
+        .filter(|arg| !arg.is_positional() && !arg.is_hide_set());
+    for arg in options.chain(command.get_positionals()) {
+        let long = arg.get_long().map(|long| format!("\\fB\\-\\-{long}\\fR"));
+        let short = arg.get_short().map(|short| format!("\\fB\\-{short}\\fR|"));
+        let value = match arg.get_value_names() {
+            Some([value, ..]) if arg.get_action().takes_values() => format!("\\fI{value}\\fR"),
+            _ => String::new(),
+        };
+        let has_optional_value = arg
+            .get_num_args()
+            .is_some_and(|range| range.takes_values() && range.min_values() == 0);
+        let shown = match long {
+            None => value,
+            Some(long) => {
+                let name = format!("{}{long}", short.unwrap_or_default());
+                match value.as_str() {
+                    "" => format!("[{name}]"),
+                    _ if arg.is_require_equals_set() => format!("[{name}[={value}]]"),
+                    _ if has_optional_value => format!("[{name} [{value}]]"),
+                    _ => format!("[{name} {value}]"),
+                }
+            }
+        };
+        let more = match arg.get_action() {
+            ArgAction::Append | ArgAction::Count => "...",
+            _ => "",
+        };
+        text.push_str(&format!("{shown}{more}\n"));
+    }
+    text
+}
+
+/// The service's definition as it stands, which says all that there is to say of it.
+fn man_varlink() -> String {
+    let verbatim = |line: &str| {
+        let line = line.replace('\\', "\\e").replace('-', "\\-");
+        // What begins with a dot or a quote would be a request.
+        format!("\\&{line}\n")
+    };
+    let title = format!(
+        ".TH ifmon.varlink 5 \"\" \"ifmon {}\" \"File Formats\"\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let definition: String = VARLINK.lines().map(verbatim).collect();
+    [&title, VARLINK_BEGIN, &definition, VARLINK_END].concat()
+}
+
+const VARLINK_BEGIN: &str = r#".SH NAME
+ifmon.varlink \- what the agent of ifmon is asked and answers
+.SH SYNOPSIS
+.I /run/ifmon/io.ifmon
+.SH DESCRIPTION
+.B ifmon \-\-serve
+answers on this socket in the protocol varlink: JSON objects, each with a zero byte after it. Clients need no privileges. A
+client watches the network namespace in which it made its socket.
+.PP
+.nf
+varlinkctl call \-\-more /run/ifmon/io.ifmon io.ifmon.Watch '{"interfaces":["wg0"]}'
+.fi
+.SH DEFINITION
+.nf
+"#;
+const VARLINK_END: &str = r#".fi
+.SH SEE ALSO
+.BR ifmon (1),
+.BR varlinkctl (1)
+"#;
 
 /// Sections that the definition of the command line does not have.
 const MORE: &str = r#".SH EVENTS
@@ -75,6 +231,67 @@ Events were lost on the way and the state was read again.
 .TP
 \fBstopped\fR
 Last line of each watch.
+.SH JSON
+With \fB\-\-json\fR, each line is an object. What the kernel does not say is null.
+.TP
+.B time
+When the kernel made the change, where the backend knows it, and when it was read otherwise; RFC 3339.
+.TP
+.B event
+One of those above.
+.TP
+.BR interface ", " netns ", " netns_name
+The name that is watched; the inode number of its network namespace; what
+.BR ip\-netns (8)
+calls that, where it has a name.
+.TP
+.B ifindex
+Of the device that has the name, or had it before the change; null while there is none.
+.TP
+.B restart
+Is the interface no longer the one that was set up?
+.TP
+.B own
+True for a change by what \fB\-\-mine\fR names.
+.TP
+.B recovered
+True where the change was not heard of but found by reading the state again.
+.TP
+.B backend
+How it was learnt.
+.TP
+.B by
+Who made the change, with the BPF backends.
+.BR pid ", " comm ", " uid
+and
+.B cgroup
+(its id) are those of the task;
+.B kthread
+is true for a thread of the kernel, which acted for somebody else.
+.BR cgroup_path ,
+.BR unit
+(of systemd),
+.BR container
+(with \fBruntime\fR and \fBid\fR) and
+.B pod
+(a uid of Kubernetes) are there where they can be found. Names are what processes and cgroups call themselves: decide
+nothing by them that somebody could want to get around.
+.TP
+.B to
+The new name (\fBrenamed\fR).
+.TP
+.BR to_netns ", " to_ifindex ", " to_netns_name
+Where the device went (\fBmoved\fR), as far as that is known.
+.TP
+.B old_ifindex
+Of the device that had the name before (\fBrecreated\fR).
+.TP
+.BR lost ", " changed
+How many events were lost, null where nobody knows; whether the state was found changed (\fBresynced\fR).
+.TP
+.BR reason ", " seen ", " delivered ", " lost
+Why the watch ended: \fBsignal\fR, \fBonce\fR, \fBtimeout\fR or \fBerror\fR; how many changes there were of all interfaces, how
+many events of this one, and how many were lost (\fBstopped\fR).
 .SH EXIT STATUS
 .TP
 \fB0\fR
@@ -102,7 +319,33 @@ SIGTERM, SIGINT and SIGHUP end ifmon once the commands that run and wait have en
 at once. Where SIGHUP is ignored as ifmon starts, as with
 .BR nohup (1),
 it stays ignored.
+.SH UNITS
+.TP
+.I ifmon@NAME.service
+Watches NAME, which may be escaped by
+.BR systemd\-escape (1),
+and writes JSON lines to the journal. It is ready when the watch is live.
+.TP
+.IR ifmon.socket ", " ifmon.service
+The agent: one process that watches for any number of programs; see
+.BR ifmon.varlink (5).
 .SH FILES
+.TP
+.IR /etc/default/ifmon ", " /etc/default/ifmon\-NAME
+Options of all instances of the unit, and those of one in place of them, as \fBIFMON_OPTIONS=\-\-metrics=9101\fR.
+.TP
+.I /etc/default/ifmon\-agent
+The same for the agent.
+.TP
+.I /var/lib/ifmon
+State directories of the units.
+.TP
+.I /run/ifmon/io.ifmon
+The socket of the agent.
+.TP
+.I /run/netns
+Names of network namespaces.
+.PP
 In the directory of \fB\-\-state\fR there is a file for each watch, called \fINETNS\fR:\fINAME\fR, which says what device
 had the name when all that was known until then had been told, and \fIlock\fR, which keeps a second process out. Files of
 another boot say nothing. When ifmon is killed after it has told a change and before the file was replaced, the change
@@ -146,6 +389,7 @@ Watch an interface of another network namespace:
 ifmon web/eth0
 .fi
 .SH SEE ALSO
+.BR ifmon.varlink (5),
 .BR ip\-link (8),
 .BR ip\-monitor (8),
 .BR ip\-netns (8)
@@ -155,36 +399,97 @@ ifmon web/eth0
 mod tests {
     use super::*;
 
+    fn written(what: What) -> String {
+        let mut text = Vec::new();
+        what.write(&mut text).expect("memory can be written");
+        String::from_utf8(text).expect("text")
+    }
+
     #[test]
-    fn everything_can_be_written() {
-        for what in What::value_variants() {
-            let mut text = Vec::new();
-            what.write(&mut text).expect("memory can be written");
-            let text = String::from_utf8(text).expect("text");
-            assert!(
-                text.contains("must") && text.contains("exist"),
-                "{what:?}: {text}"
-            );
+    fn options_are_offered_but_for_the_hidden_ones() {
+        let command = Args::command();
+        for shell in [What::Bash, What::Zsh, What::Fish] {
+            let text = written(shell);
+            for arg in command.get_arguments() {
+                let Some(long) = arg.get_long() else { continue };
+                let option = match shell {
+                    What::Fish => format!("-l {long} "),
+                    _ => format!("--{long}"),
+                };
+                let offered = text.contains(&option) || text.contains(option.trim_end());
+                assert_eq!(offered, !arg.is_hide_set(), "{shell:?}: {long}");
+            }
         }
     }
 
     #[test]
-    fn the_man_page_names_every_event() {
-        let mut text = Vec::new();
-        What::Man.write(&mut text).expect("memory can be written");
-        let text = String::from_utf8(text).expect("text");
-        for event in [
-            "watching",
-            "deleted",
-            "renamed",
-            "moved",
-            "appeared",
-            "recreated",
-            "returned",
-            "resynced",
-            "stopped",
+    fn names_are_offered() {
+        for (shell, interfaces, namespaces) in [
+            (What::Bash, "/sys/class/net", "/run/netns"),
+            (What::Zsh, ":_net_interfaces", ":_files -W /run/netns"),
+            (What::Fish, "/sys/class/net/*", "/run/netns/*"),
         ] {
-            assert!(text.contains(&format!("\\fB{event}\\fR")), "{event}");
+            let text = written(shell);
+            assert!(text.contains(interfaces), "{text}");
+            assert!(text.contains(namespaces), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_synopsis_has_the_values() {
+        let text = written(What::Man);
+        for shown in [
+            "\n[\\fB\\-\\-backend\\fR \\fIBACKEND\\fR]\n",
+            "\n[\\fB\\-\\-wait\\fR[=\\fISTATE\\fR]]\n",
+            "\n[\\fB\\-\\-serve\\fR [\\fIPATH\\fR]]\n",
+            "\n[\\fB\\-\\-netns\\fR \\fINAME|PATH|PID\\fR]...\n",
+            "\n[\\fB\\-q\\fR|\\fB\\-\\-quiet\\fR]\n",
+            "\n\\fIINTERFACE\\fR...\n",
+        ] {
+            assert!(text.contains(shown), "{shown} is not in {text}");
+        }
+        assert!(!text.contains("open-filter") && !text.contains("open\\-filter"));
+    }
+
+    /// The service tells what lines tell, and its definition is held against the code.
+    #[test]
+    fn the_man_page_names_every_event_and_every_field() {
+        let text = written(What::Man);
+        let (_, reply) = VARLINK.split_once("-> (").expect("it answers");
+        let (reply, _) = reply.split_once("\n)").expect("it has an end");
+        let (_, actor) = VARLINK.split_once("type Actor (").expect("there is one");
+        let (actor, _) = actor.split_once("\n)").expect("it has an end");
+        let fields = [reply, actor].map(|fields| {
+            let fields = fields.lines().map(str::trim);
+            fields.filter_map(|line| Some(line.split_once(": ")?.0))
+        });
+        let (_, events) = reply.split_once("event: (").expect("there are events");
+        let (events, _) = events.split_once(')').expect("they have an end");
+        let mut count = 0;
+        for word in fields
+            .into_iter()
+            .flatten()
+            .filter(|word| !word.starts_with('#'))
+            .chain(events.split(", "))
+            .chain(["stopped", "reason", "seen", "delivered", "own"])
+        {
+            let escaped = word.replace('-', "\\-");
+            let named = text.lines().any(|line| {
+                let bold = line.starts_with(".B ") || line.starts_with(".BR ");
+                line.contains(&format!("\\fB{escaped}\\fR"))
+                    || bold && line.split([' ', '"', ',']).any(|part| part == escaped)
+            });
+            assert!(named, "{word}");
+            count += 1;
+        }
+        assert!(count > 30, "{count}");
+    }
+
+    #[test]
+    fn the_service_is_described_by_its_definition() {
+        let text = written(What::ManVarlink);
+        for line in ["method List() ", "error TooMany ", "type Actor ("] {
+            assert!(text.contains(&format!("\\&{line}")), "{text}");
         }
     }
 }
