@@ -1,9 +1,11 @@
-//! Makes what is installed on other machines: a Debian package and a tarball, both with a static
-//! program.
+//! Makes what is installed on other machines: packages for Debian and for those who use RPM, and a
+//! tarball, all with the same static program.
 
 mod check;
 mod crates;
 mod deb;
+mod image;
+mod rpm;
 
 use std::{
     env, fs, io,
@@ -16,7 +18,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     command,
-    host::{self, Tool},
+    host::{self, Missing, Tool},
     scratch::ScratchDir,
     standalone::Standalone,
     workspace,
@@ -42,17 +44,17 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
-/// Make a Debian package and a tarball for this processor, in target/dist
+/// Make a Debian package, an RPM package and a tarball for this processor, in target/dist
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Install and remove them too, in a directory of their own
+    /// Install and remove them too, in a directory of their own, and pack what crates.io would get
     #[arg(long)]
     test: bool,
 }
 
 /// A file of the package: where it goes, its mode, and what is in it.
 struct Item {
-    path: &'static str,
+    path: String,
     mode: u32,
     content: Vec<u8>,
 }
@@ -76,16 +78,36 @@ pub(crate) fn run(Options { test }: Options) -> Result<ExitCode> {
 
     let package = deb::build(&items, &scratch.path().join("deb"), &dist)?;
     let tarball = tarball(&items, scratch.path(), &dist)?;
-    for file in [&package, &tarball] {
+    let rpm_items = rpm::items(&items)?;
+    let rpm = rpm::build(&rpm_items, &scratch.path().join("rpm"), &dist);
+    let rpm = unless_missing("the RPM package", rpm)?;
+    for file in [&package, &tarball].into_iter().chain(&rpm) {
         let size = fs::metadata(file)?.len() / 1024;
         println!("{} ({size} KiB)", file.display());
     }
     if test {
         check::package(&package, &items, &scratch.path().join("root"))?;
         check::tarball(&tarball, &scratch.path().join("unpacked"))?;
+        if let Some(rpm) = rpm {
+            rpm::test(&rpm, &rpm_items, &scratch.path().join("rpm-root"))?;
+        }
         crates::check()?;
+        let image = image::test(&dist, &scratch.path().join("image"));
+        unless_missing("the container image", image)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what was left out for want of a tool.
+fn unless_missing<T>(what: &str, result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(made) => Ok(Some(made)),
+        Err(error) => {
+            let Missing(why) = error.downcast()?;
+            println!("left out: {what}: {why}");
+            Ok(None)
+        }
+    }
 }
 
 /// Everything that is installed, the program first.
@@ -97,14 +119,14 @@ fn items() -> Result<Vec<Item>> {
         let path = workspace::root().join(name);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     };
-    let item = |path, content| Item {
-        path,
+    let item = |path: &str, content| Item {
+        path: path.to_owned(),
         mode: 0o644,
         content,
     };
-    Ok(vec![
+    let mut items = vec![
         Item {
-            path: "usr/bin/ifmon",
+            path: "usr/bin/ifmon".to_owned(),
             mode: 0o755,
             content: fs::read(program)?,
         },
@@ -126,6 +148,10 @@ fn items() -> Result<Vec<Item>> {
         ),
         item("usr/share/man/man1/ifmon.1.gz", gzip(&generate("man")?)?),
         item(
+            "usr/share/man/man5/ifmon.varlink.5.gz",
+            gzip(&generate("man-varlink")?)?,
+        ),
+        item(
             "usr/share/bash-completion/completions/ifmon",
             generate("bash")?,
         ),
@@ -140,7 +166,16 @@ fn items() -> Result<Vec<Item>> {
         ),
         item("usr/share/doc/ifmon/README.md", file("README.md")?),
         item("usr/share/doc/ifmon/copyright", deb::copyright()?),
-    ])
+    ];
+    for page in fs::read_dir(workspace::root().join("docs"))? {
+        let name = page?.file_name();
+        let name = name.to_str().context("a page has another name")?;
+        items.push(item(
+            &format!("usr/share/doc/ifmon/docs/{name}"),
+            file(&format!("docs/{name}"))?,
+        ));
+    }
+    Ok(items)
 }
 
 /// Builds the program, static: for release, or the one that writes the man page and the
@@ -157,7 +192,8 @@ fn build(release: bool) -> Result<PathBuf> {
     cargo.args(["--package", "ifmon-watch", "--bin", "ifmon"]);
     cargo.args(["--features", features]);
     if release {
-        cargo.arg("--release");
+        // Outweighs the profile, and makes a larger program.
+        cargo.arg("--release").env_remove("CARGO_INCREMENTAL");
     }
     command::run(&mut cargo).context("cannot build ifmon")?;
     Ok(standalone.program(profile, "ifmon"))
@@ -168,15 +204,16 @@ fn tarball(items: &[Item], scratch: &Path, dist: &Path) -> Result<PathBuf> {
     let name = format!("ifmon-{VERSION}-{}-linux", env::consts::ARCH);
     let tree = scratch.join(&name);
     for item in items {
-        let file_name = Path::new(item.path)
+        let file_name = Path::new(&item.path)
             .file_name()
             .context("a file has a name")?;
-        let folder = match item.path {
+        let folder = match item.path.as_str() {
             path if path.contains("completion") => tree.join("completions"),
+            path if path.contains("/docs/") => tree.join("docs"),
             _ => tree.clone(),
         };
         // The two completions of the same name: bash's needs one of its own.
-        let file_name = match item.path {
+        let file_name = match item.path.as_str() {
             "usr/share/bash-completion/completions/ifmon" => "ifmon.bash".as_ref(),
             _ => file_name,
         };

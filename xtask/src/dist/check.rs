@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -29,29 +30,44 @@ pub(super) fn package(package: &Path, items: &[Item], root: &Path) -> Result<()>
     lintian(package)?;
 
     dpkg(root, &["--install".as_ref(), package.as_os_str()])?;
-    for item in items {
-        let installed = fs::read(root.join(item.path))
-            .with_context(|| format!("{} was not installed", item.path))?;
-        ensure!(
-            installed == item.content,
-            "{} is not what was packed",
-            item.path
-        );
-    }
+    installed(items, root)?;
     println!("installed {} files", items.len());
     program(&root.join("usr/bin/ifmon"))?;
     unit(root)?;
     completions(root)?;
-    man_page(root)?;
+    man_pages(root)?;
 
     dpkg(root, &["--purge".as_ref(), "ifmon".as_ref()])?;
+    nothing_left(root)?;
+    println!("removed, and nothing was left behind");
+    Ok(())
+}
+
+/// Is each item there, as it was packed?
+pub(super) fn installed(items: &[Item], root: &Path) -> Result<()> {
+    for item in items {
+        let path = root.join(&item.path);
+        let content =
+            fs::read(&path).with_context(|| format!("{} was not installed", item.path))?;
+        ensure!(
+            content == item.content,
+            "{} is not what was packed",
+            item.path
+        );
+        let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
+        ensure!(mode == item.mode, "{} has the mode {mode:o}", item.path);
+    }
+    Ok(())
+}
+
+/// Has a package manager removed all but its own records?
+pub(super) fn nothing_left(root: &Path) -> Result<()> {
     let left = files(root)?
         .into_iter()
         .find(|path| !path.starts_with(root.join("var")));
     if let Some(left) = left {
         bail!("{} was left behind", left.display());
     }
-    println!("removed, and nothing was left behind");
     Ok(())
 }
 
@@ -145,7 +161,7 @@ fn unit(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every shell that is there must be able to read its own.
+/// Every shell that is there must be able to read its own. Of bash's it is seen what they offer.
 fn completions(root: &Path) -> Result<()> {
     for (shell, path) in [
         ("bash", "usr/share/bash-completion/completions/ifmon"),
@@ -155,6 +171,9 @@ fn completions(root: &Path) -> Result<()> {
         if host::is_program(shell) {
             command::output(Command::new(shell).arg("-n").arg(root.join(path)))?;
             println!("the completions for {shell} can be read");
+            if shell == "bash" {
+                offers(&root.join(path))?;
+            }
         } else {
             println!("left out: {shell} is not there to read its completions");
         }
@@ -162,21 +181,51 @@ fn completions(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn man_page(root: &Path) -> Result<()> {
+/// What bash offers for the last of some words.
+fn offers(completions: &Path) -> Result<()> {
+    const SCRIPT: &str = r#". "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _ifmon_with_names "$1" "${!#}" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
+    for (words, offered, not_offered) in [
+        (&[""][..], "lo", "--json"),
+        (&["--json", "l"], "lo", "--json"),
+        (&["--"], "--json", "lo"),
+        (&["--"], "--json", "--open-filter"),
+        (&["--backend", ""], "netlink-ebpf", "lo"),
+    ] {
+        let said = command::output(
+            Command::new("bash")
+                .args(["-c", SCRIPT])
+                .arg(completions)
+                .arg("ifmon")
+                .args(words),
+        )?;
+        ensure!(
+            said.lines().any(|line| line == offered)
+                && said.lines().all(|line| line != not_offered),
+            "after ifmon {words:?} bash offers {said:?}"
+        );
+    }
+    Ok(())
+}
+
+fn man_pages(root: &Path) -> Result<()> {
     if !host::is_program("man") {
         println!("left out: man is not there to show the man page");
         return Ok(());
     }
-    let shown = Command::new("man")
-        .args(["--warnings", "--local-file"])
-        .arg(root.join("usr/share/man/man1/ifmon.1.gz"))
-        .env("MANWIDTH", "80")
-        .env("LC_ALL", "C.UTF-8")
-        .env_remove("PAGER")
-        .output()?;
-    let said = String::from_utf8_lossy(&shown.stderr);
-    ensure!(shown.status.success() && said.is_empty(), "man: {said}");
-    println!("the man page can be shown");
+    for page in ["man1/ifmon.1.gz", "man5/ifmon.varlink.5.gz"] {
+        let shown = Command::new("man")
+            .args(["--warnings", "--local-file"])
+            .arg(root.join("usr/share/man").join(page))
+            // As wide as the definition of the service is.
+            .env("MANWIDTH", "110")
+            .env("LC_ALL", "C.UTF-8")
+            .env_remove("PAGER")
+            .output()?;
+        let said = String::from_utf8_lossy(&shown.stderr);
+        ensure!(shown.status.success() && said.is_empty(), "man: {said}");
+    }
+    println!("the man pages can be shown");
     Ok(())
 }
 

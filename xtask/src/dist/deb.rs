@@ -23,7 +23,7 @@ pub(super) fn build(items: &[Item], tree: &Path, dist: &Path) -> Result<PathBuf>
     let version = version();
     let bytes: usize = items.iter().map(|item| item.content.len()).sum();
     for item in items {
-        write(&tree.join(item.path), item.mode, &item.content)?;
+        write(&tree.join(&item.path), item.mode, &item.content)?;
     }
     // What means something to Debian's tools only.
     let doc = "usr/share/doc/ifmon/changelog.Debian.gz";
