@@ -1,5 +1,6 @@
 //! Everything about this project that is more than `cargo build`.
 
+mod api;
 mod bench;
 mod command;
 mod demo;
@@ -38,6 +39,7 @@ enum Command {
     Stress(stress::Options),
     Systemd(systemd::Options),
     Variants(variants::Options),
+    Api(api::Options),
     Fuzz(fuzz::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
@@ -63,6 +65,7 @@ fn run(Options { command }: Options) -> Result<ExitCode> {
         Command::Stress(options) => stress::run(options),
         Command::Systemd(options) => systemd::run(options),
         Command::Variants(options) => variants::run(options),
+        Command::Api(options) => api::run(options),
         Command::Fuzz(options) => fuzz::run(options),
         Command::Ebpf(options) => ebpf::run(options),
         Command::Bench(options) => bench::run(options),

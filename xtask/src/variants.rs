@@ -1,14 +1,14 @@
 //! `cargo xtask variants`: ifmon with some of its features left out, and on other processors.
 
 use std::{
-    env,
+    env, fs,
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    command,
+    api, command,
     host::{self, Missing, Tool},
     standalone::Standalone,
     workspace,
@@ -16,9 +16,11 @@ use crate::{
 
 /// Build ifmon with some of its features left out, and test it on 32-bit processors
 ///
-/// Every set of features has to build without a warning, and without BPF there has to be no aya. On
-/// i686 and armv7 there is no BPF program: the library's unit tests run there as they are, those of
-/// armv7 under qemu-user.
+/// Every set of features has to build without a warning, and without BPF there has to be no aya.
+/// What is public has to be what ifmon/api.txt lists, and what is published has to build with the
+/// Rust that its packages say they need. On i686 and armv7
+/// there is no BPF program: the library's unit tests run there as they are, those of armv7 under
+/// qemu-user.
 #[derive(clap::Args)]
 pub(crate) struct Options {}
 
@@ -98,6 +100,8 @@ pub(crate) fn run_all() -> Result<Vec<(String, Outcome)>> {
         let part = format!("unit tests on {}", processor.target);
         parts.push((part, outcome(test(&processor))?));
     }
+    parts.push(("public interface".to_owned(), outcome(api::check())?));
+    parts.push(("the oldest Rust".to_owned(), outcome(oldest_rust())?));
     Ok(parts)
 }
 
@@ -142,6 +146,29 @@ fn lint(arguments: &[&str]) -> Result<()> {
         "--all-targets",
     ]);
     command::run(cargo.args(arguments).args(["--", "--deny=warnings"]))
+}
+
+/// Builds what is published with the Rust that it says it needs, and what is in the lock file.
+fn oldest_rust() -> Result<()> {
+    let manifest = fs::read_to_string(workspace::root().join("Cargo.toml"))?;
+    let version = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("rust-version = \"")?.strip_suffix('"'))
+        .context("the workspace has no rust-version")?;
+    let toolchain = ["toolchain", "install", version, "--profile=minimal"];
+    command::output(Command::new("rustup").args(toolchain))
+        .map_err(|error| Missing(format!("Rust {version} cannot be had: {error:#}")))?;
+    for features in [&["--all-features"][..], &["--no-default-features"]] {
+        let mut rustup = Command::new("rustup");
+        rustup
+            .current_dir(workspace::root())
+            .args(["run", version, "cargo", "check", "--quiet", "--locked"])
+            .args(["--package=ifmon-watch", "--target-dir"])
+            // What one compiler has built is of no use to another one.
+            .arg(workspace::target_dir().join("oldest"));
+        command::run(rustup.args(features))?;
+    }
+    Ok(())
 }
 
 fn test(processor: &Processor) -> Result<()> {
