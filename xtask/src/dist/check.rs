@@ -2,20 +2,22 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Item, VERSION};
+use super::{Item, VERSION, write};
 use crate::{
     command,
     host::{self, Missing},
 };
 
 const DATABASE: &str = "var/lib/dpkg";
+/// Where systemd keeps the states of units without a user of their own.
+const STATE: &str = "var/lib/private/ifmon";
 
 pub(super) fn package(package: &Path, items: &[Item], root: &Path) -> Result<()> {
     if !host::is_root() {
@@ -37,9 +39,26 @@ pub(super) fn package(package: &Path, items: &[Item], root: &Path) -> Result<()>
     completions(root)?;
     man_pages(root)?;
 
+    enable(root)?;
     dpkg(root, &["--purge".as_ref(), "ifmon".as_ref()])?;
     nothing_left(root)?;
     println!("removed, and nothing was left behind");
+    Ok(())
+}
+
+/// Leaves what `systemctl enable` makes for each unit, and what systemd keeps for one that ran.
+fn enable(root: &Path) -> Result<()> {
+    let units = Path::new("usr/lib/systemd/system");
+    for (target, link, unit) in [
+        ("multi-user", "ifmon@wg0.service", "ifmon@.service"),
+        ("multi-user", "ifmon.service", "ifmon.service"),
+        ("sockets", "ifmon.socket", "ifmon.socket"),
+    ] {
+        let folder = root.join(format!("etc/systemd/system/{target}.target.wants"));
+        fs::create_dir_all(&folder)?;
+        symlink(Path::new("/").join(units).join(unit), folder.join(link))?;
+    }
+    write(&root.join(STATE).join("wg0.d/1:wg0"), 0o600, b"{}")?;
     Ok(())
 }
 
@@ -62,9 +81,9 @@ pub(super) fn installed(items: &[Item], root: &Path) -> Result<()> {
 
 /// Has a package manager removed all but its own records?
 pub(super) fn nothing_left(root: &Path) -> Result<()> {
-    let left = files(root)?
-        .into_iter()
-        .find(|path| !path.starts_with(root.join("var")));
+    let is_record =
+        |path: &Path| path.starts_with(root.join("var")) && !path.starts_with(root.join(STATE));
+    let left = files(root)?.into_iter().find(|path| !is_record(path));
     if let Some(left) = left {
         bail!("{} was left behind", left.display());
     }

@@ -12,7 +12,7 @@ installs() {
     dpkg --verify ifmon
     is "$(dpkg --verify ifmon)" ''
     [ -s /var/lib/dpkg/info/ifmon.md5sums ]
-    is "$(systemctl list-units --all --no-legend 'ifmon@*')" ''
+    is "$(systemctl list-units --all --no-legend 'ifmon*')" ''
     # Read without a daemon-reload of our own.
     is "$(property ifmon@veth0 LoadState)" loaded
     is "$(property ifmon@veth0 NeedDaemonReload)" no
@@ -20,13 +20,16 @@ installs() {
 check 'installed: every file as packed, nothing started' installs
 
 upgrades() {
-    local before
+    local before agent
     ip link add veth0 type veth peer name veth1
     systemctl enable --now ifmon@veth0 ifmon@veth1
     systemctl start ifmon@veth2
     systemctl stop ifmon@veth2
     systemctl disable --now ifmon@veth1
     before=$(invocation ifmon@veth0)
+    systemctl enable --now ifmon.socket
+    systemctl start ifmon.service
+    agent=$(invocation ifmon.service)
     dpkg --install /run/machine/newer.deb
     case "$(dpkg-query --show --showformat '${Version}' ifmon)" in *+newer) ;; *) return 1 ;; esac
     [ "$(invocation ifmon@veth0)" != "$before" ]
@@ -35,6 +38,10 @@ upgrades() {
     is "$(property ifmon@veth0 NeedDaemonReload)" no
     # Its program is the file that is there now.
     is "$(readlink "/proc/$(main_pid ifmon@veth0)/exe")" /usr/bin/ifmon
+    # So is that of the agent.
+    is "$(property ifmon.service ActiveState) $(property ifmon.socket ActiveState)" 'active active'
+    [ "$(invocation ifmon.service)" != "$agent" ]
+    is "$(readlink "/proc/$(main_pid ifmon.service)/exe")" /usr/bin/ifmon
     # What did not run does not run now.
     is "$(property ifmon@veth1 ActiveState) $(property ifmon@veth2 ActiveState)" 'inactive inactive'
 }
@@ -47,7 +54,7 @@ removes() {
     dpkg --remove ifmon
     is "$(pgrep --exact ifmon)" ''
     # The link of what was enabled keeps its name in the manager's list until the purge, and no more than that.
-    is "$(systemctl list-units --all --no-legend --state active,activating,failed 'ifmon@*')" ''
+    is "$(systemctl list-units --all --no-legend --state active,activating,failed 'ifmon*')" ''
     [ ! -e /usr/bin/ifmon ] && [ ! -e /usr/lib/systemd/system/ifmon@.service ]
     # What was enabled is so again when it is installed again.
     dpkg --install /run/machine/ifmon.deb
