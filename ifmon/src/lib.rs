@@ -74,7 +74,11 @@ mod packed;
 mod readiness;
 mod retry;
 mod signal;
-#[cfg(all(test, feature = "ebpf"))]
+#[cfg(all(
+    test,
+    feature = "ebpf",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
 mod sim;
 mod target;
 mod tracker;
