@@ -7,39 +7,48 @@ use anyhow::{Context as _, Result};
 use super::{Counts, build::Programs};
 use crate::host::{self, Missing, Tool};
 
-/// The one test that needs more than this workspace.
-const WITH_PROMETHEUS: &str = "prometheus_sees_the_first_deletion";
-const PROMETHEUS: [Tool; 2] = [
-    Tool {
-        program: "prometheus",
-        package: "prometheus",
-    },
-    Tool {
-        program: "promtool",
-        package: "prometheus",
-    },
+/// Tests that need more than this workspace, and what they need.
+const WITH_TOOLS: [(&str, &[Tool]); 2] = [
+    (
+        "prometheus_sees_the_first_deletion",
+        &[
+            Tool {
+                program: "prometheus",
+                package: "prometheus",
+            },
+            Tool {
+                program: "promtool",
+                package: "prometheus",
+            },
+        ],
+    ),
+    (
+        "languages::engines_in_go_are_told_also_when_the_agent_was_away",
+        &[Tool {
+            program: "go",
+            package: "golang-go",
+        }],
+    ),
 ];
 
 /// Runs them all; a failure does not end the run.
 pub(super) fn run(programs: &Programs, filter: Option<&str>) -> Result<Counts> {
     let mut total = Counts::default();
-    let mut skip = None;
-    if filter.is_none_or(|filter| WITH_PROMETHEUS.contains(filter))
-        && let Err(error) = host::need(&PROMETHEUS)
-    {
-        let Missing(why) = error.downcast()?;
-        total.add(Counts::left_out(&format!("{WITH_PROMETHEUS}: {why}")));
-        skip = Some(["--skip", WITH_PROMETHEUS]);
+    let mut skip = Vec::new();
+    for (test, tools) in WITH_TOOLS {
+        if filter.is_none_or(|filter| test.contains(filter))
+            && let Err(error) = host::need(tools)
+        {
+            let Missing(why) = error.downcast()?;
+            total.add(Counts::left_out(&format!("{test}: {why}")));
+            skip.extend(["--skip", test]);
+        }
     }
-    total.add(run_but(programs, filter, skip.into_iter().flatten())?);
+    total.add(run_but(programs, filter, &skip)?);
     Ok(total)
 }
 
-fn run_but<'a>(
-    programs: &Programs,
-    filter: Option<&str>,
-    skip: impl Iterator<Item = &'a str>,
-) -> Result<Counts> {
+fn run_but(programs: &Programs, filter: Option<&str>, skip: &[&str]) -> Result<Counts> {
     println!("unit tests, doc tests, command line");
     let mut command = programs.cargo("test");
     let output = command

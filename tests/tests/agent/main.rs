@@ -2,207 +2,26 @@
 //!
 //! Each test makes network namespaces of its own, which takes root.
 
+mod host;
+mod languages;
+
 use std::{
-    env,
-    fs::{self, File, Permissions},
-    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    fs,
+    io::Write as _,
     net::Shutdown,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::{
-            fs::PermissionsExt as _,
-            net::{UnixListener, UnixStream},
-            process::CommandExt as _,
-        },
-    },
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::{
-    process::{Resource, Rlimit, Signal, getrlimit, setrlimit},
-    thread::{LinkNameSpaceType, move_into_link_name_space},
-};
-use serde_json::{Value, json};
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use serde_json::json;
 use tests::{
-    program::{self, Ifmon, PATIENCE},
+    program::{self, Ifmon},
     room::{Device, NamedNetns, Room},
 };
 
-/// An ordinary user.
-const NOBODY: u32 = 65534;
-
-/// A folder that any user can look into.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Result<Self> {
-        let path = env::temp_dir().join(format!("ifmon-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
-        Ok(Self(path))
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("run/io.ifmon")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A host, and the agent on it.
-struct Host {
-    room: Room,
-    folder: Folder,
-    agent: Ifmon,
-}
-
-impl Host {
-    fn new(name: &str) -> Result<Self> {
-        Self::with(name, "auto")
-    }
-
-    fn with(name: &str, backend: &str) -> Result<Self> {
-        let room = Room::new(Device::Veth)?;
-        let folder = Folder::new(name)?;
-        let agent = start(&room, &folder, backend)?;
-        Ok(Self {
-            room,
-            folder,
-            agent,
-        })
-    }
-
-    fn client(&self, room: &Room, uid: u32) -> Result<Client> {
-        Client::connect(&self.folder, room, uid)
-    }
-
-    fn info(&self) -> Result<Value> {
-        let mut client = self.client(&self.room, 0)?;
-        client.call("io.ifmon.Info", &json!({}), false)?;
-        Ok(client.next()?["parameters"].take())
-    }
-}
-
-fn start(room: &Room, folder: &Folder, backend: &str) -> Result<Ifmon> {
-    let mut command = Command::new(program::path());
-    command.arg("--serve").arg(folder.socket());
-    command.args(["--backend", backend]);
-    room.enter(&mut command)?;
-    let agent = Ifmon::spawn(command)?;
-    until("a socket", || {
-        Ok(UnixStream::connect(folder.socket()).is_ok())
-    })?;
-    Ok(agent)
-}
-
-/// Waits until something is so.
-fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so()? {
-        if Instant::now() > deadline {
-            bail!("there is not {what}");
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
-/// One connection.
-struct Client {
-    stream: UnixStream,
-    input: Vec<u8>,
-}
-
-impl Client {
-    /// Connects as this user, from this namespace.
-    fn connect(folder: &Folder, room: &Room, uid: u32) -> Result<Self> {
-        Self::connect_as(folder, room, uid, uid)
-    }
-
-    fn connect_as(folder: &Folder, room: &Room, uid: u32, gid: u32) -> Result<Self> {
-        let namespace = File::open(room.path())?;
-        let path = folder.socket();
-        let stream = thread::scope(|scope| {
-            let connect = || -> Result<UnixStream> {
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-                // SAFETY: each changes this thread alone, which ends right after.
-                let changed = unsafe {
-                    libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) == 0
-                        && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
-                        && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
-                };
-                ensure!(changed, "cannot be user {uid}");
-                Ok(UnixStream::connect(path)?)
-            };
-            scope
-                .spawn(connect)
-                .join()
-                .expect("the thread does not panic")
-        })?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let input = Vec::new();
-        Ok(Self { stream, input })
-    }
-
-    fn call(&mut self, method: &str, parameters: &Value, more: bool) -> Result<()> {
-        let call = json!({ "method": method, "parameters": parameters, "more": more });
-        let mut message = serde_json::to_vec(&call)?;
-        message.push(0);
-        Ok(self.stream.write_all(&message)?)
-    }
-
-    fn watch(&mut self, parameters: &Value) -> Result<()> {
-        self.call("io.ifmon.Watch", parameters, true)
-    }
-
-    /// The next reply; `None` at the end.
-    fn reply(&mut self) -> Result<Option<Value>> {
-        loop {
-            if let Some(at) = self.input.iter().position(|byte| *byte == 0) {
-                let message: Vec<u8> = self.input.drain(..=at).collect();
-                let object = message.get(..at).unwrap_or_default();
-                return Ok(Some(serde_json::from_slice(object)?));
-            }
-            let mut bytes = [0; 4096];
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return Ok(None),
-                Ok(count) => self.input.extend_from_slice(&bytes[..count]),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
-                Err(error) => return Err(error).context("no reply"),
-            }
-        }
-    }
-
-    fn next(&mut self) -> Result<Value> {
-        self.reply()?.context("the agent has closed the connection")
-    }
-
-    /// The next reply, which has to be this event of this interface.
-    fn expect(&mut self, interface: &str, event: &str) -> Result<Value> {
-        let mut reply = self.next()?;
-        let told = reply["parameters"].take();
-        ensure!(
-            told["event"] == event && told["interface"] == interface && reply["continues"] == true,
-            "expected {event} of {interface}, got {told} {reply}"
-        );
-        Ok(told)
-    }
-
-    /// The next reply, which has to be this error.
-    fn refused(&mut self, error: &str) -> Result<Value> {
-        let mut reply = self.next()?;
-        ensure!(reply["error"] == error, "expected {error}, got {reply}");
-        Ok(reply["parameters"].take())
-    }
-}
+use self::host::{Client, Folder, Host, NOBODY, start, until};
 
 #[test]
 fn users_are_told_of_their_own_namespace_and_not_who_made_a_change() -> Result<()> {
@@ -517,67 +336,6 @@ fn nothing_that_a_client_sends_harms_the_agent_or_another_client() -> Result<()>
     host.room.add("wg0", 7)?;
     good.expect("wg0", "appeared")?;
     Ok(())
-}
-
-/// The README's own words, by an ordinary user, with the library that Python people take.
-#[test]
-fn the_python_of_the_readme_works() -> Result<()> {
-    let host = Host::new("python")?;
-    let packages = host.folder.0.join("packages");
-    let installed = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--target"])
-        .arg(&packages)
-        .arg("varlink")
-        .output()
-        .context("python3 with pip is missing")?;
-    ensure!(
-        installed.status.success(),
-        "cannot install varlink: {installed:?}"
-    );
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let script = readme
-        .split("```")
-        .find_map(|part| part.strip_prefix("python\n"))
-        .context("no Python in the README")?
-        .replace(
-            "/run/ifmon/io.ifmon",
-            &host.folder.socket().to_string_lossy(),
-        );
-    host.room.add("wg0", 7)?;
-    let mut command = Command::new("/usr/bin/python3");
-    command
-        .args(["-c", &script])
-        .env("PYTHONPATH", &packages)
-        .env("PYTHONUNBUFFERED", "1")
-        .stdout(Stdio::piped())
-        .uid(NOBODY)
-        .gid(NOBODY);
-    // After the user has changed there is no right to go to a namespace.
-    let namespace = File::open(host.room.path())?;
-    let mut python = thread::scope(|scope| {
-        let spawn = || -> Result<Child> {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            Ok(command.spawn()?)
-        };
-        scope
-            .spawn(spawn)
-            .join()
-            .expect("the thread does not panic")
-    })?;
-    let mut lines = BufReader::new(python.stdout.take().context("no output")?).lines();
-    let mut follow = || -> Result<()> {
-        let mut line = || lines.next().context("it has ended")?.context("no output");
-        ensure!(line()? == "watching 7 False");
-        host.room.delete(7)?;
-        ensure!(line()? == "deleted 7 True");
-        host.room.add("wg0", 8)?;
-        ensure!(line()? == "recreated 8 True");
-        Ok(())
-    };
-    let followed = follow();
-    python.kill()?;
-    python.wait()?;
-    followed
 }
 
 #[test]

@@ -1,0 +1,45 @@
+// Prints what happens to interfaces.
+//
+//	go run ./examples/watch wg0 eth1
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+
+	ifmon "github.com/ifmon/ifmon/ifmon/clients/go"
+)
+
+func main() {
+	path := flag.String("agent", ifmon.DefaultPath, "socket of the agent")
+	flag.Parse()
+	var targets []ifmon.Target
+	for _, name := range flag.Args() {
+		targets = append(targets, ifmon.Target{Name: name})
+	}
+	if err := watch(ifmon.Agent{Path: *path}, targets); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func watch(agent ifmon.Agent, targets []ifmon.Target) error {
+	watcher, err := agent.Watch(context.Background(), targets...)
+	if err != nil {
+		return err
+	}
+	defer watcher.Close()
+	lines := json.NewEncoder(os.Stdout)
+	for {
+		event, err := watcher.Next()
+		if err != nil {
+			return err
+		}
+		if err := lines.Encode(event); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,236 @@
+//! A host with an agent on it, and those who ask it.
+
+use std::{
+    env,
+    fs::{self, File, Permissions},
+    io::{BufRead as _, BufReader, ErrorKind, Lines, Read as _, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    },
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::{Value, json};
+use tests::{
+    program::{self, Ifmon, PATIENCE},
+    room::{Device, Room},
+};
+
+/// An ordinary user.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// A folder that any user can look into.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let path = env::temp_dir().join(format!("ifmon-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.0.join("run/io.ifmon")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A host, and the agent on it.
+pub(crate) struct Host {
+    pub(crate) room: Room,
+    pub(crate) folder: Folder,
+    pub(crate) agent: Ifmon,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        Self::with(name, "auto")
+    }
+
+    pub(crate) fn with(name: &str, backend: &str) -> Result<Self> {
+        let room = Room::new(Device::Veth)?;
+        let folder = Folder::new(name)?;
+        let agent = start(&room, &folder, backend)?;
+        Ok(Self {
+            room,
+            folder,
+            agent,
+        })
+    }
+
+    pub(crate) fn client(&self, room: &Room, uid: u32) -> Result<Client> {
+        Client::connect(&self.folder, room, uid)
+    }
+
+    pub(crate) fn info(&self) -> Result<Value> {
+        let mut client = self.client(&self.room, 0)?;
+        client.call("io.ifmon.Info", &json!({}), false)?;
+        Ok(client.next()?["parameters"].take())
+    }
+}
+
+pub(crate) fn start(room: &Room, folder: &Folder, backend: &str) -> Result<Ifmon> {
+    let mut command = Command::new(program::path());
+    command.arg("--serve").arg(folder.socket());
+    command.args(["--backend", backend]);
+    room.enter(&mut command)?;
+    let agent = Ifmon::spawn(command)?;
+    until("a socket", || {
+        Ok(UnixStream::connect(folder.socket()).is_ok())
+    })?;
+    Ok(agent)
+}
+
+/// Waits until something is so.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so()? {
+        if Instant::now() > deadline {
+            bail!("there is not {what}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// One connection.
+pub(crate) struct Client {
+    pub(crate) stream: UnixStream,
+    input: Vec<u8>,
+}
+
+impl Client {
+    /// Connects as this user, from this namespace.
+    pub(crate) fn connect(folder: &Folder, room: &Room, uid: u32) -> Result<Self> {
+        Self::connect_as(folder, room, uid, uid)
+    }
+
+    pub(crate) fn connect_as(folder: &Folder, room: &Room, uid: u32, gid: u32) -> Result<Self> {
+        let namespace = File::open(room.path())?;
+        let path = folder.socket();
+        let stream = thread::scope(|scope| {
+            let connect = || -> Result<UnixStream> {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                // SAFETY: each changes this thread alone, which ends right after.
+                let changed = unsafe {
+                    libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) == 0
+                        && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+                        && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+                };
+                ensure!(changed, "cannot be user {uid}");
+                Ok(UnixStream::connect(path)?)
+            };
+            scope
+                .spawn(connect)
+                .join()
+                .expect("the thread does not panic")
+        })?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let input = Vec::new();
+        Ok(Self { stream, input })
+    }
+
+    pub(crate) fn call(&mut self, method: &str, parameters: &Value, more: bool) -> Result<()> {
+        let call = json!({ "method": method, "parameters": parameters, "more": more });
+        let mut message = serde_json::to_vec(&call)?;
+        message.push(0);
+        Ok(self.stream.write_all(&message)?)
+    }
+
+    pub(crate) fn watch(&mut self, parameters: &Value) -> Result<()> {
+        self.call("io.ifmon.Watch", parameters, true)
+    }
+
+    /// The next reply; `None` at the end.
+    pub(crate) fn reply(&mut self) -> Result<Option<Value>> {
+        loop {
+            if let Some(at) = self.input.iter().position(|byte| *byte == 0) {
+                let message: Vec<u8> = self.input.drain(..=at).collect();
+                let object = message.get(..at).unwrap_or_default();
+                return Ok(Some(serde_json::from_slice(object)?));
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.input.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error).context("no reply"),
+            }
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Value> {
+        self.reply()?.context("the agent has closed the connection")
+    }
+
+    /// The next reply, which has to be this event of this interface.
+    pub(crate) fn expect(&mut self, interface: &str, event: &str) -> Result<Value> {
+        let mut reply = self.next()?;
+        let told = reply["parameters"].take();
+        ensure!(
+            told["event"] == event && told["interface"] == interface && reply["continues"] == true,
+            "expected {event} of {interface}, got {told} {reply}"
+        );
+        Ok(told)
+    }
+
+    /// The next reply, which has to be this error.
+    pub(crate) fn refused(&mut self, error: &str) -> Result<Value> {
+        let mut reply = self.next()?;
+        ensure!(reply["error"] == error, "expected {error}, got {reply}");
+        Ok(reply["parameters"].take())
+    }
+}
+
+/// A program of an ordinary user, and the lines that it writes.
+pub(crate) struct Program {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    /// Starts it in the namespace.
+    pub(crate) fn start(room: &Room, mut command: Command) -> Result<Self> {
+        command.stdout(Stdio::piped()).uid(NOBODY).gid(NOBODY);
+        // After the user has changed there is no right to go to a namespace.
+        let namespace = File::open(room.path())?;
+        let mut child = thread::scope(|scope| {
+            let spawn = || -> Result<Child> {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(command.spawn()?)
+            };
+            scope
+                .spawn(spawn)
+                .join()
+                .expect("the thread does not panic")
+        })?;
+        let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        Ok(Self { child, lines })
+    }
+
+    pub(crate) fn line(&mut self) -> Result<String> {
+        self.lines
+            .next()
+            .context("it has ended")?
+            .context("no output")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,130 @@
+//! Clients in other languages, as an ordinary user runs them.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::host::{Host, Program, start};
+
+/// The README's own words, by an ordinary user, with the library that Python people take.
+#[test]
+fn the_python_of_the_readme_works() -> Result<()> {
+    let host = Host::new("python")?;
+    let packages = host.folder.0.join("packages");
+    let installed = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--target"])
+        .arg(&packages)
+        .arg("varlink")
+        .output()
+        .context("python3 with pip is missing")?;
+    ensure!(
+        installed.status.success(),
+        "cannot install varlink: {installed:?}"
+    );
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let script = readme
+        .split("```")
+        .find_map(|part| part.strip_prefix("python\n"))
+        .context("no Python in the README")?
+        .replace(
+            "/run/ifmon/io.ifmon",
+            &host.folder.socket().to_string_lossy(),
+        );
+    host.room.add("wg0", 7)?;
+    let mut command = Command::new("/usr/bin/python3");
+    command
+        .args(["-c", &script])
+        .env("PYTHONPATH", &packages)
+        .env("PYTHONUNBUFFERED", "1");
+    let mut python = Program::start(&host.room, command)?;
+    ensure!(python.line()? == "watching 7 False");
+    host.room.delete(7)?;
+    ensure!(python.line()? == "deleted 7 True");
+    host.room.add("wg0", 8)?;
+    ensure!(python.line()? == "recreated 8 True");
+    Ok(())
+}
+
+/// An engine in Go, and one that prints all, without cgo and without any library.
+#[test]
+fn engines_in_go_are_told_also_when_the_agent_was_away() -> Result<()> {
+    let host = Host::new("go")?;
+    let built = host.folder.0.join("go");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ifmon/clients/go");
+    let go = |args: &[&str]| -> Result<String> {
+        let output = Command::new("go")
+            .args(args)
+            .current_dir(&sources)
+            .env("CGO_ENABLED", "0")
+            .env("GO111MODULE", "on")
+            .env("GOFLAGS", "-mod=readonly")
+            .env("GOPROXY", "off")
+            .output()
+            .context("go is missing")?;
+        ensure!(output.status.success(), "go {args:?} fails: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    go(&["vet", "./..."])?;
+    let unformatted = Command::new("gofmt")
+        .args(["-l", "."])
+        .current_dir(&sources)
+        .output()?;
+    ensure!(unformatted.stdout.is_empty(), "{unformatted:?}");
+    let tested = go(&["test", "-count=1", "."])?;
+    ensure!(tested.starts_with("ok"), "{tested}");
+    fs::create_dir(&built)?;
+    go(&["build", "-o", &built.to_string_lossy(), "./examples/..."])?;
+
+    let Host {
+        room,
+        folder,
+        agent,
+    } = host;
+    let run = |name: &str| {
+        let mut command = Command::new(built.join(name));
+        command.arg("-agent").arg(folder.socket()).arg("wg0");
+        Program::start(&room, command)
+    };
+    room.add("wg0", 7)?;
+    let mut engine = run("engine")?;
+    ensure!(engine.line()? == "running on wg0, index 7");
+    let mut watch = run("watch")?;
+    let mut told = |kind: &str, ifindex: u32| -> Result<Value> {
+        let event: Value = serde_json::from_str(&watch.line()?)?;
+        ensure!(
+            event["event"] == kind && event["ifindex"] == ifindex,
+            "{kind}: {event}"
+        );
+        Ok(event)
+    };
+    told("watching", 7)?;
+    room.rename(7, "wg1")?;
+    ensure!(engine.line()? == "restarting: ifmon: wg0 was renamed to wg1");
+    ensure!(told("renamed", 7)?["to"] == "wg1");
+    room.rename(7, "wg0")?;
+    ensure!(engine.line()? == "running on wg0, index 7");
+    told("returned", 7)?;
+
+    agent.signal(Signal::KILL)?;
+    agent.finish()?;
+    room.delete(7)?;
+    room.add("wg0", 8)?;
+    let agent = start(&room, &folder, "auto")?;
+    ensure!(engine.line()? == "restarting: another device has the name");
+    ensure!(engine.line()? == "running on wg0, index 8");
+    ensure!(told("resynced", 8)?["changed"] == true);
+    let recreated = told("recreated", 8)?;
+    ensure!(
+        recreated["old_ifindex"] == 7
+            && recreated["recovered"] == true
+            && recreated["restart"] == true,
+        "{recreated}"
+    );
+    room.delete(8)?;
+    ensure!(engine.line()? == "restarting: ifmon: wg0 was deleted");
+    told("deleted", 8)?;
+    agent.stop()?;
+    Ok(())
+}
