@@ -1,10 +1,12 @@
 //! Which ways there are to hear of changes, in what order they are tried, and why one does not
 //! work.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::{sync::mpsc, task::AbortHandle};
 
+#[cfg(feature = "agent")]
+use crate::agent;
 use crate::{
     BackendChoice, BackendKind, Error, Facts, Unavailable,
     bpf::{Loader, Running},
@@ -14,10 +16,11 @@ use crate::{
 };
 
 /// Every backend, best first.
-pub(crate) const ALL: [BackendKind; 5] = [
+pub(crate) const ALL: [BackendKind; 6] = [
     BackendKind::Fentry,
     BackendKind::Kprobe,
     BackendKind::NetlinkEbpf,
+    BackendKind::Agent,
     BackendKind::Netlink,
     BackendKind::NetlinkUnfiltered,
 ];
@@ -34,22 +37,61 @@ pub(crate) struct Options {
     pub(crate) open_filter: bool,
 }
 
+/// Which agent is asked.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum AgentChoice {
+    /// The one that the units of the packages have.
+    #[default]
+    Usual,
+    /// The one that listens here.
+    #[cfg_attr(not(feature = "agent"), expect(dead_code, reason = "nobody is asked"))]
+    At(PathBuf),
+    Nobody,
+}
+
+impl AgentChoice {
+    #[cfg(feature = "agent")]
+    fn open(&self) -> Result<Backend, Unavailable> {
+        const USUAL: &str = "/run/ifmon/io.ifmon";
+        let path = match self {
+            Self::Usual => PathBuf::from(USUAL),
+            Self::At(path) => path.clone(),
+            Self::Nobody => return Err(Unavailable::AgentNotWanted),
+        };
+        agent::Running::open(path).map(Box::new).map(Backend::Agent)
+    }
+
+    #[cfg(not(feature = "agent"))]
+    #[expect(clippy::unused_self, reason = "with the agent it is used")]
+    fn open(&self) -> Result<Backend, Unavailable> {
+        Err(Unavailable::AgentNotBuilt)
+    }
+}
+
 /// A backend that works: what has the descriptors. What decides is made for it.
 #[derive(Debug)]
 enum Backend {
     Bpf(Running),
+    #[cfg(feature = "agent")]
+    Agent(Box<agent::Running>),
     Netlink(Sockets),
 }
 
 /// Opens the backend that was chosen, or the best that works, and starts the task of a monitor.
 pub(crate) fn start(
     options: Options,
+    agent: &AgentChoice,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
 ) -> Result<(BackendKind, AbortHandle), Error> {
-    let (kind, backend) = open(options)?;
+    let (kind, backend) = open(options, agent)?;
     let task = match backend {
         Backend::Bpf(running) => running.spawn(kind, commands, shared),
+        #[cfg(feature = "agent")]
+        Backend::Agent(running) => {
+            let by_name = options.choice == BackendChoice::Only(BackendKind::Agent);
+            running.spawn(by_name, commands, shared)
+        }
         Backend::Netlink(sockets) => {
             let engine = Engine::new(kind, Netlink::new(kind == BackendKind::Netlink));
             tokio::spawn(driver::run(engine, sockets, commands, shared))
@@ -58,7 +100,7 @@ pub(crate) fn start(
     Ok((kind, task.abort_handle()))
 }
 
-fn open(options: Options) -> Result<(BackendKind, Backend), Error> {
+fn open(options: Options, agent: &AgentChoice) -> Result<(BackendKind, Backend), Error> {
     let only;
     let candidates: &[BackendKind] = match options.choice {
         BackendChoice::Auto => &ALL,
@@ -71,7 +113,13 @@ fn open(options: Options) -> Result<(BackendKind, Backend), Error> {
     let mut loader = Loader::default();
     let mut refused: Vec<(BackendKind, Unavailable)> = Vec::new();
     for &kind in candidates {
-        match open_one(kind, &mut loader, options) {
+        if kind == BackendKind::Agent
+            && candidates.len() > 1
+            && matches!(agent, AgentChoice::Nobody)
+        {
+            continue;
+        }
+        match open_one(kind, &mut loader, agent, options) {
             Ok(backend) => {
                 if !refused.is_empty() {
                     log::warn!("{}; using {kind}", sentence(&refused));
@@ -93,12 +141,14 @@ fn open(options: Options) -> Result<(BackendKind, Backend), Error> {
 fn open_one(
     kind: BackendKind,
     loader: &mut Loader,
+    agent: &AgentChoice,
     options: Options,
 ) -> Result<Backend, Unavailable> {
     match kind {
         BackendKind::Fentry | BackendKind::Kprobe | BackendKind::NetlinkEbpf => {
             loader.open(kind, options).map(Backend::Bpf)
         }
+        BackendKind::Agent => agent.open(),
         BackendKind::Netlink | BackendKind::NetlinkUnfiltered => {
             let bytes = options.receive_buffer.map(|bytes| bytes as usize);
             Sockets::new(kind == BackendKind::Netlink, bytes)
@@ -151,7 +201,8 @@ impl Check {
         let backends = ALL
             .into_iter()
             .map(|kind| {
-                let result = open_one(kind, &mut loader, options).map(|backend| {
+                let agent = AgentChoice::default();
+                let result = open_one(kind, &mut loader, &agent, options).map(|backend| {
                     if let Backend::Bpf(running) = backend
                         && kind == BackendKind::NetlinkEbpf
                     {

@@ -79,6 +79,10 @@ pub enum Error {
     #[error("cannot read the state of a link: {0}")]
     Recheck(#[source] io::Error),
 
+    /// The agent does not do what was asked of it.
+    #[error("{0}")]
+    Agent(String),
+
     /// The filter in the kernel could not be told of a watch.
     #[error("cannot add a watch to the filter in the kernel: {0}")]
     Filter(#[source] io::Error),
@@ -109,6 +113,7 @@ impl Error {
             | Self::NoBackend(_)
             | Self::Subscribe(_)
             | Self::Recheck(_)
+            | Self::Agent(_)
             | Self::Filter(_)
             | Self::Wait(_)
             | Self::Ended(_) => true,

@@ -289,6 +289,8 @@ pub enum BackendKind {
     Kprobe,
     /// A BPF program as the filter of a netlink socket.
     NetlinkEbpf,
+    /// The agent of the host (`ifmon --serve`), and netlink while it is away.
+    Agent,
     /// A netlink subscription with a filter in the kernel (classic BPF).
     Netlink,
     /// A netlink subscription that is woken for every link of its namespace.
@@ -302,6 +304,7 @@ impl BackendKind {
             Self::Fentry => "fentry",
             Self::Kprobe => "kprobe",
             Self::NetlinkEbpf => "netlink-ebpf",
+            Self::Agent => "agent",
             Self::Netlink => "netlink",
             Self::NetlinkUnfiltered => "netlink-unfiltered",
         }
@@ -311,7 +314,7 @@ impl BackendKind {
     pub const fn is_ebpf(self) -> bool {
         match self {
             Self::Fentry | Self::Kprobe | Self::NetlinkEbpf => true,
-            Self::Netlink | Self::NetlinkUnfiltered => false,
+            Self::Agent | Self::Netlink | Self::NetlinkUnfiltered => false,
         }
     }
 
@@ -319,7 +322,7 @@ impl BackendKind {
     pub const fn keeps_netns_alive(self) -> bool {
         match self {
             Self::Fentry | Self::Kprobe => false,
-            Self::NetlinkEbpf | Self::Netlink | Self::NetlinkUnfiltered => true,
+            Self::NetlinkEbpf | Self::Agent | Self::Netlink | Self::NetlinkUnfiltered => true,
         }
     }
 }

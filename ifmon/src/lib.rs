@@ -47,6 +47,8 @@
     )
 )]
 
+#[cfg(feature = "agent")]
+mod agent;
 mod backend;
 #[cfg(all(feature = "ebpf", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod bpf;

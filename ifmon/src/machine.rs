@@ -131,6 +131,8 @@ pub(crate) enum Answer {
 pub(crate) enum Source {
     /// The ring buffer of the BPF programs.
     Ring,
+    /// A call of the agent.
+    Call,
     /// The subscription to link messages in a namespace.
     Socket(NetnsId),
 }

@@ -1,6 +1,7 @@
 //! The monitor, as a caller sees it.
 
 use std::{
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,7 +14,8 @@ use tokio::{
 };
 
 use crate::{
-    BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Target, backend,
+    BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Target,
+    backend::{self, AgentChoice},
     driver::{Command, Shared},
     engine::Targets,
     tracker::Watch,
@@ -23,7 +25,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendChoice {
-    /// The best that works: fentry, kprobe, netlink-ebpf, netlink, netlink without a filter.
+    /// The best that works: fentry, kprobe, netlink-ebpf, the agent of the host, netlink, netlink
+    /// without a filter.
     #[default]
     Auto,
     /// The best that works of fentry, kprobe and netlink-ebpf.
@@ -39,6 +42,7 @@ pub struct Builder {
     targets: Vec<Target>,
     error: Option<Error>,
     options: backend::Options,
+    agent: AgentChoice,
 }
 
 impl Builder {
@@ -79,6 +83,23 @@ impl Builder {
         self
     }
 
+    /// Asks the agent that listens on this socket; the one at `/run/ifmon/io.ifmon` if this is not
+    /// called.
+    ///
+    /// [`BackendChoice::Auto`] asks an agent where no BPF program can be loaded. While it is away,
+    /// as in an upgrade, netlink stands in for it: [`Resynced`](crate::EventKind::Resynced) tells of
+    /// each change from one to the other.
+    pub fn agent(mut self, path: impl Into<PathBuf>) -> Self {
+        self.agent = AgentChoice::At(path.into());
+        self
+    }
+
+    /// Asks no agent.
+    pub fn without_agent(mut self) -> Self {
+        self.agent = AgentChoice::Nobody;
+        self
+    }
+
     /// Makes room for this many watches, if that is more than there are at the start. The BPF
     /// backends cannot make more room later: they have room for 1,024, or for as many as are asked
     /// for here or watched at the start.
@@ -116,6 +137,7 @@ impl Builder {
             targets,
             error,
             mut options,
+            mut agent,
         } = self;
         if let Some(error) = error {
             return Err(error);
@@ -123,10 +145,15 @@ impl Builder {
         if targets.is_empty() {
             return Err(Error::NothingToWatch);
         }
+        let is_text = |target: &Target| std::str::from_utf8(target.name.as_bytes()).is_ok();
+        if options.choice == BackendChoice::Auto && !targets.iter().all(is_text) {
+            // Of an agent only text can be asked.
+            agent = AgentChoice::Nobody;
+        }
         options.capacity = options.capacity.max(targets.len());
         let shared = Arc::new(Shared::default());
         let (commands, receiver) = mpsc::channel(1);
-        let (kind, task) = backend::start(options, receiver, Arc::clone(&shared))?;
+        let (kind, task) = backend::start(options, &agent, receiver, Arc::clone(&shared))?;
         let monitor = Monitor {
             handle: Handle {
                 commands,

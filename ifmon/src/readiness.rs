@@ -15,6 +15,8 @@ use crate::{NetnsId, machine::Source};
 const AT_A_TIME: usize = 64;
 /// The key of the ring buffer; a namespace's is its inode number.
 const RING: u64 = 1 << 32;
+/// The key of a call of the agent.
+const CALL: u64 = RING + 1;
 
 /// A set of descriptors. However many there are, only those that can be read cost anything.
 ///
@@ -38,6 +40,7 @@ impl Readiness {
     pub(crate) fn add(&self, what: impl AsFd, source: Source) -> io::Result<()> {
         let key = match source {
             Source::Ring => RING,
+            Source::Call => CALL,
             Source::Socket(NetnsId(netns)) => u64::from(netns),
         };
         let data = epoll::EventData::new_u64(key);
@@ -75,6 +78,7 @@ fn take(epoll: &OwnedFd, sources: &mut Vec<Source>) -> io::Result<bool> {
         let data = event.data;
         match data.u64() {
             RING => Source::Ring,
+            CALL => Source::Call,
             netns => Source::Socket(NetnsId(netns as u32)),
         }
     }));

@@ -5,6 +5,8 @@
 //! `IFMON_SIM_SEED` says where to begin, `IFMON_SIM_STEPS` how far to go. A run that fails is made
 //! as small as it gets, and told.
 
+#[cfg(feature = "agent")]
+mod agent;
 mod bpf;
 mod host;
 mod netlink;
@@ -152,6 +154,12 @@ fn the_whole_monitor_tells_what_happened_by_netlink() {
 #[test]
 fn the_whole_monitor_tells_what_happened_by_netlink_unfiltered() {
     tell_what_happened::<Sockets>(BackendKind::NetlinkUnfiltered);
+}
+
+#[cfg(feature = "agent")]
+#[test]
+fn the_whole_monitor_tells_what_happened_by_an_agent_that_comes_and_goes() {
+    tell_what_happened::<agent::Service>(BackendKind::Agent);
 }
 
 #[test]

@@ -728,6 +728,7 @@ impl Machine for Bpf {
             Source::Socket(netns) => {
                 self.noisy.insert(netns);
             }
+            Source::Call => {}
         }
     }
 

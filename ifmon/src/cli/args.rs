@@ -43,6 +43,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub(crate) backend: BackendArg,
 
+    /// Where the agent listens, if it is not at /run/ifmon/io.ifmon
+    #[arg(long, value_name = "PATH")]
+    pub(crate) agent: Option<PathBuf>,
+
     /// Stop after the first event that calls for a restart, or after `appeared`
     #[arg(long)]
     pub(crate) once: bool,
@@ -144,6 +148,7 @@ const NO_INTERFACE: &[&str] = if cfg!(feature = "generate") {
 /// What each client of an agent decides for itself, or what an agent has no use for.
 const NOT_FOR_CLIENTS: &[&str] = &[
     "words",
+    "agent",
     "check",
     "commands",
     "expect_ifindex",
@@ -165,7 +170,8 @@ Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage, 3 an inte
 /// The values of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The best that works, in the order fentry, kprobe, netlink-ebpf, netlink, netlink-unfiltered
+    /// The best that works, in the order fentry, kprobe, netlink-ebpf, agent, netlink,
+    /// netlink-unfiltered
     Auto,
     /// fentry, kprobe or netlink-ebpf
     Ebpf,
@@ -175,6 +181,8 @@ pub(crate) enum BackendArg {
     Kprobe,
     /// A BPF program as the filter of a netlink subscription
     NetlinkEbpf,
+    /// The agent of the host (--serve), and netlink while it is away
+    Agent,
     /// A netlink subscription with a filter of classic BPF in the kernel
     Netlink,
     /// A netlink subscription that is woken for every link
@@ -189,6 +197,7 @@ impl From<BackendArg> for BackendChoice {
             BackendArg::Fentry => Self::Only(BackendKind::Fentry),
             BackendArg::Kprobe => Self::Only(BackendKind::Kprobe),
             BackendArg::NetlinkEbpf => Self::Only(BackendKind::NetlinkEbpf),
+            BackendArg::Agent => Self::Only(BackendKind::Agent),
             BackendArg::Netlink => Self::Only(BackendKind::Netlink),
             BackendArg::NetlinkUnfiltered => Self::Only(BackendKind::NetlinkUnfiltered),
         }

@@ -120,6 +120,9 @@ pub(crate) fn builder(
     if let Some(bytes) = args.receive_buffer {
         builder = builder.receive_buffer(bytes);
     }
+    if let Some(path) = args.agent.take() {
+        builder = builder.agent(path);
+    }
     let mut targets = Vec::new();
     let mut place = |netns: &Netns, asked: Option<&OsStr>, wanted: &[Target]| {
         namespaces.add(netns.id(), asked);

@@ -1,6 +1,6 @@
 //! Why a backend does not work here, in one plain sentence each, with what would change it.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, path::PathBuf};
 
 use crate::NetnsId;
 
@@ -109,6 +109,22 @@ pub enum Unavailable {
     /// The kernel refuses a filter on a netlink socket.
     #[error("the kernel takes no filter on a netlink socket: {0}")]
     NoSocketFilter(#[source] io::Error),
+    /// There is no agent.
+    #[error(
+        "no agent listens on {} ({source}); `systemctl enable --now ifmon.socket` or `ifmon --serve` has one", .path.display()
+    )]
+    NoAgent {
+        /// Where it would listen.
+        path: PathBuf,
+        /// Why it cannot be asked.
+        source: io::Error,
+    },
+    /// Nobody is to be asked: the agent itself, or whoever asked for no agent.
+    #[error("no agent is to be asked")]
+    AgentNotWanted,
+    /// The feature `agent` of the crate was not chosen.
+    #[error("ifmon was built without the agent")]
+    AgentNotBuilt,
     /// Anything else.
     #[error("{0}")]
     Other(String),

@@ -102,7 +102,8 @@ impl Setting {
             conduct: Conduct {
                 room: pick(decisions, &[1 << 30, 1 << 30, 1, 2, 3, 5]) as usize,
                 calm: decisions.chance(4),
-                reuses: decisions.chance(2),
+                // Who is back after the agent was away is known by its index.
+                reuses: decisions.chance(2) && kind != BackendKind::Agent,
                 overwrites: decisions.chance(2),
                 lockless: decisions.chance(2),
             },
@@ -122,13 +123,15 @@ impl Setting {
             overwrites,
             ..
         } = self.conduct;
-        let can_lose = room != 1 << 30 || self.is_faulty;
+        let is_agent = self.kind == BackendKind::Agent;
+        let can_lose = room != 1 << 30 || self.is_faulty || is_agent;
         let (is_filtered, is_counted, is_local) = match self.kind {
             BackendKind::Netlink => (true, false, true),
             BackendKind::NetlinkUnfiltered => (false, false, true),
             // What the program was not shown, it could not count.
             BackendKind::NetlinkEbpf => (false, !self.is_faulty, true),
             BackendKind::Fentry | BackendKind::Kprobe => (false, true, false),
+            BackendKind::Agent => (true, false, true),
         };
         let is_lossless = !can_lose && (calm || !is_filtered);
         Means {

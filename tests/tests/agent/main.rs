@@ -2,6 +2,7 @@
 //!
 //! Each test makes network namespaces of its own, which takes root.
 
+mod backend;
 mod host;
 mod languages;
 

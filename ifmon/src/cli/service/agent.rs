@@ -27,8 +27,14 @@ use super::{
     socket::Socket,
 };
 use crate::cli::{
-    Exit, args::Args, check, memory, notify::Notifier, output::facts::Facts, privileges,
-    signals::Signals, watches::Watch,
+    Exit,
+    args::Args,
+    check, memory,
+    notify::Notifier,
+    output::{facts::Facts, json::timestamp},
+    privileges,
+    signals::Signals,
+    watches::Watch,
 };
 
 /// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
@@ -45,6 +51,7 @@ pub(super) struct Agent {
     room: Notify,
     pub(super) home: Home,
     backend: BackendKind,
+    handle: Handle,
     /// The reply to `Check`.
     pub(super) check: Rc<[u8]>,
 }
@@ -55,11 +62,17 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
     let notifier = Notifier::new();
     let socket = Socket::open(&path)?;
     let home = Home::new(socket.group)?;
-    let check = reply(&check::json(&ifmon::Check::run()), false);
+    let mut check = ifmon::Check::run();
+    // It would be this one.
+    check
+        .backends
+        .retain(|&(kind, _)| kind != BackendKind::Agent);
+    let check = reply(&check::json(&check), false);
     // A monitor watches something; every namespace has this one.
     let anchor = InterfaceName::new("lo").context("no name")?;
     let mut builder = Monitor::builder()
         .backend(args.backend.into())
+        .without_agent()
         .capacity(limits::NAMES.all)
         .watch(Target::from(anchor).in_netns(home.netns.clone()));
     if let Some(bytes) = args.receive_buffer {
@@ -82,6 +95,7 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
         room: Notify::new(),
         home,
         backend,
+        handle: monitor.handle(),
         check,
     });
     notifier.watch_over(monitor.handle());
@@ -206,6 +220,23 @@ impl Agent {
 
     pub(super) fn next(&self, id: ClientId, now: SystemTime) -> Option<Next> {
         self.hub.borrow_mut().next(id, now)
+    }
+
+    /// Returns when all that happened before is there for clients to read.
+    pub(super) async fn sync(&self) -> Result<(), Error> {
+        self.handle.sync().await
+    }
+
+    /// The event that says so.
+    pub(super) fn synced(&self) -> Value {
+        json!({
+            "time": timestamp(SystemTime::now()),
+            "event": "synced",
+            "interface": "",
+            "netns": self.home.netns.id().0,
+            "restart": false,
+            "backend": self.backend.as_str(),
+        })
     }
 
     pub(super) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> Vec<Listed> {

@@ -51,6 +51,7 @@ pub(super) enum Method {
     GetInfo,
     GetInterfaceDescription(&'static str),
     Watch(Watch),
+    Sync,
     List,
     Info,
     Check,
@@ -126,6 +127,7 @@ impl Method {
                 })
             }
             "io.ifmon.Watch" => Self::Watch(Watch::of(&mut parameters)?),
+            "io.ifmon.Sync" => Self::Sync,
             "io.ifmon.List" => Self::List,
             "io.ifmon.Info" => Self::Info,
             "io.ifmon.Check" => Self::Check,

@@ -12,7 +12,7 @@ use tokio::{net::UnixStream, sync::Notify};
 use super::{
     agent::Agent,
     call::{Call, Fault, Method, Watch, reply},
-    hub::{ClientId, Listed, Next},
+    hub::{ClientId, Listed, Next, Refusal},
     limits,
     peer::Peer,
 };
@@ -134,6 +134,8 @@ impl Connection {
                 Err(fault) => fault.reply(),
             },
             Ok(Method::Watch(_)) => Fault::ExpectedMore.reply(),
+            // There is nothing to wait for without a watch.
+            Ok(Method::Sync) => reply(&json!({}), false),
             Ok(Method::List) if !oneway => return self.list(more).await,
             Ok(Method::List) => return Ok(()),
             Ok(Method::Info) => reply(&self.agent.info(), false),
@@ -169,17 +171,12 @@ impl Connection {
     /// Tells the client what happens, until it goes or its call fails.
     async fn follow(&mut self) -> Result<(), Gone> {
         loop {
-            while let Some(next) = self.agent.next(self.id, SystemTime::now()) {
-                match next {
-                    Next::Event(told) => self.write(told.reply(self.peer.trust)).await?,
-                    Next::Refused(refusal) => {
-                        return self.write(&Fault::from(refusal).reply()).await;
-                    }
-                }
+            if let Some(refusal) = self.tell().await? {
+                return self.write(&Fault::from(refusal).reply()).await;
             }
-            // The call never ends by itself, so another one would never be answered.
-            if !self.input.is_empty() {
-                return Err(Gone);
+            if self.input.contains(&0) {
+                self.sync().await?;
+                continue;
             }
             let news = Rc::clone(&self.news);
             tokio::select! {
@@ -187,6 +184,36 @@ impl Connection {
                 received = self.receive() => received?,
             }
         }
+    }
+
+    /// Tells the client what there is to be told; why its call fails, if it does.
+    async fn tell(&self) -> Result<Option<Refusal>, Gone> {
+        while let Some(next) = self.agent.next(self.id, SystemTime::now()) {
+            match next {
+                Next::Event(told) => self.write(told.reply(self.peer.trust)).await?,
+                Next::Refused(refusal) => return Ok(Some(refusal)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Answers what a client asks while it watches. The call of the watch never ends by itself, so
+    /// that no other one would ever be answered but `Sync`, which wants no reply of its own.
+    async fn sync(&mut self) -> Result<(), Gone> {
+        let message = self.message().await?;
+        match Call::parse(&message) {
+            Ok(Call {
+                method: Ok(Method::Sync),
+                oneway: true,
+                ..
+            }) => {}
+            Ok(_) | Err(_) => return Err(Gone),
+        }
+        self.agent.sync().await.map_err(|_| Gone)?;
+        if self.tell().await?.is_some() {
+            return Err(Gone);
+        }
+        self.write(&reply(&self.agent.synced(), true)).await
     }
 
     async fn list(&self, more: bool) -> Result<(), Gone> {

@@ -1,0 +1,758 @@
+//! The deciding part: the agent while it answers, netlink in its place while it does not.
+//!
+//! Watches of the own namespace are with the agent, or with the netlink that stands in; those of
+//! other namespaces, in which the agent would not believe us to be, are with netlink always.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use super::{
+    CallId, Reply, Request, call,
+    call::{Input, Message, Told, What},
+    names::{Found, Names},
+    refused,
+};
+use crate::{
+    Counters, Error, InterfaceName, NetnsId,
+    engine::Asking,
+    machine::{Answer, Command, Holder, Machine, Now, Outcome, Question, Source, Step, Wanted},
+    netlink::{self, core::Netlink},
+    signal::Signal,
+    tracker::{Device, Watch},
+};
+
+/// How many names a call has; the agent takes 1,024, of as many bytes as a call may have.
+const NAMES_OF_CALL: usize = 512;
+/// How long the agent may take to begin. Whoever sleeps for longer is of no use as an agent.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// An agent that is away is called again after waits that double.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LAST_WAIT: Duration = Duration::from_secs(64);
+
+/// The agent and what stands in for it.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    home: NetnsId,
+    is_filtered: bool,
+    /// A refusal is an error, and not a reason to stand in.
+    is_strict: bool,
+    names: Names,
+    calls: BTreeMap<CallId, Call>,
+    last_call: CallId,
+    /// Names about to be with the agent.
+    begin: Option<Begin>,
+    /// What remains to be found out of names that have just changed hands.
+    settling: Option<Settling>,
+    /// While the agent is away.
+    stand_in: Option<StandIn>,
+    /// Other namespaces.
+    others: Netlink,
+    command: Option<(Command, Progress)>,
+    said: VecDeque<Said>,
+    /// To be let go of.
+    closing: VecDeque<Request>,
+    awaiting: Awaiting,
+    /// It cannot go on; it is asked what was counted, and nothing else.
+    has_failed: bool,
+}
+
+/// Something to be handed on.
+#[derive(Debug)]
+enum Said {
+    Signal(Signal),
+    Done(Outcome),
+}
+
+/// A connection to the agent.
+#[derive(Debug)]
+struct Call {
+    names: BTreeSet<InterfaceName>,
+    /// What is to be sent, first the call itself.
+    outgoing: VecDeque<Vec<u8>>,
+    is_connected: bool,
+    input: Input,
+    is_readable: bool,
+}
+
+/// How far the command is.
+#[derive(Debug)]
+enum Progress {
+    New,
+    /// Begun, and what it waits for says when it is done.
+    Begun,
+    /// These calls have yet to say that all was said.
+    Sync(BTreeSet<CallId>),
+    /// What concerns the own namespace is done.
+    Others,
+}
+
+/// Names about to be with the agent, in the order in which they were asked for.
+#[derive(Debug)]
+struct Begin {
+    why: Why,
+    wanted: Vec<Wanted>,
+    found: BTreeMap<InterfaceName, Option<Found>>,
+    /// What was said of names that have begun before others have.
+    early: Vec<Told>,
+    until: Instant,
+}
+
+/// Why names change hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The command asks for them.
+    Command,
+    /// The agent is back.
+    Return,
+    /// The agent has gone.
+    StandIn,
+}
+
+/// Names that have just changed hands, one after the other.
+#[derive(Debug)]
+struct Settling {
+    why: Why,
+    rest: VecDeque<(Wanted, Option<Found>)>,
+    holders: Vec<Option<Holder>>,
+    early: Vec<Told>,
+}
+
+/// Netlink in the place of the agent.
+#[derive(Debug)]
+struct StandIn {
+    netlink: Netlink,
+    busy: Option<Busy>,
+    failures: u32,
+    /// When the agent is called again.
+    again: Instant,
+}
+
+/// What the stand-in is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Busy {
+    /// To take these names.
+    Take(Vec<InterfaceName>),
+    /// To say all, before the agent is called again.
+    Return,
+    Command,
+}
+
+/// Whose answer comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Awaiting {
+    #[default]
+    Nobody,
+    Call(CallId),
+    Settling,
+    StandIn,
+    Others,
+}
+
+impl Agent {
+    pub(crate) fn new(home: NetnsId, is_filtered: bool, is_strict: bool) -> Self {
+        Self {
+            home,
+            is_filtered,
+            is_strict,
+            names: Names::new(home),
+            calls: BTreeMap::new(),
+            last_call: 0,
+            begin: None,
+            settling: None,
+            stand_in: None,
+            others: Netlink::new(is_filtered),
+            command: None,
+            said: VecDeque::new(),
+            closing: VecDeque::new(),
+            awaiting: Awaiting::Nobody,
+            has_failed: false,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn others(&self) -> &Netlink {
+        &self.others
+    }
+
+    /// Calls the agent for these names.
+    fn call(&mut self, why: Why, wanted: Vec<Wanted>, now: &Now) {
+        for part in wanted.chunks(NAMES_OF_CALL) {
+            let names: BTreeSet<_> = part.iter().map(|wanted| wanted.name).collect();
+            self.last_call += 1;
+            let call = Call {
+                outgoing: VecDeque::from([call::watch(&names)]),
+                names,
+                is_connected: false,
+                input: Input::default(),
+                is_readable: false,
+            };
+            self.calls.insert(self.last_call, call);
+        }
+        self.begin = Some(Begin {
+            why,
+            wanted,
+            found: BTreeMap::new(),
+            early: Vec::new(),
+            until: now.instant + PATIENCE,
+        });
+    }
+
+    /// The agent does not answer any more, or never did, or refuses.
+    fn fail(&mut self, reason: &str, now: &Now) {
+        for (&id, call) in &self.calls {
+            if call.is_connected {
+                self.closing.push_back(Request::Hang(id));
+            }
+        }
+        self.calls.clear();
+        let begin = self.begin.take().map(|begin| begin.why);
+        if let Some((command, progress)) = &mut self.command {
+            match progress {
+                Progress::Begun if begin == Some(Why::Command) => {
+                    if self.is_strict && self.names.is_empty() {
+                        let error = refused(reason);
+                        self.said
+                            .push_back(Said::Done(Outcome::Watched(Err(error))));
+                        self.command = None;
+                        return;
+                    }
+                    *progress = Progress::New;
+                }
+                Progress::Sync(_) => *progress = Progress::New,
+                Progress::New | Progress::Begun | Progress::Others => {}
+            }
+            debug_assert!(begin != Some(Why::Command) || matches!(command, Command::Watch { .. }));
+        }
+        if let Some(stand_in) = &mut self.stand_in {
+            log::debug!("the agent is not back: {reason}");
+            stand_in.failures += 1;
+            stand_in.again = now.instant + wait_after(stand_in.failures);
+            return;
+        }
+        log::warn!("{reason}; watching by netlink until the agent is back");
+        let mut stand_in = StandIn {
+            netlink: Netlink::new(self.is_filtered),
+            busy: None,
+            failures: 0,
+            again: now.instant + FIRST_WAIT,
+        };
+        if !self.names.is_empty() {
+            let names: Vec<_> = self.names.iter().collect();
+            let wanted = names.iter().copied().map(wanted).collect();
+            let netns = self.home;
+            stand_in.netlink.command(Command::Watch { netns, wanted });
+            stand_in.busy = Some(Busy::Take(names));
+        }
+        self.stand_in = Some(stand_in);
+    }
+
+    /// Takes what came from the agent.
+    fn take(&mut self, id: CallId, bytes: &[u8], now: &Now) {
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        let messages = match call.input.take(bytes) {
+            Ok(messages) => messages,
+            Err(why) => return self.fail(&format!("the agent cannot be asked: {why}"), now),
+        };
+        let names = call.names.clone();
+        for message in messages {
+            match message {
+                // A name that is not watched any more can be so in a later call.
+                Message::Event(told) if !names.contains(&told.name) => {}
+                Message::Event(told) => self.told(told),
+                Message::Synced => self.synced(id),
+                Message::Refused(why) => {
+                    return self.fail(&format!("the agent refuses ({why})"), now);
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, told: Told) {
+        if let Some(settling) = &mut self.settling {
+            settling.early.push(told);
+            return;
+        }
+        if let Some(begin) = &mut self.begin
+            && begin.wanted.iter().any(|wanted| wanted.name == told.name)
+        {
+            let What::Watching(ifindex) = told.what else {
+                begin.early.push(told);
+                return;
+            };
+            let mark = self.names.new_mark();
+            let found = ifindex.map(|ifindex| Found { ifindex, mark });
+            begin.found.insert(told.name, found);
+            if begin.found.len() == begin.wanted.len()
+                && let Some(begin) = self.begin.take()
+            {
+                self.begun(begin);
+            }
+            return;
+        }
+        self.said.extend(self.names.tell(told).map(Said::Signal));
+    }
+
+    /// All these names are with the agent.
+    fn begun(&mut self, begin: Begin) {
+        let Begin {
+            why,
+            wanted,
+            found,
+            early,
+            until: _,
+        } = begin;
+        let rest = wanted.into_iter().map(|wanted| {
+            let found = found.get(&wanted.name).copied().flatten();
+            (wanted, found)
+        });
+        self.settling = Some(Settling {
+            why,
+            rest: rest.collect(),
+            holders: Vec::new(),
+            early,
+        });
+    }
+
+    fn synced(&mut self, id: CallId) {
+        if let Some((_, Progress::Sync(missing))) = &mut self.command {
+            missing.remove(&id);
+        }
+    }
+
+    /// What there is to ask about the next name that has changed hands.
+    fn question(&self) -> Option<Question> {
+        let settling = self.settling.as_ref()?;
+        let &(Wanted { name, inode }, found) = settling.rest.front()?;
+        (inode && found.is_some()).then_some(Question::InodeOf(name))
+    }
+
+    /// Hands on what was found of the next name that has changed hands.
+    fn settle(&mut self, answer: Option<Answer>, now: &Now) {
+        let Some(settling) = &mut self.settling else {
+            return;
+        };
+        if let Some((Wanted { name, .. }, found)) = settling.rest.pop_front() {
+            if settling.why == Why::Command {
+                let device = self.names.begin(name, found);
+                let inode = match answer {
+                    Some(Answer::Inode(inode)) => inode,
+                    _ => None,
+                };
+                settling
+                    .holders
+                    .push(device.map(|device| Holder { device, inode }));
+            } else {
+                let netns = self.home;
+                self.said.push_back(Said::Signal(Signal::Resync {
+                    watch: Watch { netns, name },
+                    observed: self.names.resume(name, found),
+                    lost: None,
+                    time: now.wall,
+                }));
+            }
+        }
+        if !settling.rest.is_empty() {
+            return;
+        }
+        let Some(Settling {
+            why,
+            holders,
+            early,
+            ..
+        }) = self.settling.take()
+        else {
+            return;
+        };
+        match why {
+            Why::Command => {
+                self.command = None;
+                self.said
+                    .push_back(Said::Done(Outcome::Watched(Ok(holders))));
+            }
+            Why::Return => self.dismiss(),
+            Why::StandIn => {}
+        }
+        for told in early {
+            self.said.extend(self.names.tell(told).map(Said::Signal));
+        }
+    }
+
+    /// The agent is back: nobody has to stand in for it any more.
+    fn dismiss(&mut self) {
+        log::info!("the agent is back");
+        self.stand_in = None;
+        self.closing
+            .push_back(Request::Netlink(netlink::Request::Close(self.home)));
+    }
+
+    /// Goes on with the command, if that can be done now. True when there is something new to do.
+    fn go_on(&mut self, now: &Now) -> bool {
+        if self.begin.is_some() || self.settling.is_some() {
+            return false;
+        }
+        let Some((command, progress)) = &mut self.command else {
+            return false;
+        };
+        let netns = match command {
+            Command::Watch { netns, .. } => Some(*netns),
+            Command::Unwatch(watch) => Some(watch.netns),
+            Command::Sync | Command::Count => None,
+        };
+        let is_elsewhere = netns.is_some_and(|netns| netns != self.home);
+        match progress {
+            Progress::New if matches!(command, Command::Count) => {
+                // Only the agent could count.
+                self.command = None;
+                let counted = Outcome::Counted(Counters::default());
+                self.said.push_back(Said::Done(counted));
+            }
+            Progress::New if is_elsewhere => {
+                self.others.command(command.clone());
+                *progress = Progress::Begun;
+            }
+            Progress::New => {
+                let is_text = |wanted: &Wanted| std::str::from_utf8(wanted.name.as_bytes()).is_ok();
+                if let Command::Watch { wanted, .. } = command
+                    && !wanted.iter().all(is_text)
+                {
+                    let error = refused("a name that is not UTF-8 cannot be asked of the agent");
+                    self.command = None;
+                    self.said
+                        .push_back(Said::Done(Outcome::Watched(Err(error))));
+                    return true;
+                }
+                if let Some(stand_in) = &mut self.stand_in {
+                    if stand_in.busy.is_some() {
+                        return false;
+                    }
+                    stand_in.netlink.command(command.clone());
+                    stand_in.busy = Some(Busy::Command);
+                    *progress = Progress::Begun;
+                    return true;
+                }
+                match command {
+                    Command::Watch { wanted, .. } => {
+                        let wanted = wanted.clone();
+                        *progress = Progress::Begun;
+                        self.call(Why::Command, wanted, now);
+                    }
+                    Command::Unwatch(_) | Command::Sync | Command::Count => {
+                        for call in self.calls.values_mut() {
+                            call.outgoing.push_back(call::sync());
+                        }
+                        *progress = Progress::Sync(self.calls.keys().copied().collect());
+                    }
+                }
+            }
+            Progress::Sync(missing) if missing.is_empty() => match *command {
+                Command::Unwatch(watch) => {
+                    self.command = None;
+                    self.end(watch.name);
+                    self.said.push_back(Said::Done(Outcome::Unwatched));
+                }
+                Command::Sync | Command::Watch { .. } | Command::Count => {
+                    *progress = Progress::Others;
+                    self.others.command(Command::Sync);
+                }
+            },
+            Progress::Begun | Progress::Sync(_) | Progress::Others => return false,
+        }
+        true
+    }
+
+    /// A name is not watched any more. A call without names has nothing to say.
+    fn end(&mut self, name: InterfaceName) {
+        self.names.end(name);
+        let Some((&id, call)) = self
+            .calls
+            .iter_mut()
+            .find(|(_, call)| call.names.contains(&name))
+        else {
+            return;
+        };
+        call.names.remove(&name);
+        if call.names.is_empty() {
+            self.calls.remove(&id);
+            self.closing.push_back(Request::Hang(id));
+        }
+    }
+
+    /// The stand-in has done what it was asked.
+    fn stood_in(&mut self, outcome: Outcome, now: &Now) -> Result<(), Error> {
+        let busy = self
+            .stand_in
+            .as_mut()
+            .and_then(|stand_in| stand_in.busy.take());
+        match (busy, outcome) {
+            (Some(Busy::Take(names)), Outcome::Watched(Ok(holders))) => {
+                let rest = names.into_iter().zip(holders).map(|(name, holder)| {
+                    (wanted(name), holder.map(|holder| found(holder.device)))
+                });
+                self.settling = Some(Settling {
+                    why: Why::StandIn,
+                    rest: rest.collect(),
+                    holders: Vec::new(),
+                    early: Vec::new(),
+                });
+            }
+            (Some(Busy::Take(_)), Outcome::Watched(Err(error))) => return Err(error),
+            (Some(Busy::Return), Outcome::Synced) => {
+                let wanted = self.names.iter().map(wanted).collect();
+                self.call(Why::Return, wanted, now);
+            }
+            (Some(Busy::Command), Outcome::Synced) => {
+                self.others.command(Command::Sync);
+                if let Some((_, progress)) = &mut self.command {
+                    *progress = Progress::Others;
+                }
+            }
+            (Some(Busy::Command), outcome) => {
+                let command = self.command.take().map(|(command, _)| command);
+                let outcome = match (command, outcome) {
+                    (Some(Command::Watch { wanted, .. }), Outcome::Watched(Ok(holders))) => {
+                        let holders = wanted.iter().zip(holders).map(|(wanted, holder)| {
+                            let device = holder.map(|holder| found(holder.device));
+                            let device = self.names.begin(wanted.name, device)?;
+                            let inode = holder.and_then(|holder| holder.inode);
+                            Some(Holder { device, inode })
+                        });
+                        Outcome::Watched(Ok(holders.collect()))
+                    }
+                    (Some(Command::Unwatch(watch)), outcome) => {
+                        self.names.end(watch.name);
+                        outcome
+                    }
+                    (_, outcome) => outcome,
+                };
+                self.said.push_back(Said::Done(outcome));
+            }
+            (busy, outcome) => debug_assert!(false, "{outcome:?} to {busy:?}"),
+        }
+        Ok(())
+    }
+
+    /// Calls the agent again, if it is time for that.
+    fn come_back(&mut self, now: &Now) -> bool {
+        let is_free = self.begin.is_none() && self.settling.is_none();
+        let Some(stand_in) = self.stand_in.as_mut().filter(|_| is_free) else {
+            return false;
+        };
+        if stand_in.busy.is_some() || now.instant < stand_in.again {
+            return false;
+        }
+        if self.names.is_empty() {
+            // The next watch will show whether it is.
+            self.dismiss();
+            return true;
+        }
+        stand_in.netlink.command(Command::Sync);
+        stand_in.busy = Some(Busy::Return);
+        true
+    }
+
+    /// The next request of a call.
+    fn converse(&mut self) -> Option<Request> {
+        let (&id, call) = self
+            .calls
+            .iter_mut()
+            .find(|(_, call)| !call.outgoing.is_empty() || call.is_readable)?;
+        self.awaiting = Awaiting::Call(id);
+        Some(match call.outgoing.pop_front() {
+            Some(message) if call.is_connected => Request::Send(id, message),
+            Some(message) => Request::Call(id, message),
+            None => Request::Receive(id),
+        })
+    }
+
+    /// Is what stands in left unread, while the agent says how things are now?
+    fn is_held(&self) -> bool {
+        self.begin.as_ref().map(|begin| begin.why) == Some(Why::Return)
+    }
+}
+
+impl Machine for Agent {
+    type Request = Request;
+    type Answer = Reply;
+
+    fn poll(&mut self, now: &Now) -> Step<Request> {
+        loop {
+            match self.said.pop_front() {
+                Some(Said::Signal(signal)) => return Step::Signal(signal),
+                Some(Said::Done(outcome)) => return Step::Done(outcome),
+                None => {}
+            }
+            if self.has_failed {
+                return match self.command.take() {
+                    Some(_) => Step::Done(Outcome::Counted(Counters::default())),
+                    None => Step::Wait(None),
+                };
+            }
+            if let Some(request) = self.closing.pop_front() {
+                self.awaiting = Awaiting::Nobody;
+                return Step::Request(request);
+            }
+            if self.settling.is_some() {
+                if let Some(question) = self.question() {
+                    self.awaiting = Awaiting::Settling;
+                    let request = netlink::Request::Ask(self.home, question);
+                    return Step::Request(Request::Netlink(request));
+                }
+                self.settle(None, now);
+                continue;
+            }
+            if let Some(request) = self.converse() {
+                return Step::Request(request);
+            }
+            let mut until = self.begin.as_ref().map(|begin| begin.until);
+            if until.is_some_and(|until| until <= now.instant) {
+                self.fail("the agent does not answer", now);
+                continue;
+            }
+            if self.go_on(now) || self.come_back(now) {
+                continue;
+            }
+            let mut wait = |at: Option<Instant>| {
+                until = until.into_iter().chain(at).min();
+            };
+            match self.others.poll(now) {
+                Step::Wait(at) => wait(at),
+                Step::Done(outcome) => {
+                    self.command = None;
+                    return Step::Done(outcome);
+                }
+                step => return self.pass_on(step, Awaiting::Others),
+            }
+            let is_held = self.is_held();
+            if let Some(stand_in) = self.stand_in.as_mut().filter(|_| !is_held) {
+                wait(Some(stand_in.again).filter(|_| stand_in.busy.is_none()));
+                match stand_in.netlink.poll(now) {
+                    Step::Wait(at) => wait(at),
+                    Step::Done(outcome) => {
+                        if let Err(error) = self.stood_in(outcome, now) {
+                            return self.give_up(error);
+                        }
+                        continue;
+                    }
+                    Step::Signal(signal) => {
+                        // Before its watches have begun it says what is not asked for.
+                        let has_begun = !matches!(stand_in.busy, Some(Busy::Take(_)));
+                        if has_begun && let Some(signal) = self.names.translate(signal) {
+                            return Step::Signal(signal);
+                        }
+                        continue;
+                    }
+                    step => return self.pass_on(step, Awaiting::StandIn),
+                }
+            }
+            return Step::Wait(until);
+        }
+    }
+
+    fn answer(&mut self, now: &Now, reply: Reply) {
+        match (std::mem::take(&mut self.awaiting), reply) {
+            (Awaiting::Call(id), Reply::Done(result)) => match result {
+                Ok(()) => {
+                    if let Some(call) = self.calls.get_mut(&id) {
+                        call.is_connected = true;
+                    }
+                }
+                Err(error) => self.fail(&format!("the agent cannot be asked: {error}"), now),
+            },
+            (Awaiting::Call(id), Reply::Received(result)) => match result {
+                Ok(Some(bytes)) => self.take(id, &bytes, now),
+                Ok(None) => {
+                    if let Some(call) = self.calls.get_mut(&id) {
+                        call.is_readable = false;
+                    }
+                }
+                Err(error) => self.fail(&format!("the agent has gone: {error}"), now),
+            },
+            (Awaiting::Settling, Reply::Netlink(netlink::Reply::Answer(answer))) => {
+                self.settle(Some(answer), now);
+            }
+            (Awaiting::Others, Reply::Netlink(reply)) => self.others.answer(now, reply),
+            (Awaiting::StandIn, Reply::Netlink(reply)) => {
+                if let Some(stand_in) = &mut self.stand_in {
+                    stand_in.netlink.answer(now, reply);
+                }
+            }
+            (Awaiting::Nobody, _) => {}
+            (awaiting, reply) => debug_assert!(false, "{reply:?} for {awaiting:?}"),
+        }
+    }
+
+    fn ready(&mut self, source: Source) {
+        match source {
+            Source::Call => {
+                for call in self.calls.values_mut() {
+                    call.is_readable = call.is_connected;
+                }
+            }
+            Source::Socket(netns) if netns == self.home => {
+                if let Some(stand_in) = &mut self.stand_in {
+                    stand_in.netlink.ready(source);
+                }
+            }
+            Source::Socket(_) => self.others.ready(source),
+            Source::Ring => {}
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        self.command = Some((command, Progress::New));
+    }
+}
+
+impl Agent {
+    /// Hands on a step of netlink that is not for us.
+    fn pass_on(&mut self, step: Step<netlink::Request>, awaiting: Awaiting) -> Step<Request> {
+        self.awaiting = awaiting;
+        match step {
+            Step::Request(request) => Step::Request(Request::Netlink(request)),
+            Step::Background(request) => Step::Background(Request::Netlink(request)),
+            Step::Signal(signal) => Step::Signal(signal),
+            Step::Done(outcome) => Step::Done(outcome),
+            Step::Wait(until) => Step::Wait(until),
+            Step::Failed(error) => self.give_up(error),
+        }
+    }
+
+    fn give_up(&mut self, error: Error) -> Step<Request> {
+        self.has_failed = true;
+        self.command = None;
+        Step::Failed(error)
+    }
+}
+
+impl Asking for Agent {
+    fn ask(netns: NetnsId, question: Question) -> Request {
+        Request::Netlink(netlink::Request::Ask(netns, question))
+    }
+
+    fn answered(reply: Reply) -> Option<Answer> {
+        match reply {
+            Reply::Netlink(reply) => Netlink::answered(reply),
+            Reply::Done(_) | Reply::Received(_) => None,
+        }
+    }
+}
+
+fn wanted(name: InterfaceName) -> Wanted {
+    Wanted { name, inode: false }
+}
+
+fn found(device: Device) -> Found {
+    Found {
+        ifindex: device.ifindex,
+        mark: device.id,
+    }
+}
+
+fn wait_after(failures: u32) -> Duration {
+    let doublings = failures.min(LAST_WAIT.as_secs().ilog2());
+    FIRST_WAIT * (1 << doublings)
+}

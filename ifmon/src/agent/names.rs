@@ -1,0 +1,282 @@
+//! What is known of each watched name, however that was heard of.
+//!
+//! Each way to hear of changes, a *session*, has marks of its own for devices. Here each device has
+//! one id for as long as it is known, so that the tracker takes it for the same one when the agent
+//! goes and netlink stands in, and the other way round.
+
+use std::collections::BTreeMap;
+
+use super::call::{Told, What};
+use crate::{
+    InterfaceName, NetnsId,
+    signal::Signal,
+    tracker::{Change, Device, Observed, Place, Watch},
+};
+
+/// A device as a session marks it.
+pub(super) type Mark = u64;
+
+/// Who holds a name when a session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) ifindex: u32,
+    pub(super) mark: Mark,
+}
+
+/// All watched names of the namespace.
+#[derive(Debug)]
+pub(super) struct Names {
+    netns: NetnsId,
+    known: BTreeMap<InterfaceName, Known>,
+    last_id: u64,
+    last_mark: Mark,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Who holds the name, or held it last.
+    last: Option<Device>,
+    held: bool,
+    /// The last holder does not exist any more, so that another device can have its index.
+    is_deleted: bool,
+    /// The last holder's mark; `None` while nobody held the name in this session.
+    mark: Option<Mark>,
+    /// The agent lost events and will say what has changed: how many.
+    lost: Option<Option<u64>>,
+}
+
+impl Names {
+    pub(super) fn new(netns: NetnsId) -> Self {
+        Self {
+            netns,
+            known: BTreeMap::new(),
+            last_id: 0,
+            last_mark: 0,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = InterfaceName> {
+        self.known.keys().copied()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// A mark that no device has.
+    pub(super) fn new_mark(&mut self) -> Mark {
+        self.last_mark += 1;
+        self.last_mark
+    }
+
+    /// Begins to watch a name.
+    pub(super) fn begin(&mut self, name: InterfaceName, found: Option<Found>) -> Option<Device> {
+        self.known.insert(name, Known::default());
+        found.and_then(|found| self.take(name, found))
+    }
+
+    pub(super) fn end(&mut self, name: InterfaceName) {
+        self.known.remove(&name);
+    }
+
+    /// A session begins: who holds the name now.
+    ///
+    /// What became of a device that held it cannot be asked: the answer would be ahead of what the
+    /// session says next. So it counts as deleted.
+    pub(super) fn resume(&mut self, name: InterfaceName, found: Option<Found>) -> Observed {
+        let Some(known) = self.known.get_mut(&name) else {
+            return Observed::default();
+        };
+        known.mark = None;
+        known.lost = None;
+        match found {
+            Some(found) => holder(self.take(name, found)),
+            None => {
+                if known.held {
+                    known.leave(None);
+                }
+                Observed::default()
+            }
+        }
+    }
+
+    /// Takes an event of the agent.
+    pub(super) fn tell(&mut self, told: Told) -> Option<Signal> {
+        let Told {
+            name,
+            time,
+            by,
+            what,
+        } = told;
+        let netns = self.netns;
+        let watch = Watch { netns, name };
+        let another = self.new_mark();
+        let known = self.known.get_mut(&name)?;
+        let id = known.last.map(|device| device.id);
+        let mark = match what {
+            What::Another(_) => another,
+            _ => known.mark.unwrap_or(another),
+        };
+        let change = match what {
+            What::Watching(_) => return None,
+            What::Resynced {
+                lost,
+                changed: true,
+                ..
+            } => {
+                known.lost = Some(lost);
+                return None;
+            }
+            What::Resynced { lost, ifindex, .. } => {
+                if let (Some(ifindex), Some(device)) = (ifindex, &mut known.last) {
+                    // After two moves the same device can have another index.
+                    device.ifindex = ifindex;
+                }
+                let observed = holder(known.last.filter(|_| known.held));
+                return Some(Signal::Resync {
+                    watch,
+                    observed,
+                    lost,
+                    time,
+                });
+            }
+            What::Deleted => known.leave(None),
+            What::Renamed(to) => known.leave(Some(Place {
+                netns: Some(netns),
+                ifindex: None,
+                name: Some(to),
+            })),
+            What::Moved { netns, ifindex } => known.leave(Some(Place {
+                netns,
+                ifindex,
+                name: None,
+            })),
+            What::Another(ifindex) | What::Returned(ifindex) => {
+                let found = Found { ifindex, mark };
+                Left::Taken(self.take(name, found)?)
+            }
+        };
+        let known = self.known.get_mut(&name)?;
+        if let Some(lost) = known.lost.take() {
+            let observed = match change {
+                Left::Taken(device) => holder(Some(device)),
+                Left::To(to) => Observed {
+                    holder: None,
+                    away: id.zip(to),
+                },
+            };
+            return Some(Signal::Resync {
+                watch,
+                observed,
+                lost,
+                time,
+            });
+        }
+        let change = match change {
+            Left::Taken(device) => Change::Took { watch, device },
+            Left::To(to) => Change::Left { watch, id: id?, to },
+        };
+        Some(Signal::Change { change, time, by })
+    }
+
+    /// Gives the devices in a signal of netlink the ids that they have here.
+    pub(super) fn translate(&mut self, signal: Signal) -> Option<Signal> {
+        match signal {
+            Signal::Change { change, time, by } => {
+                let change = match change {
+                    Change::Took { watch, device } => Change::Took {
+                        watch,
+                        device: self.take(watch.name, Found::of(device))?,
+                    },
+                    Change::Left { watch, id, to } => {
+                        let known = self.known.get_mut(&watch.name)?;
+                        let own = known.last.filter(|_| known.mark == Some(id))?.id;
+                        known.leave(to);
+                        Change::Left { watch, id: own, to }
+                    }
+                };
+                Some(Signal::Change { change, time, by })
+            }
+            Signal::Resync {
+                watch,
+                observed,
+                lost,
+                time,
+            } => {
+                let observed = match observed.holder {
+                    Some(device) => holder(self.take(watch.name, Found::of(device))),
+                    None => {
+                        let known = self.known.get_mut(&watch.name)?;
+                        let own = known.last.map(|device| device.id);
+                        let away = observed.away.filter(|&(mark, _)| known.mark == Some(mark));
+                        if known.held {
+                            known.leave(away.map(|(_, place)| place));
+                        }
+                        Observed {
+                            holder: None,
+                            away: own.zip(away.map(|(_, place)| place)),
+                        }
+                    }
+                };
+                Some(Signal::Resync {
+                    watch,
+                    observed,
+                    lost,
+                    time,
+                })
+            }
+            Signal::NetnsGone { .. } => Some(signal),
+        }
+    }
+
+    /// A device has the name. In a session that has not shown the last one yet, its index says
+    /// whether it is that one.
+    fn take(&mut self, name: InterfaceName, found: Found) -> Option<Device> {
+        let Found { ifindex, mark } = found;
+        let known = self.known.get_mut(&name)?;
+        let last = known.last.filter(|last| match known.mark {
+            Some(held) => held == mark,
+            None => last.ifindex == ifindex && !known.is_deleted,
+        });
+        let id = last.map_or_else(
+            || {
+                self.last_id += 1;
+                self.last_id
+            },
+            |last| last.id,
+        );
+        let device = Device { ifindex, id };
+        known.last = Some(device);
+        known.held = true;
+        known.is_deleted = false;
+        known.mark = Some(mark);
+        Some(device)
+    }
+}
+
+/// How a name changed hands.
+enum Left {
+    Taken(Device),
+    To(Option<Place>),
+}
+
+impl Known {
+    fn leave(&mut self, to: Option<Place>) -> Left {
+        self.held = false;
+        self.is_deleted = to.is_none();
+        Left::To(to)
+    }
+}
+
+impl Found {
+    fn of(device: Device) -> Self {
+        Self {
+            ifindex: device.ifindex,
+            mark: device.id,
+        }
+    }
+}
+
+fn holder(holder: Option<Device>) -> Observed {
+    Observed { holder, away: None }
+}
