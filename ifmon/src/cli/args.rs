@@ -13,6 +13,7 @@ use ifmon::{BackendChoice, BackendKind};
 use super::{
     Exit, complain,
     mine::Mine,
+    service::Rule,
     target::{self, Target},
 };
 
@@ -110,6 +111,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "/run/ifmon/io.ifmon",
           conflicts_with_all = NOT_FOR_CLIENTS)]
     pub(crate) serve: Option<std::path::PathBuf>,
+
+    /// Who may ask the agent what, as RULE[,RULE...]: `watch=` is who may watch and list the
+    /// interfaces of the own network namespace (all), `who=` who in the agent's own is told who
+    /// made a change (group), `netns=` who may ask for any namespace (root); each with `root`,
+    /// with `group`, which is root and the group that owns the socket, or, but for netns, with
+    /// `all`
+    #[arg(long, value_name = "RULES", value_delimiter = ',', value_parser = Rule::parse, requires = "serve")]
+    pub(crate) policy: Vec<Rule>,
 
     /// Serve metrics for Prometheus at this address; a port alone is one of the loopback address
     #[cfg(feature = "metrics")]

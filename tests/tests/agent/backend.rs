@@ -81,7 +81,7 @@ fn a_user_without_privileges_gets_the_agent_and_netlink_while_it_is_away() -> Re
     room.rename(8, "away")?;
     ifmon.expect("wg0", "renamed")?;
 
-    let agent = start(&room, &folder, "netlink")?;
+    let agent = start(&room, &folder, &["--backend", "netlink"])?;
     for name in ["eth9", "wg0"] {
         let line = ifmon.expect(name, "resynced")?;
         ensure!(is_resync(&line, false), "{line}");

@@ -56,13 +56,13 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(name: &str) -> Result<Self> {
-        Self::with(name, "auto")
+        Self::with(name, &[])
     }
 
-    pub(crate) fn with(name: &str, backend: &str) -> Result<Self> {
+    pub(crate) fn with(name: &str, options: &[&str]) -> Result<Self> {
         let room = Room::new(Device::Veth)?;
         let folder = Folder::new(name)?;
-        let agent = start(&room, &folder, backend)?;
+        let agent = start(&room, &folder, options)?;
         Ok(Self {
             room,
             folder,
@@ -81,10 +81,10 @@ impl Host {
     }
 }
 
-pub(crate) fn start(room: &Room, folder: &Folder, backend: &str) -> Result<Ifmon> {
+pub(crate) fn start(room: &Room, folder: &Folder, options: &[&str]) -> Result<Ifmon> {
     let mut command = Command::new(program::path());
     command.arg("--serve").arg(folder.socket());
-    command.args(["--backend", backend]);
+    command.args(options);
     room.enter(&mut command)?;
     let agent = Ifmon::spawn(command)?;
     until("a socket", || {

@@ -111,7 +111,7 @@ fn engines_in_go_are_told_also_when_the_agent_was_away() -> Result<()> {
     agent.finish()?;
     room.delete(7)?;
     room.add("wg0", 8)?;
-    let agent = start(&room, &folder, "auto")?;
+    let agent = start(&room, &folder, &[])?;
     ensure!(engine.line()? == "restarting: another device has the name");
     ensure!(engine.line()? == "running on wg0, index 8");
     ensure!(told("resynced", 8)?["changed"] == true);

@@ -101,6 +101,68 @@ fn users_are_told_of_their_own_namespace_and_not_who_made_a_change() -> Result<(
 }
 
 #[test]
+fn a_policy_widens_and_narrows_who_may_ask_what() -> Result<()> {
+    let wg0 = json!({ "interfaces": ["wg0"] });
+    // The socket belongs to the group of root.
+    let member = |host: &Host| Client::connect_as(&host.folder, &host.room, NOBODY, 0);
+
+    let host = Host::with("narrow", &["--policy", "watch=group,who=root"])?;
+    let elsewhere = Room::new(Device::Veth)?;
+    for (room, uid) in [(&host.room, NOBODY), (&elsewhere, NOBODY), (&elsewhere, 0)] {
+        let mut client = host.client(room, uid)?;
+        client.watch(&wg0)?;
+        client.refused("io.ifmon.NotPermitted")?;
+        client.call("io.ifmon.List", &json!({}), true)?;
+        client.refused("io.ifmon.NotPermitted")?;
+    }
+    let mut clients = [(host.client(&host.room, 0)?, true), (member(&host)?, false)];
+    for (client, _) in &mut clients {
+        client.watch(&wg0)?;
+        client.expect("wg0", "watching")?;
+    }
+    host.room.add("wg0", 7)?;
+    for (client, is_told_who) in &mut clients {
+        let told = client.expect("wg0", "appeared")?;
+        let is_known = told["backend"] != "netlink";
+        ensure!(
+            told["by"].is_object() == (is_known && *is_told_who),
+            "{told}"
+        );
+    }
+
+    let host = Host::with("wide", &["--policy", "who=all", "--policy", "netns=group"])?;
+    let mut user = host.client(&host.room, NOBODY)?;
+    let mut container = host.client(&elsewhere, NOBODY)?;
+    for client in [&mut user, &mut container] {
+        client.watch(&wg0)?;
+        client.expect("wg0", "watching")?;
+    }
+    let name = format!("ifmon-policy-{}", std::process::id());
+    let _named = NamedNetns::new(&elsewhere, &name)?;
+    let path = json!({ "interfaces": ["wg0"], "netns": format!("/run/netns/{name}") });
+    let there = json!({ "interfaces": ["wg0"], "netns": name });
+    let mut member = member(&host)?;
+    // What the agent opens by its path is for root to say.
+    member.watch(&path)?;
+    member.refused("io.ifmon.NotPermitted")?;
+    member.watch(&there)?;
+    member.expect("wg0", "watching")?;
+    let mut other = host.client(&host.room, NOBODY)?;
+    other.watch(&there)?;
+    other.refused("io.ifmon.NotPermitted")?;
+    host.room.add("wg0", 7)?;
+    elsewhere.add("wg0", 9)?;
+    let told = user.expect("wg0", "appeared")?;
+    let is_known = told["backend"] != "netlink";
+    ensure!(told["by"].is_object() == is_known, "{told}");
+    ensure!(member.expect("wg0", "appeared")?["ifindex"] == 9);
+    // Nobody of another namespace is told of the host's users.
+    let told = container.expect("wg0", "appeared")?;
+    ensure!(told["ifindex"] == 9 && told["by"].is_null(), "{told}");
+    Ok(())
+}
+
+#[test]
 fn a_client_that_comes_late_is_told_the_state_and_what_it_did_not_expect() -> Result<()> {
     let host = Host::new("late")?;
     let wg0 = json!({ "interfaces": ["wg0"] });
@@ -234,7 +296,7 @@ fn a_thousand_clients_share_their_watches_and_leave_nothing() -> Result<()> {
 fn a_client_that_does_not_read_loses_its_own_events_alone() -> Result<()> {
     const CYCLES: u64 = 1000;
     // It hears of every change, so that only this client loses any.
-    let host = Host::with("silent", "netlink")?;
+    let host = Host::with("silent", &["--backend", "netlink"])?;
     let wg0 = json!({ "interfaces": ["wg0"] });
     host.room.add("wg0", 7)?;
     let mut eager = host.client(&host.room, NOBODY)?;
@@ -363,7 +425,7 @@ fn an_agent_takes_the_place_of_one_that_was_killed_and_of_no_other() -> Result<(
     agent.signal(Signal::KILL)?;
     agent.finish()?;
     ensure!(client.reply()?.is_none());
-    let agent = start(&room, &folder, "auto")?;
+    let agent = start(&room, &folder, &[])?;
     let mut client = Client::connect(&folder, &room, NOBODY)?;
     client.watch(&json!({ "interfaces": ["wg0"] }))?;
     client.expect("wg0", "watching")?;

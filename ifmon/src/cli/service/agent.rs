@@ -24,6 +24,7 @@ use super::{
     hub::{ClientId, Hub, Listed, Next, Place, Refusal, Request},
     limits,
     peer::{Home, Peer},
+    policy::Policy,
     socket::Socket,
 };
 use crate::cli::{
@@ -61,7 +62,7 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
     let mut signals = Signals::new().context("cannot handle signals")?;
     let notifier = Notifier::new();
     let socket = Socket::open(&path)?;
-    let home = Home::new(socket.group)?;
+    let home = Home::new(socket.group, Policy::new(&args.policy))?;
     let mut check = ifmon::Check::run();
     // It would be this one.
     check

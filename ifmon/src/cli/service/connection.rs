@@ -153,17 +153,16 @@ impl Connection {
     }
 
     fn begin(&self, watch: Watch) -> Result<(), Fault> {
+        self.peer.may_watch(&self.agent.home)?;
         let Watch { targets, netns } = watch;
         let place = match netns {
             None => self
                 .agent
                 .place(self.peer.netns(&self.stream, &self.agent.home)?),
-            Some(_) if !self.peer.is_root => {
-                let why = "another network namespace is for root in that of the agent; make the \
-                           socket in the namespace that is to be watched";
-                return Err(Fault::NotPermitted(why.to_owned()));
+            Some(netns) => {
+                self.peer.may_name(&netns, &self.agent.home)?;
+                self.agent.find(&netns)?
             }
-            Some(netns) => self.agent.find(&netns)?,
         };
         self.agent.watch(self.id, &place, &targets)
     }
@@ -217,7 +216,11 @@ impl Connection {
     }
 
     async fn list(&self, more: bool) -> Result<(), Gone> {
-        let scope = match self.peer.scope(&self.stream, &self.agent.home) {
+        let scope = self
+            .peer
+            .may_watch(&self.agent.home)
+            .and_then(|()| self.peer.scope(&self.stream, &self.agent.home));
+        let scope = match scope {
             Ok(scope) => scope,
             Err(fault) => return self.write(&fault.reply()).await,
         };
@@ -253,7 +256,7 @@ impl Connection {
             "since": timestamp(*since),
             "clients": clients,
         });
-        if self.peer.is_root
+        if self.peer.sees_all
             && let Some(name) = self.agent.netns_name(*watch)
         {
             shown["netns_name"] = name.into();

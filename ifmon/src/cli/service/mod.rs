@@ -10,7 +10,8 @@ mod holding;
 mod hub;
 mod limits;
 mod peer;
+mod policy;
 mod socket;
 mod told;
 
-pub(crate) use agent::serve;
+pub(crate) use self::{agent::serve, policy::Rule};

@@ -13,7 +13,12 @@ use anyhow::Context as _;
 use ifmon::{Netns, NetnsId};
 use tokio::net::UnixStream;
 
-use super::{call::Fault, limits::Owner, told::Trust};
+use super::{
+    call::Fault,
+    limits::Owner,
+    policy::{Circle, Policy},
+    told::Trust,
+};
 
 /// The agent's own place.
 #[derive(Debug)]
@@ -23,16 +28,18 @@ pub(super) struct Home {
     cookie: Option<u64>,
     /// The group that owns the socket of the agent.
     group: Option<u32>,
+    policy: Policy,
 }
 
 impl Home {
-    pub(super) fn new(group: Option<u32>) -> anyhow::Result<Self> {
+    pub(super) fn new(group: Option<u32>, policy: Policy) -> anyhow::Result<Self> {
         let netns = Netns::current().context("the network namespace of ifmon is unknown")?;
         let socket = UnixDatagram::unbound().context("cannot make a socket")?;
         Ok(Self {
             netns,
             cookie: netns_cookie(&socket).ok(),
             group,
+            policy,
         })
     }
 }
@@ -42,9 +49,11 @@ impl Home {
 pub(super) struct Peer {
     uid: u32,
     pub(super) trust: Trust,
-    /// It may ask for any namespace.
-    pub(super) is_root: bool,
+    is_root: bool,
     is_home: bool,
+    /// It may ask for any namespace.
+    pub(super) sees_all: bool,
+    circle: Circle,
 }
 
 impl Peer {
@@ -64,15 +73,24 @@ impl Peer {
             };
             credentials.gid() == group || peer_groups(stream).is_ok_and(|all| all.contains(&group))
         };
+        let circle = if is_root {
+            Circle::Root
+        } else if in_group() {
+            Circle::Group
+        } else {
+            Circle::All
+        };
         Ok(Self {
             uid,
-            trust: if is_root || in_group() {
+            trust: if is_home && circle <= home.policy.who {
                 Trust::Full
             } else {
                 Trust::Plain
             },
             is_root,
             is_home,
+            sees_all: circle <= home.policy.netns,
+            circle,
         })
     }
 
@@ -83,6 +101,32 @@ impl Peer {
         } else {
             Owner::User(self.uid)
         }
+    }
+
+    /// May it watch and list anything?
+    pub(super) fn may_watch(&self, home: &Home) -> Result<(), Fault> {
+        let allowed = home.policy.watch;
+        if self.circle <= allowed {
+            return Ok(());
+        }
+        let why = format!("this agent is for {allowed} (--policy)");
+        Err(Fault::NotPermitted(why))
+    }
+
+    /// May it ask for this namespace? What the agent opens by its path is for root to say.
+    pub(super) fn may_name(&self, netns: &str, home: &Home) -> Result<(), Fault> {
+        let allowed = if netns.contains('/') {
+            Circle::Root
+        } else {
+            home.policy.netns
+        };
+        if self.circle <= allowed {
+            return Ok(());
+        }
+        Err(Fault::NotPermitted(format!(
+            "another network namespace is for {allowed}; make the socket in the namespace that is \
+             to be watched"
+        )))
     }
 
     /// The namespace in which the client made its socket.
@@ -104,7 +148,7 @@ impl Peer {
 
     /// Of which namespaces it may know all that is watched; `None` for all.
     pub(super) fn scope(&self, stream: &UnixStream, home: &Home) -> Result<Option<NetnsId>, Fault> {
-        if self.is_root {
+        if self.sees_all {
             return Ok(None);
         }
         self.netns(stream, home).map(|netns| Some(netns.id()))
