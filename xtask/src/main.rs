@@ -3,6 +3,7 @@
 mod api;
 mod bench;
 mod command;
+mod debian;
 mod demo;
 mod dist;
 mod ebpf;

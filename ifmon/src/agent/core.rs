@@ -43,8 +43,6 @@ pub(crate) struct Agent {
     last_call: CallId,
     /// Names about to be with the agent.
     begin: Option<Begin>,
-    /// What remains to be found out of names that have just changed hands.
-    settling: Option<Settling>,
     /// While the agent is away.
     stand_in: Option<StandIn>,
     /// Other namespaces.
@@ -106,17 +104,6 @@ enum Why {
     Command,
     /// The agent is back.
     Return,
-    /// The agent has gone.
-    StandIn,
-}
-
-/// Names that have just changed hands, one after the other.
-#[derive(Debug)]
-struct Settling {
-    why: Why,
-    rest: VecDeque<(Wanted, Option<Found>)>,
-    holders: Vec<Option<Holder>>,
-    early: Vec<Told>,
 }
 
 /// Netlink in the place of the agent.
@@ -145,7 +132,6 @@ enum Awaiting {
     #[default]
     Nobody,
     Call(CallId),
-    Settling,
     StandIn,
     Others,
 }
@@ -160,7 +146,6 @@ impl Agent {
             calls: BTreeMap::new(),
             last_call: 0,
             begin: None,
-            settling: None,
             stand_in: None,
             others: Netlink::new(is_filtered),
             command: None,
@@ -262,7 +247,7 @@ impl Agent {
             match message {
                 // A name that is not watched any more can be so in a later call.
                 Message::Event(told) if !names.contains(&told.name) => {}
-                Message::Event(told) => self.told(told),
+                Message::Event(told) => self.told(told, now),
                 Message::Synced => self.synced(id),
                 Message::Refused(why) => {
                     return self.fail(&format!("the agent refuses ({why})"), now);
@@ -271,11 +256,7 @@ impl Agent {
         }
     }
 
-    fn told(&mut self, told: Told) {
-        if let Some(settling) = &mut self.settling {
-            settling.early.push(told);
-            return;
-        }
+    fn told(&mut self, told: Told, now: &Now) {
         if let Some(begin) = &mut self.begin
             && begin.wanted.iter().any(|wanted| wanted.name == told.name)
         {
@@ -289,7 +270,7 @@ impl Agent {
             if begin.found.len() == begin.wanted.len()
                 && let Some(begin) = self.begin.take()
             {
-                self.begun(begin);
+                self.begun(begin, now);
             }
             return;
         }
@@ -297,7 +278,7 @@ impl Agent {
     }
 
     /// All these names are with the agent.
-    fn begun(&mut self, begin: Begin) {
+    fn begun(&mut self, begin: Begin, now: &Now) {
         let Begin {
             why,
             wanted,
@@ -305,79 +286,45 @@ impl Agent {
             early,
             until: _,
         } = begin;
-        let rest = wanted.into_iter().map(|wanted| {
-            let found = found.get(&wanted.name).copied().flatten();
-            (wanted, found)
-        });
-        self.settling = Some(Settling {
-            why,
-            rest: rest.collect(),
-            holders: Vec::new(),
-            early,
-        });
+        let found = |wanted: &Wanted| found.get(&wanted.name).copied().flatten();
+        match why {
+            Why::Command => {
+                let holders = wanted.iter().map(|wanted| {
+                    let device = self.names.begin(wanted.name, found(wanted))?;
+                    // By the time that it could be read, it would be another device's.
+                    let inode = None;
+                    Some(Holder { device, inode })
+                });
+                let watched = Outcome::Watched(Ok(holders.collect()));
+                self.command = None;
+                self.said.push_back(Said::Done(watched));
+            }
+            Why::Return => {
+                for wanted in &wanted {
+                    self.resume(wanted.name, found(wanted), now);
+                }
+                self.dismiss();
+            }
+        }
+        for told in early {
+            self.said.extend(self.names.tell(told).map(Said::Signal));
+        }
+    }
+
+    /// A name has changed hands.
+    fn resume(&mut self, name: InterfaceName, found: Option<Found>, now: &Now) {
+        let netns = self.home;
+        self.said.push_back(Said::Signal(Signal::Resync {
+            watch: Watch { netns, name },
+            observed: self.names.resume(name, found),
+            lost: None,
+            time: now.wall,
+        }));
     }
 
     fn synced(&mut self, id: CallId) {
         if let Some((_, Progress::Sync(missing))) = &mut self.command {
             missing.remove(&id);
-        }
-    }
-
-    /// What there is to ask about the next name that has changed hands.
-    fn question(&self) -> Option<Question> {
-        let settling = self.settling.as_ref()?;
-        let &(Wanted { name, inode }, found) = settling.rest.front()?;
-        (inode && found.is_some()).then_some(Question::InodeOf(name))
-    }
-
-    /// Hands on what was found of the next name that has changed hands.
-    fn settle(&mut self, answer: Option<Answer>, now: &Now) {
-        let Some(settling) = &mut self.settling else {
-            return;
-        };
-        if let Some((Wanted { name, .. }, found)) = settling.rest.pop_front() {
-            if settling.why == Why::Command {
-                let device = self.names.begin(name, found);
-                let inode = match answer {
-                    Some(Answer::Inode(inode)) => inode,
-                    _ => None,
-                };
-                settling
-                    .holders
-                    .push(device.map(|device| Holder { device, inode }));
-            } else {
-                let netns = self.home;
-                self.said.push_back(Said::Signal(Signal::Resync {
-                    watch: Watch { netns, name },
-                    observed: self.names.resume(name, found),
-                    lost: None,
-                    time: now.wall,
-                }));
-            }
-        }
-        if !settling.rest.is_empty() {
-            return;
-        }
-        let Some(Settling {
-            why,
-            holders,
-            early,
-            ..
-        }) = self.settling.take()
-        else {
-            return;
-        };
-        match why {
-            Why::Command => {
-                self.command = None;
-                self.said
-                    .push_back(Said::Done(Outcome::Watched(Ok(holders))));
-            }
-            Why::Return => self.dismiss(),
-            Why::StandIn => {}
-        }
-        for told in early {
-            self.said.extend(self.names.tell(told).map(Said::Signal));
         }
     }
 
@@ -391,7 +338,7 @@ impl Agent {
 
     /// Goes on with the command, if that can be done now. True when there is something new to do.
     fn go_on(&mut self, now: &Now) -> bool {
-        if self.begin.is_some() || self.settling.is_some() {
+        if self.begin.is_some() {
             return false;
         }
         let Some((command, progress)) = &mut self.command else {
@@ -489,15 +436,9 @@ impl Agent {
             .and_then(|stand_in| stand_in.busy.take());
         match (busy, outcome) {
             (Some(Busy::Take(names)), Outcome::Watched(Ok(holders))) => {
-                let rest = names.into_iter().zip(holders).map(|(name, holder)| {
-                    (wanted(name), holder.map(|holder| found(holder.device)))
-                });
-                self.settling = Some(Settling {
-                    why: Why::StandIn,
-                    rest: rest.collect(),
-                    holders: Vec::new(),
-                    early: Vec::new(),
-                });
+                for (name, holder) in names.into_iter().zip(holders) {
+                    self.resume(name, holder.map(|holder| found(holder.device)), now);
+                }
             }
             (Some(Busy::Take(_)), Outcome::Watched(Err(error))) => return Err(error),
             (Some(Busy::Return), Outcome::Synced) => {
@@ -537,7 +478,7 @@ impl Agent {
 
     /// Calls the agent again, if it is time for that.
     fn come_back(&mut self, now: &Now) -> bool {
-        let is_free = self.begin.is_none() && self.settling.is_none();
+        let is_free = self.begin.is_none();
         let Some(stand_in) = self.stand_in.as_mut().filter(|_| is_free) else {
             return false;
         };
@@ -594,15 +535,6 @@ impl Machine for Agent {
             if let Some(request) = self.closing.pop_front() {
                 self.awaiting = Awaiting::Nobody;
                 return Step::Request(request);
-            }
-            if self.settling.is_some() {
-                if let Some(question) = self.question() {
-                    self.awaiting = Awaiting::Settling;
-                    let request = netlink::Request::Ask(self.home, question);
-                    return Step::Request(Request::Netlink(request));
-                }
-                self.settle(None, now);
-                continue;
             }
             if let Some(request) = self.converse() {
                 return Step::Request(request);
@@ -671,9 +603,6 @@ impl Machine for Agent {
                 }
                 Err(error) => self.fail(&format!("the agent has gone: {error}"), now),
             },
-            (Awaiting::Settling, Reply::Netlink(netlink::Reply::Answer(answer))) => {
-                self.settle(Some(answer), now);
-            }
             (Awaiting::Others, Reply::Netlink(reply)) => self.others.answer(now, reply),
             (Awaiting::StandIn, Reply::Netlink(reply)) => {
                 if let Some(stand_in) = &mut self.stand_in {

@@ -203,21 +203,33 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it in the namespace.
     pub(crate) fn start(room: &Room, mut command: Command) -> Result<Self> {
-        command.stdout(Stdio::piped()).uid(NOBODY).gid(NOBODY);
+        command.uid(NOBODY).gid(NOBODY);
         // After the user has changed there is no right to go to a namespace.
         let namespace = File::open(room.path())?;
-        let mut child = thread::scope(|scope| {
-            let spawn = || -> Result<Child> {
+        thread::scope(|scope| {
+            let spawn = || -> Result<Self> {
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-                Ok(command.spawn()?)
+                Self::spawn(command)
             };
             scope
                 .spawn(spawn)
                 .join()
                 .expect("the thread does not panic")
-        })?;
+        })
+    }
+
+    /// Starts it as whoever it is.
+    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         Ok(Self { child, lines })
+    }
+
+    /// Waits for its end, which has to be a good one.
+    pub(crate) fn end(mut self) -> Result<()> {
+        let status = self.child.wait()?;
+        ensure!(status.success(), "it ended with {status}");
+        Ok(())
     }
 
     pub(crate) fn line(&mut self) -> Result<String> {

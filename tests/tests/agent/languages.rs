@@ -1,12 +1,13 @@
 //! Clients in other languages, as an ordinary user runs them.
 
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
+use tests::program;
 
-use crate::host::{Host, Program, start};
+use crate::host::{Host, NOBODY, Program, start};
 
 /// The README's own words, by an ordinary user, with the library that Python people take.
 #[test]
@@ -127,4 +128,120 @@ fn engines_in_go_are_told_also_when_the_agent_was_away() -> Result<()> {
     told("deleted", 8)?;
     agent.stop()?;
     Ok(())
+}
+
+/// A command in a Debian system that has the folder at /mnt.
+fn in_debian(host: &Host, user: u32, words: &[&str]) -> Result<Command> {
+    let debian = env::var_os("IFMON_DEBIAN")
+        .context("a Debian system is missing; `cargo xtask test` has one")?;
+    let script = "mount --bind \"$1\" \"$2/mnt\" && mount -t proc proc \"$2/proc\" && user=$3 root=$2 && shift 3 && \
+                  exec chroot --userspec=\"$user:$user\" \"$root\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(&host.folder.0)
+        .arg(debian)
+        .arg(user.to_string())
+        .args(words);
+    host.room.enter(&mut command)?;
+    Ok(command)
+}
+
+/// By systemd of Debian 13.
+#[test]
+fn varlinkctl_and_c_by_sd_varlink_are_told() -> Result<()> {
+    const SOCKET: &str = "/mnt/run/io.ifmon";
+    let host = Host::new("systemd")?;
+    host.room.add("wg0", 7)?;
+
+    let words = ["varlinkctl", "introspect", SOCKET, "io.ifmon"];
+    let described = in_debian(&host, NOBODY, &words)?.output()?;
+    ensure!(
+        described.status.success()
+            && String::from_utf8_lossy(&described.stdout).contains("method Watch("),
+        "{described:?}"
+    );
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let line = readme
+        .lines()
+        .find(|line| line.starts_with("varlinkctl call"))
+        .context("no varlinkctl in the README")?;
+    let shell = format!("exec {}", line.replace("/run/ifmon/io.ifmon", SOCKET));
+    let mut varlinkctl = Program::spawn(in_debian(&host, NOBODY, &["sh", "-c", &shell])?)?;
+    // It separates objects as RFC 7464 has it.
+    let event: Value = serde_json::from_str(varlinkctl.line()?.trim_start_matches('\x1e'))?;
+    ensure!(
+        event["event"] == "watching" && event["ifindex"] == 7,
+        "{event}"
+    );
+
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ifmon/clients/c");
+    fs::copy(sources.join("watch.c"), host.folder.0.join("watch.c"))?;
+    let words = [
+        "cc",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        "/mnt/watch",
+        "/mnt/watch.c",
+        "-lsystemd",
+    ];
+    let built = in_debian(&host, 0, &words)?.output()?;
+    ensure!(built.status.success(), "{built:?}");
+    let engine = |index: &str| {
+        let words = ["/mnt/watch", "wg0", index, SOCKET];
+        Program::spawn(in_debian(&host, NOBODY, &words)?)
+    };
+    let mut late = engine("5")?;
+    ensure!(late.line()? == "wg0 watching, index 7");
+    ensure!(late.line()? == "wg0 recreated, index 7");
+    late.end()?;
+    let mut engine = engine("7")?;
+    ensure!(engine.line()? == "wg0 watching, index 7");
+
+    let Host {
+        room,
+        folder,
+        agent,
+    } = host;
+    agent.signal(Signal::KILL)?;
+    agent.finish()?;
+    room.delete(7)?;
+    room.add("wg0", 8)?;
+    let agent = start(&room, &folder, &[])?;
+    ensure!(engine.line()? == "wg0 watching, index 8");
+    ensure!(engine.line()? == "wg0 recreated, index 8");
+    engine.end()?;
+    agent.stop()?;
+    Ok(())
+}
+
+#[test]
+fn the_shell_of_the_readme_works() -> Result<()> {
+    let host = Host::new("shell")?;
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let script = readme
+        .split("```")
+        .find_map(|part| {
+            part.strip_prefix("sh\n")
+                .filter(|part| part.contains("--wait wg0 >"))
+        })
+        .context("no shell in the README")?
+        .replace("your-engine wg0", "{ echo runs $index; exec sleep 1000; }");
+    // A namespace has a sysfs of its own.
+    let script = format!("set -e; mount -t sysfs sysfs /sys; {script}wait $! || echo ended");
+    let mut command = Command::new("unshare");
+    let options = format!("--agent {} --backend agent", host.folder.socket().display());
+    command
+        .args(["--mount", "sh", "-c"])
+        .arg(script.replace("ifmon --quiet", &format!("\"$0\" {options} --quiet")))
+        .arg(program::path());
+    host.room.enter(&mut command)?;
+    let mut shell = Program::spawn(command)?;
+    host.room.add("wg0", 7)?;
+    ensure!(shell.line()? == "runs 7");
+    host.room.rename(7, "wg1")?;
+    ensure!(shell.line()? == "ended");
+    shell.end()
 }

@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    command,
-    host::{self, Missing, Tool},
+    command, debian,
+    host::{self, Tool},
     scratch::ScratchDir,
-    vm::{Suite, apt},
+    vm::Suite,
 };
 
 const PACKAGES: [&str; 8] = [
@@ -25,16 +25,10 @@ const PACKAGES: [&str; 8] = [
     "systemd-sysv",
     "wireguard-tools",
 ];
-const TOOLS: [Tool; 2] = [
-    Tool {
-        program: "mmdebstrap",
-        package: "mmdebstrap",
-    },
-    Tool {
-        program: "tar",
-        package: "tar",
-    },
-];
+const TOOLS: [Tool; 1] = [Tool {
+    program: "tar",
+    package: "tar",
+}];
 /// What nobody reads there, and would be unpacked at each boot.
 const LEFT_OUT: [&str; 4] = [
     "./usr/share/doc/*",
@@ -55,24 +49,10 @@ pub(super) fn prepare(dir: &Path, suite: Suite) -> Result<PathBuf> {
     if system.exists() && fs::read_to_string(&recipe_file).is_ok_and(|made| made == recipe) {
         return Ok(system);
     }
-    if !host::is_root() {
-        let why = "making the root of a Debian system takes root, for its devices and owners";
-        return Err(Missing(why.into()).into());
-    }
     host::need(&TOOLS)?;
-    eprintln!("making a system of Debian {suite}");
     let scratch = ScratchDir::new(dir)?;
     let root = scratch.path().join("root");
-    let sources = scratch.path().join("sources.list");
-    fs::write(&sources, apt::sources(suite.name())?)?;
-    command::output(
-        Command::new("mmdebstrap")
-            .args(["--quiet", "--mode=root", "--variant=minbase"])
-            .arg(format!("--include={}", PACKAGES.join(",")))
-            .arg(suite.name())
-            .args([&root, &sources]),
-    )
-    .map_err(|error| Missing(format!("cannot make a system of Debian {suite}: {error:#}")))?;
+    debian::bootstrap(suite, &PACKAGES, &root, scratch.path())?;
     // An identity that is there: without one, systemd takes each boot for the first one, which
     // enables units.
     fs::write(

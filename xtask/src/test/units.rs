@@ -1,11 +1,14 @@
 //! Unit tests, doc tests, and the tests of the command line.
 
-use std::process::Stdio;
+use std::{path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result};
 
 use super::{Counts, build::Programs};
-use crate::host::{self, Missing, Tool};
+use crate::{
+    debian,
+    host::{self, Missing, Tool},
+};
 
 /// Tests that need more than this workspace, and what they need.
 const WITH_TOOLS: [(&str, &[Tool]); 2] = [
@@ -31,6 +34,9 @@ const WITH_TOOLS: [(&str, &[Tool]); 2] = [
     ),
 ];
 
+/// The test that needs a Debian system of its own.
+const WITH_DEBIAN: &str = "languages::varlinkctl_and_c_by_sd_varlink_are_told";
+
 /// Runs them all; a failure does not end the run.
 pub(super) fn run(programs: &Programs, filter: Option<&str>) -> Result<Counts> {
     let mut total = Counts::default();
@@ -44,11 +50,27 @@ pub(super) fn run(programs: &Programs, filter: Option<&str>) -> Result<Counts> {
             skip.extend(["--skip", test]);
         }
     }
-    total.add(run_but(programs, filter, &skip)?);
+    let mut debian = None;
+    if filter.is_none_or(|filter| WITH_DEBIAN.contains(filter)) {
+        match debian::for_clients() {
+            Ok(root) => debian = Some(root),
+            Err(error) => {
+                let Missing(why) = error.downcast()?;
+                total.add(Counts::left_out(&format!("{WITH_DEBIAN}: {why}")));
+                skip.extend(["--skip", WITH_DEBIAN]);
+            }
+        }
+    }
+    total.add(run_but(programs, filter, &skip, debian.as_deref())?);
     Ok(total)
 }
 
-fn run_but(programs: &Programs, filter: Option<&str>, skip: &[&str]) -> Result<Counts> {
+fn run_but(
+    programs: &Programs,
+    filter: Option<&str>,
+    skip: &[&str],
+    debian: Option<&Path>,
+) -> Result<Counts> {
     println!("unit tests, doc tests, command line");
     let mut command = programs.cargo("test");
     let output = command
@@ -56,6 +78,7 @@ fn run_but(programs: &Programs, filter: Option<&str>, skip: &[&str]) -> Result<C
         .args(filter)
         .arg("--")
         .args(skip)
+        .envs(debian.map(|root| ("IFMON_DEBIAN", root)))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
