@@ -55,6 +55,8 @@ enum Target {
     Messages,
     /// The reader of the kernel's BTF
     Btf,
+    /// The parser of what a client of the agent sends
+    Calls,
 }
 
 /// What came of it.
@@ -149,6 +151,7 @@ impl Target {
         match self {
             Self::Messages => "messages",
             Self::Btf => "btf",
+            Self::Calls => "calls",
         }
     }
 
@@ -209,6 +212,7 @@ impl Target {
     fn seeds(self) -> Result<Vec<(String, Vec<u8>)>> {
         match self {
             Self::Messages => Ok(seeds::datagrams()),
+            Self::Calls => Ok(seeds::calls()),
             Self::Btf => {
                 let mut seeds = vec![("small".to_owned(), seeds::small_btf())];
                 let dir = workspace::root().join("ifmon/testdata/btf");

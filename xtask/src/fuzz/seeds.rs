@@ -41,6 +41,29 @@ pub(super) fn datagrams() -> Vec<(String, Vec<u8>)> {
     .to_vec()
 }
 
+/// What a client of the agent sends.
+pub(super) fn calls() -> Vec<(String, Vec<u8>)> {
+    [
+        (
+            "watch",
+            r#"{"method":"io.ifmon.Watch","parameters":{"interfaces":["wg0","a"],"expect":{"a":7},"netns":"web"},"more":true}"#,
+        ),
+        ("list", r#"{"method":"io.ifmon.List","more":true}"#),
+        ("sync", r#"{"method":"io.ifmon.Sync","oneway":true}"#),
+        ("other", r#"{"method":"io.other.Do","parameters":{}}"#),
+        (
+            "describe",
+            r#"{"method":"org.varlink.service.GetInterfaceDescription","parameters":{"interface":"io.ifmon"}}"#,
+        ),
+        (
+            "two",
+            "{\"method\":\"io.ifmon.Info\"}\0{\"method\":\"org.varlink.service.GetInfo\"}",
+        ),
+    ]
+    .map(|(name, text)| (name.to_owned(), [text.as_bytes(), b"\0"].concat()))
+    .to_vec()
+}
+
 fn message(kind: u16, structure: &[u32], attributes: &[&[u8]]) -> Vec<u8> {
     let structure = structure.iter().flat_map(|word| word.to_ne_bytes());
     let body: Vec<u8> = structure.chain(attributes.concat()).collect();
