@@ -5,15 +5,18 @@ use std::{fs, process::Command, thread};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{bystanders, figure::Figures, latency, start, subject::Subject, unrelated, watches};
+use super::{
+    bystanders, clients, figure::Figures, latency, start, subject::Subject, unrelated, watches,
+};
 use crate::program;
 
 /// The rows, by the names that `--only` takes.
-const ROWS: [(&str, Row); 6] = [
+const ROWS: [(&str, Row); 7] = [
     ("unrelated", unrelated::measure),
     ("bystanders", bystanders::measure),
     ("watches", watches::measure),
     ("latency", latency::measure),
+    ("clients", clients::measure),
     ("start", start::measure),
     ("size", size),
 ];

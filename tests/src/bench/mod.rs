@@ -7,6 +7,7 @@
 mod bpf;
 mod bystanders;
 mod chart;
+mod clients;
 mod figure;
 mod latency;
 mod lines;

@@ -1,0 +1,262 @@
+//! How long it takes until a change has reached everyone who wants to know, and what each of them
+//! takes: clients of one agent, beside as many processes that subscribe themselves.
+
+use std::{
+    env, fs,
+    fs::File,
+    io::{Read as _, Write as _},
+    mem::MaybeUninit,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::{
+    event::{Timespec, epoll},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+
+use super::{
+    figure::Figures,
+    measure::Plan,
+    process::{First, Usage},
+    statistics::quantile,
+    subject::{WATCHED, WATCHED_INDEX},
+};
+use crate::{
+    namespace::Namespace,
+    program::{self, PATIENCE, wait_for},
+    requests::{Requests, add_bridge},
+};
+
+const ROW: &str = "clients";
+const AGENT: &str = "ifmon --serve";
+const PEER: &str = "`ip monitor`";
+
+pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
+    if plan.emulated {
+        // A thousand processes on one slow processor would measure that.
+        return Ok(());
+    }
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )?;
+    let count = plan.scale(1000, 0, 100);
+    let changes = plan.scale(20, 0, 5);
+    let agent = of_agent(count, changes)?;
+    let peer = of_peer(count, changes)?;
+    for (what, fraction) in [("p50", 0.5), ("p99", 0.99)] {
+        let what = format!("a change reaches {count} clients, {what}");
+        let peer = quantile(&peer.times, fraction);
+        figures.push(ROW, &what, AGENT, quantile(&agent.times, fraction), "µs");
+        figures.goal(peer);
+        figures.push(ROW, &what, PEER, peer, "µs");
+    }
+    let what = "memory a client";
+    figures.push(ROW, what, AGENT, agent.memory, "KiB");
+    figures.goal(peer.memory);
+    figures.push(ROW, what, PEER, peer.memory, "KiB");
+    Ok(())
+}
+
+struct Outcome {
+    /// Of each change, when each client had it, in microseconds.
+    times: Vec<f64>,
+    /// Of each client, in KiB.
+    memory: f64,
+}
+
+fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
+    let namespace = Namespace::new()?;
+    let folder = Folder::new()?;
+    let path = folder.0.join("agent");
+    let mut command = Command::new(program::path());
+    command.args(["--quiet", "--serve"]).arg(&path);
+    namespace.enter(&mut command)?;
+    let agent = Process(command.stdin(Stdio::null()).spawn()?);
+    let connect = || -> Result<UnixStream> { Ok(namespace.run(|| UnixStream::connect(&path))??) };
+    drop(wait_for(|| connect().ok())?);
+    let before = Usage::settled(agent.0.id())?.resident;
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let mut stream = connect()?;
+        let call = format!(
+            "{{\"method\":\"io.ifmon.Watch\",\"parameters\":{{\"interfaces\":[\"{WATCHED}\"]}},\"more\":true}}\0"
+        );
+        stream.write_all(call.as_bytes())?;
+        let mut reply = [0; 4096];
+        ensure!(stream.read(&mut reply)? > 0, "the agent closes a call");
+        clients.push(File::from(OwnedFd::from(stream)));
+    }
+    let after = Usage::settled(agent.0.id())?.resident;
+    let times = follow(&namespace, clients, changes)?;
+    Ok(Outcome {
+        times,
+        memory: (after as f64 - before as f64) / count as f64,
+    })
+}
+
+fn of_peer(count: usize, changes: usize) -> Result<Outcome> {
+    let namespace = Namespace::new()?;
+    let mut requests = Requests::new(&namespace)?;
+    let mut processes = Vec::new();
+    let mut pipes = Vec::new();
+    for _ in 0..count {
+        let mut command = Command::new("ip");
+        command.args(["-o", "monitor", "link"]);
+        namespace.enter(&mut command)?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        processes.push(Process(child));
+        pipes.push(File::from(OwnedFd::from(stdout)));
+    }
+    // It does not say when it listens.
+    for pipe in &pipes {
+        let probe = Waiting::new(std::slice::from_ref(pipe))?;
+        let deadline = Instant::now() + PATIENCE;
+        while probe.ready(20)?.is_empty() {
+            ensure!(Instant::now() < deadline, "a peer stays silent");
+            requests.add_bridge(WATCHED, WATCHED_INDEX)?;
+            requests.delete(WATCHED_INDEX)?;
+        }
+    }
+    let mut memory = 0.0;
+    for process in &processes {
+        memory += proportional(process.0.id())?;
+    }
+    let times = follow(&namespace, pipes, changes)?;
+    Ok(Outcome {
+        times,
+        memory: memory / count as f64,
+    })
+}
+
+/// Makes changes, one when all have heard of the one before.
+fn follow(namespace: &Namespace, mut clients: Vec<File>, changes: usize) -> Result<Vec<f64>> {
+    let mut requests = Requests::new(namespace)?;
+    let waiting = Waiting::new(&clients)?;
+    let mut times = Vec::new();
+    let _first = First::come()?;
+    for _ in 0..changes {
+        discard(&waiting, &mut clients)?;
+        let begin = Instant::now();
+        requests.send(add_bridge(WATCHED, WATCHED_INDEX))?;
+        let mut heard = vec![false; clients.len()];
+        let mut missing = clients.len();
+        while missing > 0 {
+            ensure!(begin.elapsed() < PATIENCE, "{missing} have not heard of it");
+            let ready = waiting.ready(1000)?;
+            let time = begin.elapsed().as_secs_f64() * 1e6;
+            for at in ready {
+                read(clients.get_mut(at))?;
+                if let Some(heard) = heard.get_mut(at)
+                    && !std::mem::replace(heard, true)
+                {
+                    times.push(time);
+                    missing -= 1;
+                }
+            }
+        }
+        requests.answer()?;
+        requests.delete(WATCHED_INDEX)?;
+    }
+    Ok(times)
+}
+
+/// Throws away what is still to come of the change before, until all is quiet.
+fn discard(waiting: &Waiting, clients: &mut [File]) -> Result<()> {
+    loop {
+        let ready = waiting.ready(200)?;
+        if ready.is_empty() {
+            return Ok(());
+        }
+        for at in ready {
+            read(clients.get_mut(at))?;
+        }
+    }
+}
+
+fn read(client: Option<&mut File>) -> Result<()> {
+    let mut bytes = [0; 4096];
+    let read = client.context("no such client")?.read(&mut bytes)?;
+    ensure!(read > 0, "ended while it was measured");
+    Ok(())
+}
+
+/// Who of many can be read.
+struct Waiting(OwnedFd);
+
+impl Waiting {
+    fn new(files: &[File]) -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (at, file) in files.iter().enumerate() {
+            let data = epoll::EventData::new_u64(at as u64);
+            epoll::add(&epoll, file, data, epoll::EventFlags::IN)?;
+        }
+        Ok(Self(epoll))
+    }
+
+    fn ready(&self, milliseconds: i64) -> Result<Vec<usize>> {
+        let Self(epoll) = self;
+        let mut room = [MaybeUninit::uninit(); 64];
+        let within = Timespec {
+            tv_sec: milliseconds / 1000,
+            tv_nsec: milliseconds % 1000 * 1_000_000,
+        };
+        let (found, _) = epoll::wait(epoll, &mut room, Some(&within))?;
+        let at = found.iter().map(|event| {
+            // A copy: the structure is packed on some architectures.
+            let data = event.data;
+            data.u64() as usize
+        });
+        Ok(at.collect())
+    }
+}
+
+/// Memory of a process, where what several share counts in parts, in KiB.
+fn proportional(pid: u32) -> Result<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .and_then(|value| value.split_whitespace().next()?.parse().ok())
+        .context("no Pss")
+}
+
+/// Is ended with this.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let Self(child) = self;
+        // Both fail only when it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = env::temp_dir().join(format!("ifmon-bench-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let Self(path) = self;
+        let _ = fs::remove_dir_all(path);
+    }
+}
