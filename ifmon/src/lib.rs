@@ -27,8 +27,9 @@
 //!
 //! Two worlds feed the same decisions. A BPF program in the kernel drops everything that does not
 //! concern a watch, so that the process sleeps however many other interfaces come and go; where BPF
-//! is not to be had, a netlink subscription gives the same verdicts. [`BackendChoice`] says which
-//! may be taken, [`Check`] which work on a host, and why others do not.
+//! is not to be had, the agent of the host (`ifmon --serve`) or a netlink subscription gives the
+//! same verdicts. [`BackendChoice`] says which may be taken, [`Check`] which work on a host, and why
+//! others do not.
 //!
 //! After an event the watch goes on. When events are lost on the way (the kernel's queue
 //! overflowed), the state is read again, [`EventKind::Resynced`] says so, and only what has changed

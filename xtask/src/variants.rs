@@ -25,11 +25,12 @@ use crate::{
 pub(crate) struct Options {}
 
 /// What cargo is told of features.
-const FEATURES: [&[&str]; 6] = [
+const FEATURES: [&[&str]; 7] = [
     &[],
     &["--no-default-features"],
     &["--no-default-features", "--features=ebpf"],
     &["--no-default-features", "--features=serde"],
+    &["--no-default-features", "--features=agent"],
     &["--no-default-features", "--features=cli"],
     &["--all-features"],
 ];

@@ -157,10 +157,8 @@ fn an_agent_that_is_asked_for_by_name_has_to_be_there() -> Result<()> {
     Ok(())
 }
 
-/// What the command itself does is not taken for a change from outside, which takes knowing that
-/// all was told.
 #[test]
-fn restarts_by_an_agent_are_one_for_each_change_from_outside() -> Result<()> {
+fn what_is_restarted_by_an_agent_makes_its_interface_again() -> Result<()> {
     let host = Host::new("restarts")?;
     host.room.add("wg0", 7)?;
     let log = host.folder.0.join("log");

@@ -203,6 +203,33 @@ fn a_client_that_comes_late_is_told_the_state_and_what_it_did_not_expect() -> Re
 }
 
 #[test]
+fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
+    let host = Host::new("sync")?;
+    host.room.add("wg0", 7)?;
+    let mut client = host.client(&host.room, NOBODY)?;
+    let mut sync = |client: &mut Client| {
+        let message = b"{\"method\":\"io.ifmon.Sync\",\"oneway\":true}\0";
+        client.stream.write_all(message)
+    };
+    // Without a watch nobody is told anything.
+    sync(&mut client)?;
+    client.watch(&json!({ "interfaces": ["wg0"] }))?;
+    client.expect("wg0", "watching")?;
+    for _ in 0..200 {
+        host.room.rename(7, "away")?;
+        host.room.rename(7, "wg0")?;
+        sync(&mut client)?;
+        client.expect("wg0", "renamed")?;
+        client.expect("wg0", "returned")?;
+        client.expect("", "synced")?;
+    }
+    // It has no reply of its own, so whoever wants one is not understood.
+    client.call("io.ifmon.Sync", &json!({}), false)?;
+    ensure!(client.reply()?.is_none());
+    Ok(())
+}
+
+#[test]
 fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
     let host = Host::new("list")?;
     let names: Vec<String> = (0..600).map(|number| format!("if{number:03}")).collect();
