@@ -25,7 +25,7 @@ use crate::{
 
 /// How many names a call has; the agent takes 1,024, of as many bytes as a call may have.
 const NAMES_OF_CALL: usize = 512;
-/// How long the agent may take to begin. Whoever sleeps for longer is of no use as an agent.
+/// How long the agent may take to answer. Whoever sleeps for longer is of no use as an agent.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An agent that is away is called again after waits that double.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -80,8 +80,8 @@ enum Progress {
     New,
     /// Begun, and what it waits for says when it is done.
     Begun,
-    /// These calls have yet to say that all was said.
-    Sync(BTreeSet<CallId>),
+    /// These calls have yet to say that all was said, until then.
+    Sync(BTreeSet<CallId>, Instant),
     /// What concerns the own namespace is done.
     Others,
 }
@@ -205,7 +205,7 @@ impl Agent {
                     }
                     *progress = Progress::New;
                 }
-                Progress::Sync(_) => *progress = Progress::New,
+                Progress::Sync(..) => *progress = Progress::New,
                 Progress::New | Progress::Begun | Progress::Others => {}
             }
             debug_assert!(begin != Some(Why::Command) || matches!(command, Command::Watch { .. }));
@@ -323,7 +323,7 @@ impl Agent {
     }
 
     fn synced(&mut self, id: CallId) {
-        if let Some((_, Progress::Sync(missing))) = &mut self.command {
+        if let Some((_, Progress::Sync(missing, _))) = &mut self.command {
             missing.remove(&id);
         }
     }
@@ -391,11 +391,12 @@ impl Agent {
                         for call in self.calls.values_mut() {
                             call.outgoing.push_back(call::sync());
                         }
-                        *progress = Progress::Sync(self.calls.keys().copied().collect());
+                        let calls = self.calls.keys().copied().collect();
+                        *progress = Progress::Sync(calls, now.instant + PATIENCE);
                     }
                 }
             }
-            Progress::Sync(missing) if missing.is_empty() => match *command {
+            Progress::Sync(missing, _) if missing.is_empty() => match *command {
                 Command::Unwatch(watch) => {
                     self.command = None;
                     self.end(watch.name);
@@ -406,7 +407,7 @@ impl Agent {
                     self.others.command(Command::Sync);
                 }
             },
-            Progress::Begun | Progress::Sync(_) | Progress::Others => return false,
+            Progress::Begun | Progress::Sync(..) | Progress::Others => return false,
         }
         true
     }
@@ -495,6 +496,16 @@ impl Agent {
         true
     }
 
+    /// Until when the agent may take to answer.
+    fn patience(&self) -> Option<Instant> {
+        let begin = self.begin.as_ref().map(|begin| begin.until);
+        let sync = match self.command {
+            Some((_, Progress::Sync(_, until))) => Some(until),
+            _ => None,
+        };
+        begin.into_iter().chain(sync).min()
+    }
+
     /// The next request of a call.
     fn converse(&mut self) -> Option<Request> {
         let (&id, call) = self
@@ -539,7 +550,7 @@ impl Machine for Agent {
             if let Some(request) = self.converse() {
                 return Step::Request(request);
             }
-            let mut until = self.begin.as_ref().map(|begin| begin.until);
+            let mut until = self.patience();
             if until.is_some_and(|until| until <= now.instant) {
                 self.fail("the agent does not answer", now);
                 continue;
