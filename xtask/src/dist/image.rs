@@ -73,11 +73,17 @@ pub(super) fn test(dist: &Path, scratch: &Path) -> Result<()> {
     );
     // Nothing to run commands with, as docs/kubernetes.md says.
     let hook = ["--backend=netlink", "--wait", "lo", "--exec", "true"];
-    let output = run(&hook).stdin(Stdio::null()).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    // A file: of a pipe, buildah was seen to end before it had handed on what came.
+    let said = scratch.join("said");
+    let status = run(&hook)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&said)?)
+        .status()?;
+    let said = fs::read_to_string(said)?;
     ensure!(
         said.contains("could not be started"),
-        "nothing is said of the missing shell: {said}"
+        "nothing is said of the missing shell, with {status}: {said}"
     );
     command::output(buildah("rm").arg(container))?;
     command::output(buildah("rmi").arg("ifmon"))?;
