@@ -26,14 +26,19 @@ mkdir /run/netns
 ip link set lo up
 ip link add wg0 type veth peer name peer
 
-# Waits for a line in the output, a minute at most: many times what any of them takes.
-says() {
+# Waits until a command succeeds, a minute at most: many times what any of them takes.
+until_true() {
     tries=0
-    until grep -q -e "$1" "${2-out}" 2> /dev/null; do
+    until "$@" > /dev/null 2>&1; do
         tries=$((tries + 1))
-        [ "$tries" -lt 1200 ] || { echo "nothing says $1"; return 1; }
+        [ "$tries" -lt 1200 ] || { echo "still not true: $*"; exit 1; }
         sleep 0.05
     done
+}
+
+# Waits for a line in the output.
+says() {
+    until_true grep -q -e "$1" "${2-out}"
 }
 
 # Stands for a program that is not here: what it is given is kept, and then it does something.

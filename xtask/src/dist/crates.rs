@@ -66,7 +66,8 @@ fn cargo(subcommand: &str) -> Command {
         // What is being worked on is what is looked at.
         .args([subcommand, "--allow-dirty"])
         .arg("--target-dir")
-        .arg(workspace::target_dir());
+        // Apart, since its program would take the place of one that was built with other features.
+        .arg(workspace::target_dir().join("crates"));
     cargo
 }
 
