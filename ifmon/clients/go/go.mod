@@ -1,3 +1,3 @@
-module github.com/ifmon/ifmon/ifmon/clients/go
+module ifmon
 
 go 1.19

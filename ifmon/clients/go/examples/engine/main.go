@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	ifmon "github.com/ifmon/ifmon/ifmon/clients/go"
+	"ifmon"
 )
 
 func main() {

@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"os"
 
-	ifmon "github.com/ifmon/ifmon/ifmon/clients/go"
+	"ifmon"
 )
 
 func main() {
