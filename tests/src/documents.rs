@@ -16,7 +16,7 @@ pub const REASONS: [&str; 4] = [
 ];
 
 /// What the blocks of the documents can be: commands, or what programs write or read.
-const LANGUAGES: [&str; 6] = ["sh", "", "json", "yaml", "rust", "python"];
+const LANGUAGES: [&str; 7] = ["sh", "", "json", "yaml", "rust", "python", "go"];
 
 /// Some commands of a document.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,7 +5,6 @@ use std::{env, fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::program;
 
 use crate::host::{Host, NOBODY, Program, start};
 
@@ -215,33 +214,4 @@ fn varlinkctl_and_c_by_sd_varlink_are_told() -> Result<()> {
     engine.end()?;
     agent.stop()?;
     Ok(())
-}
-
-#[test]
-fn the_shell_of_the_readme_works() -> Result<()> {
-    let host = Host::new("shell")?;
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let script = readme
-        .split("```")
-        .find_map(|part| {
-            part.strip_prefix("sh\n")
-                .filter(|part| part.contains("--wait wg0 >"))
-        })
-        .context("no shell in the README")?
-        .replace("your-engine wg0", "{ echo runs $index; exec sleep 1000; }");
-    // A namespace has a sysfs of its own.
-    let script = format!("set -e; mount -t sysfs sysfs /sys; {script}wait $! || echo ended");
-    let mut command = Command::new("unshare");
-    let options = format!("--agent {} --backend agent", host.folder.socket().display());
-    command
-        .args(["--mount", "sh", "-c"])
-        .arg(script.replace("ifmon --quiet", &format!("\"$0\" {options} --quiet")))
-        .arg(program::path());
-    host.room.enter(&mut command)?;
-    let mut shell = Program::spawn(command)?;
-    host.room.add("wg0", 7)?;
-    ensure!(shell.line()? == "runs 7");
-    host.room.rename(7, "wg1")?;
-    ensure!(shell.line()? == "ended");
-    shell.end()
 }

@@ -207,7 +207,7 @@ fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
     let host = Host::new("sync")?;
     host.room.add("wg0", 7)?;
     let mut client = host.client(&host.room, NOBODY)?;
-    let mut sync = |client: &mut Client| {
+    let sync = |client: &mut Client| {
         let message = b"{\"method\":\"io.ifmon.Sync\",\"oneway\":true}\0";
         client.stream.write_all(message)
     };
