@@ -59,7 +59,7 @@ fn list() -> Result<String> {
     let mut list = Command::new(tool()?);
     list.current_dir(workspace::root())
         .args(["public-api", "--package=ifmon-watch", "-sss"])
-        .args(["--no-default-features", "--features=ebpf,serde"])
+        .args(["--no-default-features", "--features=agent,ebpf,serde"])
         .env("RUSTUP_TOOLCHAIN", TOOLCHAIN)
         .env("CARGO_TARGET_DIR", workspace::target_dir().join("api"));
     // Set by the cargo that runs this, for programs of its own toolchain.
