@@ -185,7 +185,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             .iter()
             .flat_map(|&arch| kernels.iter().map(move |kernel| (arch, kernel)))
             .collect();
-        there.sort_by_key(|&(arch, kernel)| !stress::is_for(kernel, arch));
+        // On the newest kernel most backends are tried.
+        let is_long = |kernel: &Kernel| kernel.to_string() == "sid";
+        there.sort_by_key(|&(arch, kernel)| (!stress::is_for(kernel, arch), !is_long(kernel)));
         jobs.extend(
             there
                 .into_iter()
