@@ -8,13 +8,14 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    process::{self, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
     documents::{Block, Trial, blocks},
     program,
+    scratch::Scratch,
 };
 
 /// What each trial begins with: an ifmon on PATH, a wg0, and nothing of this machine's.
@@ -158,8 +159,8 @@ fn leads_to(line: &str, anchor: &str) -> bool {
 /// Runs a block's script in namespaces of its own, and in a folder that is deleted afterwards.
 fn try_out(block: &Block) -> Result<()> {
     let script = block.script().context("it has no script")?;
-    let folder = Folder::new(block.line)?;
-    let bin = folder.0.join("bin");
+    let folder = Scratch::new(&format!("documents-{}", block.line))?;
+    let bin = folder.path().join("bin");
     fs::create_dir_all(&bin)?;
     let ifmon = fs::canonicalize(program::path()).context("is ifmon built?")?;
     std::os::unix::fs::symlink(ifmon, bin.join("ifmon"))?;
@@ -172,13 +173,13 @@ fn try_out(block: &Block) -> Result<()> {
         // With its first process all others of the namespace end.
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .args(["sh", "-eu", "-c", &format!("{BEGIN}{script}")])
-        .current_dir(&folder.0)
+        .current_dir(folder.path())
         .env("PATH", path)
         .stdin(Stdio::null())
         .output()
         .context("cannot run unshare")?;
     let said = [output.stdout, output.stderr].concat();
-    let out = fs::read_to_string(folder.0.join("out")).unwrap_or_default();
+    let out = fs::read_to_string(folder.path().join("out")).unwrap_or_default();
     ensure!(
         output.status.success(),
         "ended with {}: {}{out}",
@@ -200,21 +201,4 @@ fn pages() -> Result<Vec<PathBuf>> {
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(line: usize) -> Result<Self> {
-        let path = env::temp_dir().join(format!("ifmon-documents-{line}-{}", process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let Self(path) = self;
-        let _ = fs::remove_dir_all(path);
-    }
 }

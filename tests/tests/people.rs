@@ -16,7 +16,7 @@ use std::{
             process::CommandExt as _,
         },
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{self, Command, Stdio},
 };
 
@@ -26,6 +26,7 @@ use tests::{
     links::{Kind, Links},
     namespace::Namespace,
     program::{self, Ifmon, PATIENCE, wait_for},
+    scratch::Scratch,
 };
 
 const PAIR: Kind<'_> = Kind::Veth { peer: "peer" };
@@ -35,8 +36,8 @@ fn a_service_manager_hears_when_all_watches_are_live_that_they_are_and_that_they
 {
     let (namespace, links) = namespace()?;
     links.add("wg0", PAIR, None)?;
-    let folder = Folder::new("notify")?;
-    let path = folder.path.join("socket");
+    let folder = Scratch::new("notify")?;
+    let path = folder.path().join("socket");
     let name = format!("ifmon-people-{}", process::id());
     for (address, socket) in [
         (
@@ -111,8 +112,8 @@ fn a_service_manager_that_is_not_there_stops_nothing() -> Result<()> {
 #[test]
 fn the_journal_gets_levels_and_others_a_name() -> Result<()> {
     let (namespace, _) = namespace()?;
-    let folder = Folder::new("journal")?;
-    let path = folder.path.join("stderr");
+    let folder = Scratch::new("journal")?;
+    let path = folder.path().join("stderr");
     let file = fs::File::create(&path)?;
     let metadata = file.metadata()?;
     let stream = format!("{}:{}", metadata.dev(), metadata.ino());
@@ -293,9 +294,9 @@ fn prometheus_sees_the_first_deletion() -> Result<()> {
 fn a_hook_restarts_what_lost_its_interface() -> Result<()> {
     let (namespace, links) = namespace()?;
     links.add("wg0", PAIR, None)?;
-    let folder = Folder::new("hook")?;
-    let engine = folder.path.join("engine");
-    let seen = folder.path.join("seen");
+    let folder = Scratch::new("hook")?;
+    let engine = folder.path().join("engine");
+    let seen = folder.path().join("seen");
     // The engine is a process that sleeps; its pid file says which one it is.
     let hook = format!(
         r#"echo "$IFMON_EVENT $IFMON_INTERFACE $IFMON_RESTART" >> {seen}
@@ -474,10 +475,10 @@ fn a_device_that_is_not_the_expected_one_is_told_at_the_start() -> Result<()> {
 #[test]
 fn what_changed_while_ifmon_was_not_running_is_told_at_its_next_start() -> Result<()> {
     let (namespace, links) = namespace()?;
-    let folder = Folder::new("state")?;
-    let state = folder.path.to_string_lossy();
+    let folder = Scratch::new("state")?;
+    let state = folder.path().to_string_lossy();
     let start = || -> Result<Ifmon> { Ifmon::start(&namespace, &["--state", &state, "wg0"]) };
-    let record = folder.path.join(format!("{}:wg0", namespace.id()?));
+    let record = folder.path().join(format!("{}:wg0", namespace.id()?));
     let recorded = |ifindex: &str| {
         let wanted = format!("\"ifindex\":{ifindex},");
         wait_for(|| {
@@ -558,9 +559,9 @@ fn what_changed_while_ifmon_was_not_running_is_told_at_its_next_start() -> Resul
 #[test]
 fn what_a_hook_was_not_told_is_told_at_the_next_start() -> Result<()> {
     let (namespace, links) = namespace()?;
-    let folder = Folder::new("unfinished")?;
-    let state = folder.path.to_string_lossy();
-    let record = folder.path.join(format!("{}:wg0", namespace.id()?));
+    let folder = Scratch::new("unfinished")?;
+    let state = folder.path().to_string_lossy();
+    let record = folder.path().join(format!("{}:wg0", namespace.id()?));
     let hook = "[ $IFMON_EVENT = watching ] || sleep 100000";
     links.add("wg0", PAIR, Some(100))?;
     for option in ["--exec", "--on-restart"] {
@@ -727,15 +728,15 @@ struct Prometheus<'a> {
     namespace: &'a Namespace,
     address: net::SocketAddr,
     process: process::Child,
-    _folder: Folder,
+    _folder: Scratch,
 }
 
 impl<'a> Prometheus<'a> {
     fn start(namespace: &'a Namespace, target: net::SocketAddr) -> Result<Self> {
-        let folder = Folder::new("prometheus")?;
+        let folder = Scratch::new("prometheus")?;
         let address = free_address(namespace, "127.0.0.1:0")?;
         fs::write(
-            folder.path.join("prometheus.yml"),
+            folder.path().join("prometheus.yml"),
             format!(
                 "{{global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}, \
                  scrape_configs: [{{job_name: ifmon, static_configs: [{{targets: ['{target}']}}]}}]}}"
@@ -746,7 +747,7 @@ impl<'a> Prometheus<'a> {
             .arg("--config.file=prometheus.yml")
             .arg("--storage.tsdb.path=data")
             .arg(format!("--web.listen-address={address}"))
-            .current_dir(&folder.path)
+            .current_dir(folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -776,25 +777,5 @@ impl Drop for Prometheus<'_> {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-/// A folder that is deleted when dropped.
-struct Folder {
-    path: PathBuf,
-}
-
-impl Folder {
-    fn new(name: &str) -> Result<Self> {
-        let path = env::temp_dir().join(format!("ifmon-people-{name}-{}", process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let Self { path } = self;
-        let _ = fs::remove_dir_all(Path::new(path));
     }
 }

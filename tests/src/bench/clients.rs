@@ -2,8 +2,7 @@
 //! takes: clients of one agent, beside as many processes that subscribe themselves.
 
 use std::{
-    env, fs,
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write as _},
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -12,10 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::{
-    event::{Timespec, epoll},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-};
+use rustix::event::{Timespec, epoll};
 
 use super::{
     figure::Figures,
@@ -26,8 +22,10 @@ use super::{
 };
 use crate::{
     namespace::Namespace,
+    open_files,
     program::{self, PATIENCE, wait_for},
     requests::{Requests, add_bridge},
+    scratch::Scratch,
 };
 
 const ROW: &str = "clients";
@@ -39,14 +37,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
         // A thousand processes on one slow processor would measure that.
         return Ok(());
     }
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )?;
+    open_files::raise()?;
     let count = plan.scale(1000, 0, 100);
     let changes = plan.scale(20, 0, 5);
     let agent = of_agent(count, changes)?;
@@ -74,8 +65,8 @@ struct Outcome {
 
 fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
     let namespace = Namespace::new()?;
-    let folder = Folder::new()?;
-    let path = folder.0.join("agent");
+    let scratch = Scratch::new("bench")?;
+    let path = scratch.path().join("agent");
     let mut command = Command::new(program::path());
     command.args(["--quiet", "--serve"]).arg(&path);
     namespace.enter(&mut command)?;
@@ -241,22 +232,5 @@ impl Drop for Process {
         // Both fail only when it has ended already.
         let _ = child.kill();
         let _ = child.wait();
-    }
-}
-
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let path = env::temp_dir().join(format!("ifmon-bench-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let Self(path) = self;
-        let _ = fs::remove_dir_all(path);
     }
 }

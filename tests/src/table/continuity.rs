@@ -5,10 +5,11 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{Scenario, hooks::Scratch, veth};
+use super::{Scenario, veth};
 use crate::{
     program::wait_for,
     room::NamedNetns,
+    scratch::Scratch,
     stage::Stage,
     want::{deleted, moved, recreated, renamed},
 };

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{ONCE, Scenario, only, veth};
 use crate::{
     program::{self, wait_for},
+    scratch::Scratch,
     stage::Stage,
     want::{appeared, deleted, recreated, renamed},
 };
@@ -64,27 +65,6 @@ pub(super) const TABLE: &[Scenario] = &[
         veth("a hangup that was ignored stays ignored", ignored_hangup),
     ),
 ];
-
-/// A directory of a scenario's own.
-pub(super) struct Scratch(PathBuf);
-
-impl Scratch {
-    pub(super) fn new(name: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("ifmon-{name}-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn command(stage: &Stage, scratch: &Scratch, hook: &str, more: &[&str]) -> Result<Command> {
     let mut command = Command::new(program::path());

@@ -4,14 +4,11 @@ use std::{fs, process::Command};
 
 use anyhow::{Result, ensure};
 
-use super::{
-    Scenario,
-    hooks::{Gate, Scratch},
-    only, veth,
-};
+use super::{Scenario, hooks::Gate, only, veth};
 use crate::{
     backend::{TRACING, UNPRIVILEGED},
     program::{self, wait_for},
+    scratch::Scratch,
     stage::{Stage, left_out},
     want::{appeared, deleted, recreated, renamed},
 };

@@ -161,7 +161,7 @@ fn an_agent_that_is_asked_for_by_name_has_to_be_there() -> Result<()> {
 fn what_is_restarted_by_an_agent_makes_its_interface_again() -> Result<()> {
     let host = Host::new("restarts")?;
     host.room.add("wg0", 7)?;
-    let log = host.folder.0.join("log");
+    let log = host.folder.path().join("log");
     let script = format!(
         "echo \"$IFMON_EVENT\" >> {log}; ip link del wg0 2> /dev/null; ip link add wg0 type bridge; ip link del wg0; ip link add wg0 type bridge",
         log = log.display()

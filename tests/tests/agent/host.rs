@@ -1,14 +1,13 @@
 //! A host with an agent on it, and those who ask it.
 
 use std::{
-    env,
     fs::{self, File, Permissions},
     io::{BufRead as _, BufReader, ErrorKind, Lines, Read as _, Write as _},
     os::{
         fd::AsFd as _,
         unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -20,30 +19,28 @@ use serde_json::{Value, json};
 use tests::{
     program::{self, Ifmon, PATIENCE},
     room::{Device, Room},
+    scratch::Scratch,
 };
 
 /// An ordinary user.
 pub(crate) const NOBODY: u32 = 65534;
 
 /// A folder that any user can look into.
-pub(crate) struct Folder(pub(crate) PathBuf);
+pub(crate) struct Folder(Scratch);
 
 impl Folder {
     pub(crate) fn new(name: &str) -> Result<Self> {
-        let path = env::temp_dir().join(format!("ifmon-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))?;
-        Ok(Self(path))
+        let scratch = Scratch::new(name)?;
+        fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
+        Ok(Self(scratch))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.0.join("run/io.ifmon")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        self.path().join("run/io.ifmon")
     }
 }
 

@@ -12,7 +12,7 @@ use crate::host::{Host, NOBODY, Program, start};
 #[test]
 fn the_python_of_the_readme_works() -> Result<()> {
     let host = Host::new("python")?;
-    let packages = host.folder.0.join("packages");
+    let packages = host.folder.path().join("packages");
     let installed = Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--target"])
         .arg(&packages)
@@ -51,7 +51,7 @@ fn the_python_of_the_readme_works() -> Result<()> {
 #[test]
 fn engines_in_go_are_told_also_when_the_agent_was_away() -> Result<()> {
     let host = Host::new("go")?;
-    let built = host.folder.0.join("go");
+    let built = host.folder.path().join("go");
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ifmon/clients/go");
     let go = |args: &[&str]| -> Result<String> {
         let output = Command::new("go")
@@ -138,7 +138,7 @@ fn in_debian(host: &Host, user: u32, words: &[&str]) -> Result<Command> {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c", script, "sh"])
-        .arg(&host.folder.0)
+        .arg(host.folder.path())
         .arg(debian)
         .arg(user.to_string())
         .args(words);
@@ -175,7 +175,7 @@ fn varlinkctl_and_c_by_sd_varlink_are_told() -> Result<()> {
     );
 
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ifmon/clients/c");
-    fs::copy(sources.join("watch.c"), host.folder.0.join("watch.c"))?;
+    fs::copy(sources.join("watch.c"), host.folder.path().join("watch.c"))?;
     let words = [
         "cc",
         "-Wall",

@@ -15,9 +15,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 use serde_json::json;
 use tests::{
+    open_files,
     program::{self, Ifmon},
     room::{Device, NamedNetns, Room},
 };
@@ -264,14 +265,7 @@ fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
 
 #[test]
 fn a_thousand_clients_share_their_watches_and_leave_nothing() -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )?;
+    open_files::raise()?;
     let host = Host::new("thousand")?;
     let names: Vec<String> = (0..10).map(|number| format!("if{number}")).collect();
     let before = host.agent.status("VmRSS")?;
