@@ -19,6 +19,7 @@ use crate::{
     engine::Asking,
     machine::{Answer, Command, Holder, Machine, Now, Outcome, Question, Source, Step, Wanted},
     netlink::{self, core::Netlink},
+    retry,
     signal::Signal,
     tracker::{Device, Watch},
 };
@@ -213,7 +214,7 @@ impl Agent {
         if let Some(stand_in) = &mut self.stand_in {
             log::debug!("the agent is not back: {reason}");
             stand_in.failures += 1;
-            stand_in.again = now.instant + wait_after(stand_in.failures);
+            stand_in.again = now.instant + retry::doubled(FIRST_WAIT, LAST_WAIT, stand_in.failures);
             return;
         }
         log::warn!("{reason}; watching by netlink until the agent is back");
@@ -690,9 +691,4 @@ fn found(device: Device) -> Found {
         ifindex: device.ifindex,
         mark: device.id,
     }
-}
-
-fn wait_after(failures: u32) -> Duration {
-    let doublings = failures.min(LAST_WAIT.as_secs().ilog2());
-    FIRST_WAIT * (1 << doublings)
 }
