@@ -46,10 +46,7 @@ type Target struct {
 // ago the index was looked up. With the index 0 the interface is the one that has the name when the
 // call is made; if none has, that is waited for.
 func (a Agent) WaitForChange(ctx context.Context, name string, index int) (restart bool, err error) {
-	watcher, err := a.Watch(ctx, Target{Name: name, Index: index})
-	if err != nil {
-		return ctx.Err() == nil, err
-	}
+	watcher := a.Watch(ctx, Target{Name: name, Index: index})
 	defer watcher.Close()
 	for {
 		event, err := watcher.Next()
@@ -64,10 +61,10 @@ func (a Agent) WaitForChange(ctx context.Context, name string, index int) (resta
 
 // Watch watches interfaces until the context ends or the Watcher is closed.
 //
-// The first event of each name is Watching; from then on nothing is missed. Should the agent go
-// away, as in an upgrade, the watch goes on when it is back: Resynced says so, and a change that
-// happened meanwhile follows, with Recovered set.
-func (a Agent) Watch(ctx context.Context, targets ...Target) (*Watcher, error) {
+// The agent is called by the first Next. The first event of each name is Watching; from then on
+// nothing is missed. Should the agent go away, as in an upgrade, the watch goes on when it is back:
+// Resynced says so, and a change that happened meanwhile follows, with Recovered set.
+func (a Agent) Watch(ctx context.Context, targets ...Target) *Watcher {
 	path := a.Path
 	if path == "" {
 		path = DefaultPath
@@ -83,11 +80,7 @@ func (a Agent) Watch(ctx context.Context, targets ...Target) (*Watcher, error) {
 	for _, target := range targets {
 		watcher.names[target.Name] = &known{index: target.Index}
 	}
-	if err := watcher.connect(); err != nil {
-		cancel()
-		return nil, err
-	}
-	return watcher, nil
+	return watcher
 }
 
 // Watcher hands out the events of a watch. It is for one goroutine at a time; Close and the end of
@@ -108,8 +101,8 @@ type Watcher struct {
 // Next waits for the next event. Whoever does not call it for long loses events, and is told
 // Resynced, and what has changed.
 //
-// An error is final. When the agent has gone, that is after half a minute in which it did not come
-// back.
+// An error is final. When there is no agent, or not any more, that is after half a minute in which
+// none has come.
 func (w *Watcher) Next() (Event, error) {
 	for {
 		if len(w.queue) > 0 {

@@ -67,10 +67,7 @@ func (a *agent) takes(expect map[string]int, events ...string) {
 }
 
 func watch(t *testing.T, a Agent, index int) *Watcher {
-	watcher, err := a.Watch(context.Background(), Target{"wg0", index})
-	if err != nil {
-		t.Fatal(err)
-	}
+	watcher := a.Watch(context.Background(), Target{"wg0", index})
 	t.Cleanup(func() { watcher.Close() })
 	watcher.wait = func(context.Context, time.Duration) error { return nil }
 	return watcher
@@ -159,21 +156,44 @@ func TestAWatchGoesOnWithWhatIsKnown(t *testing.T) {
 }
 
 func TestAnAgentThatStaysAwayIsAnError(t *testing.T) {
-	agent, address := newAgent(t)
-	go agent.takes(nil, `"event":"watching","ifindex":7`)
-	watcher := watch(t, address, 0)
-	var waits []time.Duration
-	watcher.wait = func(_ context.Context, pause time.Duration) error {
-		waits = append(waits, pause)
+	for _, wasThere := range []bool{true, false} {
+		agent, address := newAgent(t)
+		watcher := watch(t, address, 0)
+		var waits []time.Duration
+		watcher.wait = func(_ context.Context, pause time.Duration) error {
+			waits = append(waits, pause)
+			return nil
+		}
+		if wasThere {
+			go agent.takes(nil, `"event":"watching","ifindex":7`)
+			next(t, watcher)
+		}
+		agent.listener.Close()
+		if _, err := watcher.Next(); err == nil || !strings.Contains(err.Error(), "agent") {
+			t.Errorf("the error is %v", err)
+		}
+		if len(waits) != 12 || waits[0] != 50*time.Millisecond || waits[11] != 5*time.Second {
+			t.Errorf("waited for %v", waits)
+		}
+	}
+}
+
+// An engine that begins its watch while the agent is started again goes on like any other.
+func TestAnAgentThatIsAwayAtTheBeginningIsWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent")
+	watcher := watch(t, Agent{Path: path}, 7)
+	watcher.wait = func(context.Context, time.Duration) error {
+		listener, err := net.Listen("unix", path)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { listener.Close() })
+		agent := &agent{t, listener}
+		go agent.takes(map[string]int{"wg0": 7}, `"event":"watching","ifindex":7`)
 		return nil
 	}
-	next(t, watcher)
-	agent.listener.Close()
-	if _, err := watcher.Next(); err == nil || !strings.Contains(err.Error(), "agent") {
-		t.Errorf("the error is %v", err)
-	}
-	if len(waits) != 12 || waits[0] != 50*time.Millisecond || waits[11] != 5*time.Second {
-		t.Errorf("waited for %v", waits)
+	if said := next(t, watcher); said != "watching 7" {
+		t.Errorf("said %q", said)
 	}
 }
 
@@ -234,9 +254,5 @@ func TestTheEndOfTheContextCallsForNoRestart(t *testing.T) {
 	}
 	if restart, err = address.WaitForChange(ctx, "wg0", 7); restart || !errors.Is(err, context.Canceled) {
 		t.Errorf("called after the end: %v, %v", restart, err)
-	}
-	agent.listener.Close()
-	if restart, err = address.WaitForChange(context.Background(), "wg0", 7); !restart || err == nil {
-		t.Errorf("without an agent: %v, %v", restart, err)
 	}
 }

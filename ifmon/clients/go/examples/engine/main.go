@@ -54,10 +54,7 @@ func run(ctx context.Context, agent ifmon.Agent, name string) error {
 
 // present waits until the interface exists.
 func present(ctx context.Context, agent ifmon.Agent, name string) (*net.Interface, error) {
-	watcher, err := agent.Watch(ctx, ifmon.Target{Name: name})
-	if err != nil {
-		return nil, err
-	}
+	watcher := agent.Watch(ctx, ifmon.Target{Name: name})
 	defer watcher.Close()
 	for {
 		event, err := watcher.Next()

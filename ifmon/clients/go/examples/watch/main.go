@@ -27,10 +27,7 @@ func main() {
 }
 
 func watch(agent ifmon.Agent, targets []ifmon.Target) error {
-	watcher, err := agent.Watch(context.Background(), targets...)
-	if err != nil {
-		return err
-	}
+	watcher := agent.Watch(context.Background(), targets...)
 	defer watcher.Close()
 	lines := json.NewEncoder(os.Stdout)
 	for {
