@@ -135,6 +135,62 @@ fn the_journal_gets_levels_and_others_a_name() -> Result<()> {
     Ok(())
 }
 
+/// By its own protocol, so that it can be asked for one interface or one kind of event.
+#[test]
+fn the_journal_gets_fields_with_each_line() -> Result<()> {
+    const SCRIPT: &str = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+                          ln -s \"$1\" /run/systemd/journal/socket && shift && exec \"$@\"";
+    let (namespace, links) = namespace()?;
+    links.add("wg0", PAIR, None)?;
+    let folder = Scratch::new("fields")?;
+    let path = folder.path().join("socket");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let stream = folder.path().join("stdout");
+    let stdout = fs::File::create(&stream)?;
+    let metadata = stdout.metadata()?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", SCRIPT, "sh"])
+        .arg(&path)
+        .arg(program::path())
+        .args(["--exec", "env | grep IFMON_EVENT >&2", "wg0"])
+        .env(
+            "JOURNAL_STREAM",
+            format!("{}:{}", metadata.dev(), metadata.ino()),
+        )
+        .stdout(stdout)
+        .stderr(Stdio::null());
+    namespace.enter(&mut command)?;
+    let mut ifmon = command.spawn()?;
+    let expect = |begin: &str, fields: &[&str]| -> Result<()> {
+        let message = receive(&socket)?;
+        let lines: Vec<&str> = message.lines().collect();
+        ensure!(
+            message.starts_with(&format!("MESSAGE={begin}"))
+                && fields.iter().all(|field| lines.contains(field)),
+            "not {begin} with {fields:?}: {message}"
+        );
+        Ok(())
+    };
+    let always = ["SYSLOG_IDENTIFIER=ifmon", "IFMON_INTERFACE=wg0"];
+    expect("wg0 watching: ifindex", &always)?;
+    links.delete("wg0")?;
+    let said = ["PRIORITY=5", "IFMON_EVENT=deleted", "IFMON_RESTART=true"];
+    expect("wg0 deleted: ifindex", &[&always[..], &said].concat())?;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&ifmon),
+        rustix::process::Signal::TERM,
+    )?;
+    let said = ["PRIORITY=6", "IFMON_EVENT=stopped", "IFMON_REASON=signal"];
+    expect("wg0 stopped: signal", &[&always[..], &said].concat())?;
+    let status = ifmon.wait()?;
+    ensure!(status.success(), "ended with {status}");
+    let rest = fs::read_to_string(&stream)?;
+    ensure!(rest.is_empty(), "on standard output beside it: {rest}");
+    Ok(())
+}
+
 #[test]
 fn metrics_tell_what_happened() -> Result<()> {
     let (namespace, links) = namespace()?;

@@ -324,7 +324,11 @@ it stays ignored.
 .I ifmon@NAME.service
 Watches NAME, which may be escaped by
 .BR systemd\-escape (1),
-and writes JSON lines to the journal. It is ready when the watch is live.
+and writes JSON lines to the journal. It is ready when the watch is live. Where standard output is a stream to the journal,
+each line has its fields there, named as in the environment of commands, and a level: notice for what calls for a restart,
+warning for a loss. So
+.B journalctl IFMON_INTERFACE=wg0 IFMON_EVENT=deleted
+says when wg0 was deleted.
 .TP
 .IR ifmon.socket ", " ifmon.service
 The agent: one process that watches for any number of programs; see

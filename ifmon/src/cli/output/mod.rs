@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use self::{
     facts::{Facts, Reason, Stopped},
     hooks::Hooks,
+    journal::{Journal, Priority},
     line::Line,
     stdout::Stdout,
 };
@@ -42,6 +43,8 @@ const LAST_LINE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Output {
     stdout: Stdout,
+    /// Takes the lines in place of standard output, where that is a stream to it.
+    journal: Option<Journal>,
     text: Option<text::Writer>,
     hooks: Option<Hooks>,
     has_commands: bool,
@@ -72,9 +75,13 @@ impl Output {
             let limit = args.exec_timeout;
             Hooks::new(children.clone(), Shell { command, limit }, monitor.clone())
         });
+        let journal = Journal::open();
+        // The journal has a time of its own for each.
+        let has_time = journal.is_none();
         Ok(Self {
             stdout: Stdout::open().context("cannot use standard output")?,
-            text: (!args.json).then(|| text::Writer::new(args.color.wanted())),
+            journal,
+            text: (!args.json).then(|| text::Writer::new(args.color.wanted(), has_time)),
             hooks,
             has_commands: children.is_some(),
             origins: Origins::default(),
@@ -97,11 +104,19 @@ impl Output {
             Some(text) => text.event(event, &facts, &self.namespaces),
             None => line.to_json(),
         };
-        self.stdout.push(&text);
+        let restart = facts.calls_for_restart(event);
+        let wants_fields = self.has_commands || self.journal.is_some();
+        let fields = wants_fields.then(|| line.to_environment());
+        match (&mut self.journal, &fields) {
+            (Some(journal), Some(fields)) => {
+                journal.push(text, Priority::of(event, restart), fields);
+            }
+            _ => self.stdout.push(&text),
+        }
         let line = Told {
             own: facts.own,
-            restart: facts.calls_for_restart(event),
-            environment: self.has_commands.then(|| line.to_environment()),
+            restart,
+            environment: fields.filter(|_| self.has_commands),
         };
         if let (Some(hooks), Some(environment)) = (&self.hooks, &line.environment) {
             let watch = (event.netns, event.interface);
@@ -121,8 +136,8 @@ impl Output {
     }
 
     /// Is everything written?
-    pub(crate) const fn is_written(&self) -> bool {
-        self.stdout.is_flushed()
+    pub(crate) fn is_written(&self) -> bool {
+        self.stdout.is_flushed() && self.journal.as_ref().is_none_or(Journal::is_flushed)
     }
 
     /// Writes what is to be written and waits for room, or, where there is nothing to do, for
@@ -130,7 +145,7 @@ impl Output {
     /// is dropped.
     pub(crate) async fn progress(&mut self) -> io::Result<()> {
         if !self.is_written() {
-            return self.stdout.flush().await;
+            return self.flush().await;
         }
         match &self.hooks {
             Some(hooks) if !hooks.has_room() => tokio::select! {
@@ -141,6 +156,35 @@ impl Output {
                 self.stdout.closed().await;
                 Err(io::ErrorKind::BrokenPipe.into())
             }
+        }
+    }
+
+    /// Writes what was told. Nothing is lost when the future is dropped.
+    async fn flush(&mut self) -> io::Result<()> {
+        while !self.is_written() {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a part of what was told.
+    async fn write(&mut self) -> io::Result<()> {
+        match &mut self.journal {
+            Some(journal) if !journal.is_flushed() => {
+                if journal.write().await.is_err() {
+                    // The stream is there still, and takes lines without fields.
+                    for line in self
+                        .journal
+                        .take()
+                        .into_iter()
+                        .flat_map(Journal::into_lines)
+                    {
+                        self.stdout.push(&line);
+                    }
+                }
+                Ok(())
+            }
+            Some(_) | None => self.stdout.write().await,
         }
     }
 
@@ -169,9 +213,13 @@ impl Output {
                 Some(text) => text.stopped(&stopped, &self.namespaces),
                 None => line.to_json(),
             };
-            self.stdout.push(&text);
+            let fields = line.to_environment();
+            match &mut self.journal {
+                Some(journal) => journal.push(text, Priority::Info, &fields),
+                None => self.stdout.push(&text),
+            }
             if let Some(hooks) = &self.hooks {
-                hooks.push(job("stopped", line.to_environment()), None, None);
+                hooks.push(job("stopped", fields), None, None);
             }
         }
     }
@@ -179,7 +227,7 @@ impl Output {
     /// Writes the last lines, as long as somebody reads them.
     pub(crate) async fn finish_lines(&mut self) -> io::Result<()> {
         while !self.is_written() {
-            match timeout(LAST_LINE, self.stdout.write()).await {
+            match timeout(LAST_LINE, self.write()).await {
                 Ok(written) => written?,
                 Err(_) => return Ok(()),
             }

@@ -52,7 +52,7 @@ impl Stdout {
         })
     }
 
-    /// Takes a line, which [`Self::flush`] writes.
+    /// Takes a line, which [`Self::write`] writes.
     pub(crate) fn push(&mut self, line: &[u8]) {
         self.pending.extend_from_slice(line);
     }
@@ -62,8 +62,7 @@ impl Stdout {
         self.pending.is_empty()
     }
 
-    /// Writes what was pushed. Waits while the reader is slow; when the future is dropped, the next
-    /// one goes on where it was, so that no line is torn.
+    /// Writes what was pushed, by [`Self::write`].
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while !self.is_flushed() {
             self.write().await?;
@@ -71,7 +70,8 @@ impl Stdout {
         Ok(())
     }
 
-    /// Writes a part of what was pushed.
+    /// Writes a part of what was pushed. Waits while the reader is slow; when the future is dropped,
+    /// the next one goes on where it was, so that no line is torn.
     pub(crate) async fn write(&mut self) -> io::Result<()> {
         self.writable().await?;
         let rest = self.pending.get(self.written..).unwrap_or_default();

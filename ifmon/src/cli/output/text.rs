@@ -16,11 +16,13 @@ use crate::cli::{namespaces::Namespaces, watches::Watch};
 #[derive(Debug)]
 pub(crate) struct Writer {
     color: bool,
+    /// Lines begin with their time.
+    has_time: bool,
 }
 
 impl Writer {
-    pub(crate) const fn new(color: bool) -> Self {
-        Self { color }
+    pub(crate) const fn new(color: bool, has_time: bool) -> Self {
+        Self { color, has_time }
     }
 
     pub(crate) fn event(&self, event: &Event, facts: &Facts, namespaces: &Namespaces) -> Vec<u8> {
@@ -82,16 +84,19 @@ impl Writer {
         (event, style): (&str, Style),
         text: &str,
     ) -> Vec<u8> {
-        let time = timestamp(time);
         let style = if self.color { style } else { Style::new() };
         let dim = if self.color {
             Style::new().dimmed()
         } else {
             Style::new()
         };
+        let time = if self.has_time {
+            format!("{dim}{}{dim:#} ", timestamp(time))
+        } else {
+            String::new()
+        };
         let separator = if text.is_empty() { "" } else { ": " };
-        format!("{dim}{time}{dim:#} {place} {style}{event}{style:#}{separator}{text}\n")
-            .into_bytes()
+        format!("{time}{place} {style}{event}{style:#}{separator}{text}\n").into_bytes()
     }
 }
 

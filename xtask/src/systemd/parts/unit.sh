@@ -24,6 +24,14 @@ told_at_once() {
 }
 check 'changes are told by fentry, with who made them' told_at_once
 
+asked_for() {
+    local found
+    found=$(journalctl --output json IFMON_INTERFACE=veth0 IFMON_EVENT=renamed IFMON_BY_COMM=ip PRIORITY=5)
+    is "$(jq --raw-output .IFMON_TO <<< "$found")" other
+    is "$(jq --raw-output ._SYSTEMD_UNIT <<< "$found")" ifmon@veth0.service
+}
+check 'the journal can be asked for what happened to one interface' asked_for
+
 confined() {
     local status
     status=/proc/$(main_pid ifmon@veth0)/status
