@@ -130,6 +130,9 @@ fn bad_options_are_wrong_usage() {
     fails(words(&["--timeout", "1", LOOPBACK]), 2, &["--wait"]);
     fails(words(&["--wait=gone", LOOPBACK]), 2, &["gone"]);
     fails(words(&["--mine", "", LOOPBACK]), 2, &["--mine"]);
+    fails(words(&["--summary", "0", LOOPBACK]), 2, &["--summary"]);
+    fails(words(&["--top", "--json", LOOPBACK]), 2, &["--json"]);
+    fails(words(&["--top", LOOPBACK]), 2, &["terminal", "--summary"]);
     fails(
         words(&["--expect-ifindex", "7", "wg0", "wg1"]),
         2,

@@ -21,6 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 use tests::{
     links::{Kind, Links},
@@ -188,6 +189,104 @@ fn the_journal_gets_fields_with_each_line() -> Result<()> {
     ensure!(status.success(), "ended with {status}");
     let rest = fs::read_to_string(&stream)?;
     ensure!(rest.is_empty(), "on standard output beside it: {rest}");
+    Ok(())
+}
+
+/// The numbers add up to what happened, whenever the sums were told.
+#[test]
+fn a_summary_tells_how_many_were_made_and_deleted() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    let mut command = ifmon(&namespace, &["--summary", "0.1s", "wg0", "wg1"])?;
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let output = child.stdout.take().context("no output")?;
+    let mut lines = io::BufRead::lines(io::BufReader::new(output));
+    let mut sums = [0; 3];
+    let mut by = 0;
+    let mut take = |sums: &mut [u64; 3]| -> Result<bool> {
+        let Some(line) = lines.next() else {
+            return Ok(false);
+        };
+        let line: Value = serde_json::from_str(&line?)?;
+        ensure!(line["event"] == "summary" && line["lost"] == 0, "{line}");
+        for (sum, name) in sums.iter_mut().zip(["made", "deleted", "other"]) {
+            *sum += line[name].as_u64().context(name)?;
+        }
+        let makers = line["by"].as_array().context("by")?;
+        by += makers
+            .iter()
+            .filter_map(|maker| maker["made"].as_u64())
+            .sum::<u64>();
+        Ok(true)
+    };
+    // It is watching.
+    take(&mut sums)?;
+    for _ in 0..20 {
+        links.add("wg0", PAIR, None)?;
+        links.rename("wg0", "wg1")?;
+        links.delete("wg1")?;
+    }
+    while sums != [40, 20, 20] {
+        ensure!(take(&mut sums)?, "ended at {sums:?}");
+    }
+    links.add("wg0", PAIR, None)?;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::TERM,
+    )?;
+    while take(&mut sums)? {}
+    ensure!(sums == [41, 20, 20] && by == 41, "{sums:?}, by {by}");
+    ensure!(child.wait()?.success());
+    Ok(())
+}
+
+#[test]
+fn a_screen_is_drawn_and_leaves_the_terminal_as_it_was() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&screen)?;
+    unlockpt(&screen)?;
+    let terminal = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(ptsname(&screen, Vec::new())?.to_str()?)?;
+    let size = rustix::termios::Winsize {
+        ws_row: 24,
+        ws_col: 80,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&terminal, size)?;
+    let before = rustix::termios::tcgetattr(&terminal)?.local_modes;
+    let mut command = Command::new(program::path());
+    command
+        .args(["--top", "wg0"])
+        .stdin(terminal.try_clone()?)
+        .stdout(terminal.try_clone()?)
+        .stderr(Stdio::null());
+    namespace.enter(&mut command)?;
+    let mut child = command.spawn()?;
+    let screen = fs::File::from(screen);
+    let mut shown = String::new();
+    let mut until = |words: &str| -> Result<()> {
+        let mut bytes = [0; 4096];
+        while !shown.contains(words) {
+            let length = (&screen).read(&mut bytes)?;
+            shown.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        }
+        shown.clear();
+        Ok(())
+    };
+    until("ifmon by ")?;
+    links.add("wg0", PAIR, None)?;
+    until(" wg0 appeared")?;
+    links.delete("wg0")?;
+    until(" wg0 deleted")?;
+    (&screen).write_all(b"q")?;
+    until("\x1b[?1049l")?;
+    ensure!(child.wait()?.success());
+    let after = rustix::termios::tcgetattr(&terminal)?.local_modes;
+    ensure!(after == before, "{before:?} became {after:?}");
     Ok(())
 }
 

@@ -60,6 +60,15 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
 
+    /// In place of a line for each event, say every so many seconds how many interfaces were made and
+    /// deleted, by whom and where
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) summary: Option<Duration>,
+
+    /// The same on a screen that is drawn every second, with the newest events
+    #[arg(long, conflicts_with_all = ["json", "summary"])]
+    pub(crate) top: bool,
+
     /// Colour the lines for a person
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorArg::Auto)]
     pub(crate) color: ColorArg,
@@ -168,6 +177,8 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "netns",
     "once",
     "open_filter",
+    "summary",
+    "top",
     "wait",
 ];
 
@@ -265,8 +276,11 @@ fn join_wait(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     joined
 }
 
+/// `10`, and `10s` as many write it.
 fn seconds(value: &str) -> Result<Duration, String> {
     value
+        .strip_suffix('s')
+        .unwrap_or(value)
         .parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
@@ -319,6 +333,12 @@ impl Args {
         let mut matches = Self::command().try_get_matches_from(join_wait(words))?;
         let mut args = Self::from_arg_matches_mut(&mut matches)?;
         let refuse = |message: String| clap::Error::raw(ErrorKind::ValueValidation, message);
+        let is_terminal = || std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        if args.top && !is_terminal() {
+            return Err(refuse(
+                "--top needs a terminal; --summary tells the same numbers to any reader".to_owned(),
+            ));
+        }
         // There may be thousands: the words are taken out.
         for word in std::mem::take(&mut args.words) {
             let target = Target::parse(&word, args.literal).map_err(|error| {

@@ -20,7 +20,9 @@ mod run;
 mod service;
 mod signals;
 mod state;
+mod tally;
 mod target;
+mod top;
 mod watches;
 
 use std::{process::ExitCode, sync::OnceLock};

@@ -21,6 +21,7 @@ use super::{
     service,
     signals::Signals,
     state::{Directory, State},
+    top::terminal::Terminal,
     watches::{self, Watches},
 };
 
@@ -53,6 +54,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         return tokio::task::LocalSet::new().run_until(agent).await;
     }
     let signals = Signals::new().context("cannot handle signals")?;
+    let terminal = args.top.then(Terminal::open).transpose()?;
     let notifier = Notifier::new();
     #[cfg(feature = "metrics")]
     let metrics = match args.metrics {
@@ -90,7 +92,13 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
             let limit = args.exec_timeout;
             Restarts::new(children, Shell { command, limit }, monitor.handle())
         });
-    let output = Output::open(&args, namespaces, children.as_ref(), &monitor.handle())?;
+    let output = Output::open(
+        &args,
+        namespaces,
+        children.as_ref(),
+        &monitor.handle(),
+        backend,
+    )?;
     notifier.watch_over(monitor.handle());
     let mut run = Run {
         #[cfg(feature = "metrics")]
@@ -103,6 +111,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         watches,
         notifier,
         signals,
+        terminal,
         monitor,
     };
     let end = run.follow().await;
@@ -121,6 +130,14 @@ async fn check(json: bool) -> anyhow::Result<Exit> {
     stdout.push(shown.as_bytes());
     let written = stdout.flush().await;
     written.or_else(reader_gone).map(|()| Exit::Stopped)
+}
+
+/// The next keys, where there is a terminal for them; the end when it has gone.
+async fn next_keys(terminal: &Option<Terminal>) -> (Vec<u8>, &Terminal) {
+    match terminal {
+        Some(terminal) => (terminal.keys().await, terminal),
+        None => std::future::pending().await,
+    }
 }
 
 /// A socket keeps its network namespace alive; a BPF program does not.
@@ -142,6 +159,7 @@ struct Run {
     watches: Watches,
     notifier: Notifier,
     signals: Signals,
+    terminal: Option<Terminal>,
     /// When `--wait` gives up.
     deadline: Option<Instant>,
     #[cfg(feature = "metrics")]
@@ -155,6 +173,7 @@ impl Run {
             // A slow reader or a slow hook holds the events up: the queue is the kernel's, and
             // memory does not grow.
             let is_ready = self.output.is_ready();
+            let due = self.output.due();
             let event = tokio::select! {
                 biased;
                 () = self.signals.end() => return End::Signal,
@@ -162,6 +181,20 @@ impl Run {
                     Ok(()) => continue,
                     Err(error) => return End::of(error),
                 },
+                // Before the events, of which there may always be more.
+                () = passed(due), if is_ready => {
+                    self.output.summarize(self.terminal.as_ref());
+                    continue;
+                }
+                (keys, terminal) = next_keys(&self.terminal) => {
+                    if keys.is_empty() {
+                        return End::ReaderGone;
+                    }
+                    if self.output.keys(&keys, terminal) {
+                        continue;
+                    }
+                    return End::Signal;
+                }
                 event = self.monitor.next(), if is_ready => match event {
                     Some(Ok(event)) => event,
                     Some(Err(error)) => return End::Failed(error.into()),

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::Path,
@@ -13,8 +13,6 @@ use std::{
 use ifmon::{Event, EventKind};
 use log::Level;
 use tokio::net::UnixDatagram;
-
-use crate::cli::children::Environment;
 
 /// Where the journal takes messages with fields (`systemd.journal-fields(7)`).
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -103,7 +101,12 @@ impl Journal {
     }
 
     /// Takes a line, which [`Self::write`] sends.
-    pub(crate) fn push(&mut self, line: Vec<u8>, priority: Priority, fields: &Environment) {
+    pub(crate) fn push(
+        &mut self,
+        line: Vec<u8>,
+        priority: Priority,
+        fields: &[(String, OsString)],
+    ) {
         let message = message(&line, priority, fields);
         self.waiting.push_back(Entry { line, message });
     }
@@ -130,7 +133,7 @@ impl Journal {
 }
 
 /// A message in the journal's own protocol, <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
-fn message(line: &[u8], priority: Priority, fields: &Environment) -> Vec<u8> {
+fn message(line: &[u8], priority: Priority, fields: &[(String, OsString)]) -> Vec<u8> {
     let mut message = Vec::new();
     let priority = (priority as u8).to_string();
     let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -162,7 +165,7 @@ fn field(message: &mut Vec<u8>, name: &str, value: &OsStr) {
 
 #[cfg(test)]
 mod tests {
-    use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+    use std::os::unix::ffi::OsStringExt as _;
 
     use super::*;
 
@@ -177,7 +180,7 @@ mod tests {
             ("IFMON_NETNS", "7".into()),
         ]
         .map(|(name, value)| (name.to_owned(), value));
-        let said = message(b"gone\n", Priority::Notice, &fields.to_vec());
+        let said = message(b"gone\n", Priority::Notice, &fields);
         let mut expected =
             b"MESSAGE=gone\nPRIORITY=5\nSYSLOG_IDENTIFIER=ifmon\nIFMON_INTERFACE\n".to_vec();
         expected.extend_from_slice(b"\x0c\0\0\0\0\0\0\0a\nPRIORITY=0\nIFMON_NETNS=7\n");
@@ -195,7 +198,7 @@ mod tests {
             .map(|number| format!("{number}\n").into_bytes())
             .collect();
         for line in &lines {
-            journal.push(line.clone(), Priority::Info, &Vec::new());
+            journal.push(line.clone(), Priority::Info, &[]);
         }
         let mut sent = 0;
         loop {

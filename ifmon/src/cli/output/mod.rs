@@ -9,6 +9,7 @@ pub(crate) mod json;
 pub(crate) mod line;
 pub(crate) mod stderr;
 pub(crate) mod stdout;
+mod summary;
 mod text;
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
 
 use anyhow::Context as _;
 use ifmon::{BackendKind, Counters, Event, Handle, Origins};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::{
     facts::{Facts, Reason, Stopped},
@@ -26,6 +27,7 @@ use self::{
     journal::{Journal, Priority},
     line::Line,
     stdout::Stdout,
+    summary::Summary,
 };
 use super::{
     args::Args,
@@ -33,6 +35,7 @@ use super::{
     mine::Mine,
     namespaces::Namespaces,
     state,
+    top::{Top, terminal::Terminal},
     watches::Account,
 };
 
@@ -46,11 +49,20 @@ pub(crate) struct Output {
     /// Takes the lines in place of standard output, where that is a stream to it.
     journal: Option<Journal>,
     text: Option<text::Writer>,
+    sums: Sums,
     hooks: Option<Hooks>,
     has_commands: bool,
     origins: Origins,
     mine: Vec<Mine>,
     namespaces: Namespaces,
+}
+
+/// What takes the events where no line tells of each.
+#[derive(Debug)]
+enum Sums {
+    None,
+    Summary(Summary),
+    Top(Box<Top>),
 }
 
 /// What was told of an event.
@@ -70,6 +82,7 @@ impl Output {
         namespaces: Namespaces,
         children: Option<&Children>,
         monitor: &Handle,
+        backend: BackendKind,
     ) -> anyhow::Result<Self> {
         let hooks = args.exec.clone().zip(children).map(|(command, children)| {
             let limit = args.exec_timeout;
@@ -77,11 +90,17 @@ impl Output {
         });
         let journal = Journal::open();
         // The journal has a time of its own for each.
-        let has_time = journal.is_none();
+        let has_time = journal.is_none() && !args.top;
         Ok(Self {
             stdout: Stdout::open().context("cannot use standard output")?,
             journal,
-            text: (!args.json).then(|| text::Writer::new(args.color.wanted(), has_time)),
+            text: (!args.json)
+                .then(|| text::Writer::new(args.color.wanted() && !args.top, has_time)),
+            sums: match args.summary {
+                Some(every) => Sums::Summary(Summary::new(every, args.json)),
+                None if args.top => Sums::Top(Box::new(Top::new(backend))),
+                None => Sums::None,
+            },
             hooks,
             has_commands: children.is_some(),
             origins: Origins::default(),
@@ -100,18 +119,26 @@ impl Output {
     pub(crate) fn event(&mut self, event: &Event, told: Option<state::Told>) -> Told {
         let facts = Facts::of(event, &mut self.origins, &self.mine);
         let line = Line::event(event, &facts, self.namespaces.name(event.netns));
-        let text = match &self.text {
-            Some(text) => text.event(event, &facts, &self.namespaces),
-            None => line.to_json(),
-        };
         let restart = facts.calls_for_restart(event);
         let wants_fields = self.has_commands || self.journal.is_some();
         let fields = wants_fields.then(|| line.to_environment());
-        match (&mut self.journal, &fields) {
-            (Some(journal), Some(fields)) => {
-                journal.push(text, Priority::of(event, restart), fields);
+        let text = |text: &Option<text::Writer>| match text {
+            Some(text) => text.event(event, &facts, &self.namespaces),
+            None => line.to_json(),
+        };
+        match &mut self.sums {
+            Sums::Summary(summary) => summary.tally.event(event, &facts),
+            Sums::Top(top) => {
+                let line = text(&self.text);
+                top.event(event, &facts, String::from_utf8_lossy(&line).trim_end());
             }
-            _ => self.stdout.push(&text),
+            Sums::None => push(
+                &mut self.stdout,
+                &mut self.journal,
+                text(&self.text),
+                Priority::of(event, restart),
+                fields.as_ref(),
+            ),
         }
         let line = Told {
             own: facts.own,
@@ -130,9 +157,52 @@ impl Output {
         line
     }
 
+    /// When sums are to be told next, if they are wanted.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match &self.sums {
+            Sums::None => None,
+            Sums::Summary(summary) => Some(summary.next),
+            Sums::Top(top) => Some(top.next),
+        }
+    }
+
+    /// Tells the sums, if they are wanted.
+    pub(crate) fn summarize(&mut self, terminal: Option<&Terminal>) {
+        match (&mut self.sums, terminal) {
+            (Sums::Summary(summary), _) => {
+                let text = summary.take(&self.namespaces);
+                let Self {
+                    stdout, journal, ..
+                } = self;
+                push(stdout, journal, text, Priority::Info, None);
+            }
+            (Sums::Top(top), Some(terminal)) => {
+                top.tick();
+                // A terminal that is behind gets the next one.
+                if self.stdout.is_flushed() {
+                    self.stdout
+                        .push(&top.draw(terminal.size(), &self.namespaces));
+                }
+            }
+            (Sums::None | Sums::Top(_), _) => {}
+        }
+    }
+
+    /// Takes keys from the terminal; false when the end is asked for.
+    pub(crate) fn keys(&mut self, keys: &[u8], terminal: &Terminal) -> bool {
+        let Sums::Top(top) = &mut self.sums else {
+            return true;
+        };
+        let goes_on = top.keys(keys);
+        self.summarize(Some(terminal));
+        goes_on
+    }
+
     /// Is everything written, and room for more?
     pub(crate) fn is_ready(&self) -> bool {
-        self.is_written() && self.hooks.as_ref().is_none_or(Hooks::has_room)
+        // A screen needs no room: what it did not show is not shown later.
+        let has_room = self.is_written() || matches!(self.sums, Sums::Top(_));
+        has_room && self.hooks.as_ref().is_none_or(Hooks::has_room)
     }
 
     /// Is everything written?
@@ -196,6 +266,7 @@ impl Output {
         backend: BackendKind,
         reason: Reason,
     ) {
+        self.summarize(None);
         for account in accounts {
             let stopped = Stopped {
                 time: SystemTime::now(),
@@ -209,14 +280,16 @@ impl Output {
             };
             let (netns, _) = stopped.watch;
             let line = Line::stopped(&stopped, self.namespaces.name(netns));
-            let text = match &self.text {
-                Some(text) => text.stopped(&stopped, &self.namespaces),
-                None => line.to_json(),
-            };
             let fields = line.to_environment();
-            match &mut self.journal {
-                Some(journal) => journal.push(text, Priority::Info, &fields),
-                None => self.stdout.push(&text),
+            if let Sums::None = self.sums {
+                let text = match &self.text {
+                    Some(text) => text.stopped(&stopped, &self.namespaces),
+                    None => line.to_json(),
+                };
+                let Self {
+                    stdout, journal, ..
+                } = self;
+                push(stdout, journal, text, Priority::Info, Some(&fields));
             }
             if let Some(hooks) = &self.hooks {
                 hooks.push(job("stopped", fields), None, None);
@@ -247,6 +320,19 @@ impl Output {
         if let Some(hooks) = &mut self.hooks {
             hooks.kill().await;
         }
+    }
+}
+
+fn push(
+    stdout: &mut Stdout,
+    journal: &mut Option<Journal>,
+    text: Vec<u8>,
+    priority: Priority,
+    fields: Option<&Environment>,
+) {
+    match journal {
+        Some(journal) => journal.push(text, priority, fields.map_or(&[], Vec::as_slice)),
+        None => stdout.push(&text),
     }
 }
 

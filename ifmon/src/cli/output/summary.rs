@@ -1,0 +1,176 @@
+//! Sums every so often, in place of a line for each event.
+
+use std::{
+    fmt::{self, Display, Write as _},
+    time::{Duration, SystemTime},
+};
+
+use ifmon::NetnsId;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::json::timestamp;
+use crate::cli::{
+    namespaces::Namespaces,
+    tally::{Counts, Maker, Tally, busiest},
+};
+
+/// How many of each a person is shown.
+const SHOWN: usize = 20;
+
+/// What happened since the last sums.
+#[derive(Debug)]
+pub(crate) struct Summary {
+    every: Duration,
+    since: Instant,
+    pub(crate) next: Instant,
+    pub(crate) tally: Tally,
+    json: bool,
+}
+
+impl Summary {
+    pub(crate) fn new(every: Duration, json: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            every,
+            since: now,
+            next: now + every,
+            tally: Tally::default(),
+            json,
+        }
+    }
+
+    /// The sums, with which the next time begins.
+    pub(crate) fn take(&mut self, namespaces: &Namespaces) -> Vec<u8> {
+        let now = Instant::now();
+        let tally = std::mem::take(&mut self.tally);
+        let time = SystemTime::now();
+        let seconds = now.duration_since(self.since);
+        self.since = now;
+        // A time that was missed, since the process was stopped, is not made up for.
+        while self.next <= now {
+            self.next += self.every;
+        }
+        let mut text = if self.json {
+            let sums = Sums::of(&tally, time, seconds, namespaces);
+            serde_json::to_string(&sums).unwrap_or_default()
+        } else {
+            text(&tally, time, seconds, namespaces)
+        };
+        text.push('\n');
+        text.into_bytes()
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Sums<'a> {
+    time: String,
+    event: &'static str,
+    seconds: f64,
+    #[serde(flatten)]
+    all: Counts,
+    lost: Option<u64>,
+    by: Vec<By<'a>>,
+    netns: Vec<Place>,
+}
+
+#[derive(Debug, Serialize)]
+struct By<'a> {
+    #[serde(flatten)]
+    maker: Option<&'a Maker>,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+#[derive(Debug, Serialize)]
+struct Place {
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns_name: Option<String>,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+impl<'a> Sums<'a> {
+    fn of(tally: &'a Tally, time: SystemTime, seconds: Duration, namespaces: &Namespaces) -> Self {
+        let by = busiest(&tally.makers)
+            .into_iter()
+            .map(|(maker, counts)| By {
+                maker: (*maker != Maker::Unknown).then_some(maker),
+                counts,
+            });
+        let netns = busiest(&tally.places).into_iter().map(|(place, counts)| {
+            let name = place.and_then(|netns| namespaces.name(netns));
+            Place {
+                netns: place.map(|NetnsId(inum)| inum),
+                netns_name: name.map(|name| name.display().to_string()),
+                counts,
+            }
+        });
+        Self {
+            time: timestamp(time),
+            event: "summary",
+            seconds: (seconds.as_secs_f64() * 1e3).round() / 1e3,
+            all: tally.all,
+            lost: tally.lost(),
+            by: by.collect(),
+            netns: netns.collect(),
+        }
+    }
+}
+
+fn text(tally: &Tally, time: SystemTime, seconds: Duration, namespaces: &Namespaces) -> String {
+    let mut text = format!(
+        "{} {:.0} s: {}, {}",
+        timestamp(time),
+        seconds.as_secs_f64(),
+        Said(tally.all, 0),
+        match tally.lost() {
+            Some(0) => "none lost".to_owned(),
+            Some(lost) => format!("{lost} lost and made good"),
+            None => "some lost and made good".to_owned(),
+        }
+    );
+    rows(&mut text, &busiest(&tally.makers), |maker| {
+        format!("by {maker}")
+    });
+    if tally.places.len() > 1 {
+        rows(&mut text, &busiest(&tally.places), |place| match place {
+            Some(netns) => format!(
+                "in {}",
+                namespaces.describe(*netns, namespaces.name(*netns))
+            ),
+            None => "in others".to_owned(),
+        });
+    }
+    text
+}
+
+fn rows<K>(text: &mut String, rows: &[(&K, Counts)], name: impl Fn(&K) -> String) {
+    for (key, counts) in rows.iter().take(SHOWN) {
+        let _ = write!(text, "\n    {}  {}", Said(*counts, 7), name(key));
+    }
+    if let Some(more) = rows.len().checked_sub(SHOWN + 1) {
+        let _ = write!(text, "\n    and {} more", more + 1);
+    }
+}
+
+/// Counts in words, each number as wide as this.
+struct Said(Counts, usize);
+
+impl Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(
+            Counts {
+                made,
+                deleted,
+                other,
+            },
+            width,
+        ) = *self;
+        write!(
+            f,
+            "{made:width$} made, {deleted:width$} deleted, {other:width$} other"
+        )
+    }
+}
