@@ -143,6 +143,10 @@ fn items() -> Result<Vec<Item>> {
             file("ifmon/packaging/ifmon.service")?,
         ),
         item(
+            "usr/lib/systemd/system/ifmon-record.service",
+            file("ifmon/packaging/ifmon-record.service")?,
+        ),
+        item(
             "usr/share/doc/ifmon/io.ifmon.varlink",
             file("ifmon/io.ifmon.varlink")?,
         ),

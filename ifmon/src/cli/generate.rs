@@ -330,6 +330,9 @@ warning for a loss. So
 .B journalctl IFMON_INTERFACE=wg0 IFMON_EVENT=deleted
 says when wg0 was deleted.
 .TP
+.I ifmon\-record.service
+Records in the journal what happens to all interfaces of the host.
+.TP
 .IR ifmon.socket ", " ifmon.service
 The agent: one process that watches for any number of programs; see
 .BR ifmon.varlink (5).

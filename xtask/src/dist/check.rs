@@ -52,6 +52,7 @@ fn enable(root: &Path) -> Result<()> {
     for (target, link, unit) in [
         ("multi-user", "ifmon@wg0.service", "ifmon@.service"),
         ("multi-user", "ifmon.service", "ifmon.service"),
+        ("multi-user", "ifmon-record.service", "ifmon-record.service"),
         ("sockets", "ifmon.socket", "ifmon.socket"),
     ] {
         let folder = root.join(format!("etc/systemd/system/{target}.target.wants"));
