@@ -30,7 +30,7 @@ impl What {
             Self::ManVarlink => man_varlink(),
             Self::Bash => completions(Shell::Bash) + &names_for_bash(),
             Self::Zsh => with_names_for_zsh(&completions(Shell::Zsh)),
-            Self::Fish => completions(Shell::Fish) + FISH_NAMES,
+            Self::Fish => with_names_for_fish(&completions(Shell::Fish)),
         };
         out.write_all(text.as_bytes())
     }
@@ -62,18 +62,24 @@ fn completions(shell: Shell) -> String {
 /// Names of interfaces and namespaces, where clap knows none.
 const BASH_NAMES: &str = r#"
 _ifmon_with_names() {
-    local folder name
-    case $3 in
-        --netns) folder=/run/netns ;;
-        @WITH_VALUE@) ;;
-        *) folder=/sys/class/net ;;
+    local names=/sys/class/net/*/ name option=$3
+    COMPREPLY=()
+    # `=` is a word of its own, and what follows it is a value.
+    if [[ $3 == = || ${COMP_WORDS[COMP_CWORD]} == = ]]; then
+        [[ $3 != = ]] || option=${COMP_WORDS[COMP_CWORD - 2]}
+        [[ $option == -* ]] || return
+        names=
+    fi
+    case $option in
+        --netns) names=/run/netns/* ;;
+        @WITH_VALUE@) names= ;;
     esac
-    if [[ $2 == -* || -z $folder ]]; then
-        _ifmon "$@"
+    if [[ $2 == -* || -z $names ]]; then
+        _ifmon "$1" "$2" "$option"
         return
     fi
-    COMPREPLY=()
-    for name in "$folder"/*; do
+    for name in $names; do
+        name=${name%/}
         name=${name##*/}
         [[ $name != "$2"* || $name == "*" ]] || COMPREPLY+=("$(printf %q "$name")")
     done
@@ -94,9 +100,21 @@ fn names_for_bash() -> String {
 
 /// The same for fish.
 const FISH_NAMES: &str = "
-complete -c ifmon -f -a '(path basename /sys/class/net/*)' -d Interface
+complete -c ifmon -f -a '(path filter -d /sys/class/net/* | path basename)' -d Interface
 complete -c ifmon -l netns -f -r -a '(path basename /run/netns/*)' -d Namespace
 ";
+
+fn with_names_for_fish(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        if line.contains(" -l wait ") {
+            // Its value follows a `=`; the next word is an interface.
+            format!("{}\n", line.replacen(" -r ", " ", 1))
+        } else {
+            format!("{line}\n")
+        }
+    });
+    lines.collect::<String>() + FISH_NAMES
+}
 
 /// The same for zsh, which knows interfaces by itself.
 fn with_names_for_zsh(text: &str) -> String {
@@ -440,6 +458,53 @@ mod tests {
             assert!(text.contains(interfaces), "{text}");
             assert!(text.contains(namespaces), "{text}");
         }
+    }
+
+    /// What bash offers where these words are before the cursor. `=` is a word of its own there.
+    fn offered_by_bash(words: &str) -> String {
+        let script = r#"
+            COMP_WORDS=(ifmon "$@") COMP_CWORD=$#
+            word=${@: -1}
+            _ifmon_with_names ifmon "${word#=}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            echo "${COMPREPLY[*]}""#;
+        let output = std::process::Command::new("bash")
+            .args(["-c", &(written(What::Bash) + script), "bash"])
+            .args(words.split(' '))
+            .output()
+            .expect("there is a bash");
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        String::from_utf8(output.stdout)
+            .expect("text")
+            .trim_end()
+            .to_owned()
+    }
+
+    #[test]
+    fn bash_offers_what_can_follow_also_after_an_equals_sign() {
+        for (words, offered) in [
+            ("l", "lo"),
+            ("--wait l", "lo"),
+            ("--wait =", "present absent"),
+            ("--wait = a", "absent"),
+            ("--backend = ke", ""),
+            ("--backend = k", "kprobe"),
+            ("--backend k", "kprobe"),
+            ("--state = l", ""),
+            ("lo =", ""),
+        ] {
+            assert_eq!(offered_by_bash(words), offered, "{words}");
+        }
+    }
+
+    #[test]
+    fn fish_takes_no_word_for_the_state_to_wait_for() {
+        let text = written(What::Fish);
+        let line = text.lines().find(|line| line.contains("-l wait "));
+        let line = line.expect("it is offered");
+        assert!(!line.contains(" -r "), "{line}");
     }
 
     #[test]
