@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::{IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -306,6 +306,20 @@ fn listening_address(value: &str) -> Result<std::net::SocketAddr, String> {
     })
 }
 
+fn in_one_line(error: &clap::Error) -> String {
+    let rendered = error.render().to_string();
+    let lines: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .collect();
+    let message = lines.join(" ").replace(" tip: ", "; ");
+    message
+        .strip_prefix("error: ")
+        .map_or(message.clone(), str::to_owned)
+}
+
 impl Args {
     /// Parses the command line. What is wrong with it is said in one line, as any other error.
     pub(crate) fn parse() -> Result<Self, Exit> {
@@ -315,16 +329,7 @@ impl Args {
                 let shown = write!(anstream::stdout(), "{}", error.render().ansi());
                 return shown.map_or(Exit::Failed, |()| Exit::Stopped);
             }
-            let rendered = error.render().to_string();
-            let lines: Vec<&str> = rendered
-                .lines()
-                .map(str::trim)
-                .filter(|line| !line.is_empty())
-                .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-                .collect();
-            let message = lines.join(" ");
-            let message = message.strip_prefix("error: ").unwrap_or(&message);
-            complain(&format!("{message}; see ifmon --help"));
+            complain(&format!("{}; see ifmon --help", in_one_line(&error)));
             Exit::Usage
         })
     }
@@ -348,6 +353,15 @@ impl Args {
                 ))
             })?;
             args.interfaces.push(target);
+        }
+        if let Some(path) = &args.serve
+            && path.parent() == Some(Path::new(""))
+        {
+            let name = path.display();
+            return Err(refuse(format!(
+                "--serve takes the path of a socket, and clients say what is watched; \
+                 write ./{name} if {name} is to be that socket"
+            )));
         }
         if let Some(ifindex) = args.expect_ifindex {
             let [
@@ -416,16 +430,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_is_said_in_one_line() {
+        let said = in_one_line(&parse(&["--onrestart", "wg0"]).expect_err("there is none"));
+        assert_eq!(
+            said,
+            "unexpected argument '--onrestart' found; a similar argument exists: '--on-restart'"
+        );
+    }
+
+    #[test]
     fn an_agent_is_told_by_its_clients_what_to_watch() {
         for (words, path) in [
             (&["--serve"][..], "/run/ifmon/io.ifmon"),
             (&["--serve", "/tmp/a", "--backend", "netlink"], "/tmp/a"),
+            (&["--serve", "./a"], "./a"),
         ] {
             let serve = parse(words).expect("good arguments").serve;
             assert_eq!(serve.as_deref(), Some(std::path::Path::new(path)));
         }
         for words in [
             &["--serve", "/tmp/a", "wg0"][..],
+            &["--serve", "wg0"],
             &["--serve", "--once"],
             &["--serve", "--json"],
             &["--serve", "--exec", "true"],
