@@ -4,6 +4,7 @@
 mod check;
 mod crates;
 mod deb;
+mod documents;
 mod image;
 mod rpm;
 
@@ -146,10 +147,6 @@ fn items() -> Result<Vec<Item>> {
             "usr/lib/systemd/system/ifmon-record.service",
             file("ifmon/packaging/ifmon-record.service")?,
         ),
-        item(
-            "usr/share/doc/ifmon/io.ifmon.varlink",
-            file("ifmon/io.ifmon.varlink")?,
-        ),
         item("usr/share/man/man1/ifmon.1.gz", gzip(&generate("man")?)?),
         item(
             "usr/share/man/man5/ifmon.varlink.5.gz",
@@ -168,17 +165,9 @@ fn items() -> Result<Vec<Item>> {
             "usr/share/doc/ifmon/changelog.gz",
             gzip(&file("CHANGELOG.md")?)?,
         ),
-        item("usr/share/doc/ifmon/README.md", file("README.md")?),
         item("usr/share/doc/ifmon/copyright", deb::copyright()?),
     ];
-    for page in fs::read_dir(workspace::root().join("docs"))? {
-        let name = page?.file_name();
-        let name = name.to_str().context("a page has another name")?;
-        items.push(item(
-            &format!("usr/share/doc/ifmon/docs/{name}"),
-            file(&format!("docs/{name}"))?,
-        ));
-    }
+    items.extend(documents::items()?);
     Ok(items)
 }
 
@@ -211,10 +200,11 @@ fn tarball(items: &[Item], scratch: &Path, dist: &Path) -> Result<PathBuf> {
         let file_name = Path::new(&item.path)
             .file_name()
             .context("a file has a name")?;
-        let folder = match item.path.as_str() {
-            path if path.contains("completion") => tree.join("completions"),
-            path if path.contains("/docs/") => tree.join("docs"),
-            _ => tree.clone(),
+        let document = Path::new(&item.path).strip_prefix(documents::FOLDER).ok();
+        let folder = match document.and_then(Path::parent) {
+            Some(folder) => tree.join(folder),
+            None if item.path.contains("completion") => tree.join("completions"),
+            None => tree.clone(),
         };
         // The two completions of the same name: bash's needs one of its own.
         let file_name = match item.path.as_str() {
