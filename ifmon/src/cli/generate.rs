@@ -396,7 +396,7 @@ are those of
 .TP
 Restart a service when its tunnel is no longer the one that it set up:
 .nf
-ifmon wg0 \-\-on\-restart 'systemctl restart wg\-quick@wg0'
+ifmon wg0 \-\-on\-restart 'systemctl try\-restart wg\-quick@wg0'
 .fi
 .TP
 Wait at most half a minute for an interface:
