@@ -58,9 +58,12 @@ impl Writer {
     }
 
     pub(crate) fn stopped(&self, stopped: &Stopped, namespaces: &Namespaces) -> Vec<u8> {
-        let mut text = format!("{}, {} events", stopped.reason.as_str(), stopped.delivered);
+        let counted = |count, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let events = counted(stopped.delivered, "event");
+        let mut text = format!("{}, {events}", stopped.reason.as_str());
         if let Some(seen) = stopped.seen {
-            let _ = write!(text, " out of {seen} changes of all interfaces");
+            let changes = counted(seen, "change");
+            let _ = write!(text, " out of {changes} of all interfaces");
         }
         match stopped.lost {
             Some(0) => text.push_str(", none lost"),
