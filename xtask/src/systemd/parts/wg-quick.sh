@@ -88,8 +88,25 @@ deleted_meanwhile() {
     is_up
 }
 
+# The stop deletes wg0 as well.
+stays_stopped() {
+    local begun
+    begun=$(started | wc -l)
+    systemctl stop wg-quick@wg0
+    wait_told ifmon@wg0 '.event == "deleted" and .restart and .ifindex == '"$1"
+    sleep 3600
+    restarts "$begun"
+    is "$(property wg-quick@wg0 ActiveState)" inactive
+    # Nor is it restarted when it is started again.
+    systemctl start wg-quick@wg0
+    sleep 3600
+    restarts $((begun + 1))
+    is_up
+}
+
 for backend in netlink netlink-ebpf fentry; do
-    check "$backend: one deletion, one restart" story $backend 'systemctl restart wg-quick@wg0'
+    check "$backend: one deletion, one restart" story $backend 'systemctl try-restart wg-quick@wg0'
+    check "$backend: a tunnel that is stopped stays so" stays_stopped "$(cat /sys/class/net/wg0/ifindex)"
     check "$backend: one restart for a deletion while ifmon was not running" deleted_meanwhile
     check "$backend: one deletion, one restart by a command that returns at once" story $backend \
         'systemctl --no-block restart wg-quick@wg0'
