@@ -115,6 +115,8 @@ struct StandIn {
     failures: u32,
     /// When the agent is called again.
     again: Instant,
+    /// What it has said since then, for the case that the agent does not say how things are.
+    held: Vec<Signal>,
 }
 
 /// What the stand-in is asked.
@@ -215,6 +217,10 @@ impl Agent {
             log::debug!("the agent is not back: {reason}");
             stand_in.failures += 1;
             stand_in.again = now.instant + retry::doubled(FIRST_WAIT, LAST_WAIT, stand_in.failures);
+            for signal in std::mem::take(&mut stand_in.held) {
+                let signal = self.names.translate(signal);
+                self.said.extend(signal.map(Said::Signal));
+            }
             return;
         }
         log::warn!("{reason}; watching by netlink until the agent is back");
@@ -223,6 +229,7 @@ impl Agent {
             busy: None,
             failures: 0,
             again: now.instant + FIRST_WAIT,
+            held: Vec::new(),
         };
         if !self.names.is_empty() {
             let names: Vec<_> = self.names.iter().collect();
@@ -521,7 +528,8 @@ impl Agent {
         })
     }
 
-    /// Is what stands in left unread, while the agent says how things are now?
+    /// Is what stands in kept back, while the agent says how things are now? It is read all the
+    /// same: a socket with something to read would be no wait.
     fn is_held(&self) -> bool {
         self.begin.as_ref().map(|begin| begin.why) == Some(Why::Return)
     }
@@ -571,14 +579,18 @@ impl Machine for Agent {
                 step => return self.pass_on(step, Awaiting::Others),
             }
             let is_held = self.is_held();
-            if let Some(stand_in) = self.stand_in.as_mut().filter(|_| !is_held) {
-                wait(Some(stand_in.again).filter(|_| stand_in.busy.is_none()));
+            if let Some(stand_in) = &mut self.stand_in {
+                wait(Some(stand_in.again).filter(|_| stand_in.busy.is_none() && !is_held));
                 match stand_in.netlink.poll(now) {
                     Step::Wait(at) => wait(at),
                     Step::Done(outcome) => {
                         if let Err(error) = self.stood_in(outcome, now) {
                             return self.give_up(error);
                         }
+                        continue;
+                    }
+                    Step::Signal(signal) if is_held => {
+                        stand_in.held.push(signal);
                         continue;
                     }
                     Step::Signal(signal) => {

@@ -1,6 +1,12 @@
 //! The program as a client of the agent.
 
-use std::{fs::File, os::fd::AsRawFd as _, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    fs::{self, File, Permissions},
+    io::{ErrorKind, Write as _},
+    os::fd::AsRawFd as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener, process::CommandExt as _},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
@@ -10,7 +16,7 @@ use tests::{
     room::{Device, Room},
 };
 
-use crate::host::{Folder, Host, NOBODY, start};
+use crate::host::{Folder, Host, NOBODY, start, until};
 
 /// The program of an ordinary user.
 fn client(room: &Room, folder: &Folder, args: &[&str]) -> Result<Ifmon> {
@@ -103,6 +109,53 @@ fn a_user_without_privileges_gets_the_agent_and_netlink_while_it_is_away() -> Re
         "{said:?}"
     );
     agent.stop()?;
+    Ok(())
+}
+
+/// As while a service manager has the socket and the agent is about to begin.
+#[test]
+fn an_agent_that_is_slow_to_answer_is_heard_whatever_happens_meanwhile() -> Result<()> {
+    let Host {
+        room,
+        folder,
+        agent,
+    } = Host::new("slow")?;
+    room.add("wg0", 7)?;
+    let ifmon = client(&room, &folder, &["wg0"])?;
+    ifmon.expect("wg0", "watching")?;
+    agent.signal(Signal::KILL)?;
+    agent.finish()?;
+    let line = ifmon.expect("wg0", "resynced")?;
+    ensure!(is_resync(&line, false), "{line}");
+
+    fs::remove_file(folder.socket())?;
+    let listener = UnixListener::bind(folder.socket())?;
+    fs::set_permissions(folder.socket(), Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    let mut call = None;
+    until("a call", || match listener.accept() {
+        Ok((stream, _)) => {
+            call = Some(stream);
+            Ok(true)
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error.into()),
+    })?;
+    room.delete(7)?;
+    room.add("wg0", 8)?;
+    let watching = "{\"parameters\":{\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"watching\",\
+                    \"interface\":\"wg0\",\"ifindex\":8},\"continues\":true}\0";
+    let mut call = call.context("nobody called")?;
+    call.write_all(watching.as_bytes())?;
+    // Without a word of netlink, which waits no longer than for the answer.
+    let line = ifmon.expect("wg0", "resynced")?;
+    ensure!(is_resync(&line, true), "{line}");
+    let line = ifmon.expect("wg0", "recreated")?;
+    ensure!(
+        line["ifindex"] == 8 && line["old_ifindex"] == 7 && line["recovered"] == true,
+        "{line}"
+    );
+    ifmon.stop()?;
     Ok(())
 }
 
