@@ -12,7 +12,8 @@
 //! has no others.
 
 use crate::{
-    Counters, DeviceState, LOOPBACK_IFINDEX, Link, NameKey, NameState, Place, Record, flag,
+    Counters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, Name, NameKey, NameMask, NameState,
+    PatternSet, PatternState, Place, Record, flag,
 };
 
 /// How many ids are tried for a device.
@@ -101,6 +102,23 @@ pub trait Kernel {
     /// Removes a namespace from `NAMESPACES`; its epoch, if it was there.
     fn end_namespace(&mut self, netns: u32) -> Option<u32>;
 
+    /// Is there any pattern, in whatever namespace? Asked for every event, so it has to be quick.
+    fn has_patterns(&mut self) -> bool;
+    /// In `PATTERNS`.
+    fn patterns(&mut self, netns: u32) -> Option<&PatternSet>;
+    /// In `PATTERN_STATES`.
+    fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState>;
+    /// In `MATCHING`: what a device is called that concerns a pattern, [marked](Name::marked); zeros
+    /// where there is none. An `Option` would have the pointer in it, and be calculated with.
+    fn matching(&mut self, link: &Link) -> Name;
+    /// Replaces the one that is there; false when there is no room.
+    fn set_matching(&mut self, link: &Link, name: &Name) -> bool;
+    fn remove_matching(&mut self, link: &Link);
+    /// In `LEAVING`.
+    fn set_leaving(&mut self, address: u64, leaving: &Leaving);
+    /// Removes it.
+    fn take_leaving(&mut self, address: u64) -> Option<Leaving>;
+
     /// Of this CPU.
     fn counters(&mut self) -> Option<&mut Counters>;
     fn cpu(&mut self) -> u32;
@@ -124,6 +142,10 @@ pub struct Change {
     pub flags: u32,
     pub reg_state: u32,
     pub nsid: i32,
+    pub left_count: u64,
+    pub took_count: u64,
+    pub left_epoch: u32,
+    pub took_epoch: u32,
 }
 
 impl Change {
@@ -141,6 +163,10 @@ impl Change {
             flags,
             reg_state,
             nsid,
+            left_count,
+            took_count,
+            left_epoch,
+            took_epoch,
         } = *self;
         Record {
             time: 0,
@@ -159,6 +185,10 @@ impl Change {
             reg_state,
             nsid,
             zero: 0,
+            left_count,
+            took_count,
+            left_epoch,
+            took_epoch,
         }
     }
 }
@@ -182,6 +212,9 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     if track(kernel, notice, &mut change) {
         give_up(kernel, &mut change);
         take(kernel, &mut change);
+    }
+    if kernel.has_patterns() {
+        compare(kernel, notice, &mut change);
     }
 
     let is_matched = change.flags != 0;
@@ -365,6 +398,103 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
     change.to_count = write(name, change.id, change.to.ifindex);
     change.to_epoch = name.epoch;
     change.flags |= flag::TOOK_NAME;
+}
+
+/// Does it concern a pattern? Keeps `MATCHING` true.
+#[inline(always)]
+fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, change: &mut Change) {
+    let Notice {
+        event,
+        ref here,
+        address,
+        ..
+    } = *notice;
+    let link = Link::of(here);
+    if let Event::Registered = event
+        && let Some(Leaving { from, count, epoch }) = kernel.take_leaving(address)
+    {
+        if change.flags & flag::LEFT_NAME == 0 {
+            change.from = from;
+        }
+        change.left_count = count;
+        change.left_epoch = epoch as u32;
+        change.flags |= flag::LEFT_PATTERN;
+    }
+    let Some(patterns) = kernel.patterns(here.netns) else {
+        return;
+    };
+    let (is_open, epoch, matches) = (patterns.open, patterns.epoch, matches(patterns, &here.name));
+    // The watch has ended with its namespace, and another one has its number.
+    if !kernel.has_namespace(here.netns) {
+        return;
+    }
+    let (before, name) = (kernel.matching(&link), here.name.marked());
+    let is_known = before.0[1] != 0;
+    let is_here = match event {
+        Event::Registered | Event::Renamed | Event::Exists => true,
+        Event::Unregistered | Event::Deleted | Event::Leaving | Event::Moved => false,
+        Event::Repeated => return,
+    };
+    let is_new = matches!(event, Event::Registered);
+    if is_here && !is_new && before == name {
+        // Something else about it has changed.
+        return;
+    }
+    let is_kept = !(is_here && matches) || kernel.set_matching(&link, &name);
+    if is_known && !(is_here && matches) {
+        kernel.remove_matching(&link);
+    }
+    let Some(state) = kernel.pattern_state(here.netns) else {
+        return;
+    };
+    if !is_kept {
+        state.full = 1;
+    }
+    if !matches && !is_known && is_open == 0 && state.full == 0 {
+        return;
+    }
+    let count = state.changes.wrapping_add(1);
+    state.changes = count;
+    if let Event::Leaving = event {
+        let leaving = Leaving {
+            from: *here,
+            count,
+            epoch: u64::from(epoch),
+        };
+        // It is told when it is known where to.
+        kernel.set_leaving(address, &leaving);
+        return;
+    }
+    if is_here {
+        change.took_count = count;
+        change.took_epoch = epoch;
+        change.flags |= flag::TOOK_PATTERN;
+        if is_new {
+            change.flags |= flag::NEW;
+        }
+    } else {
+        change.left_count = count;
+        change.left_epoch = epoch;
+        change.flags |= flag::LEFT_PATTERN;
+    }
+}
+
+/// Has a name what the names have in common that match one of these patterns? Without a branch, of
+/// which there would be as many as masks.
+#[inline(always)]
+fn matches(patterns: &PatternSet, name: &Name) -> bool {
+    let Name([first, second]) = *name;
+    let mut misses = 1;
+    for NameMask {
+        bytes: Name(bytes),
+        mask: Name(mask),
+    } in &patterns.masks
+    {
+        let differs = (first ^ bytes[0]) & mask[0] | (second ^ bytes[1]) & mask[1];
+        // 1 for any number but 0.
+        misses &= (differs | differs.wrapping_neg()) >> 63;
+    }
+    misses == 0
 }
 
 /// Begins to take notes about a device, and gives it an id.

@@ -14,7 +14,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use ifmon_ebpf::{
-    Control, Counters, DeviceState, Link, Name, NameKey, NameState, Place, USERSPACE_ID,
+    Control, Counters, DeviceState, Leaving, Link, Name, NameKey, NameState, PatternSet,
+    PatternState, Place, USERSPACE_ID,
     filter::{Change, Kernel},
 };
 
@@ -52,6 +53,27 @@ static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
 #[map]
 static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
 
+/// In how many namespaces there are patterns.
+#[map]
+static PATTERNED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The patterns, by namespace.
+#[map]
+static PATTERNS: HashMap<u32, PatternSet> = HashMap::with_max_entries(1, 0);
+
+/// How much has happened to what may match, by namespace.
+#[map]
+static PATTERN_STATES: HashMap<u32, PatternState> = HashMap::with_max_entries(1, 0);
+
+/// Names of devices that may match a pattern, by namespace and index. Userspace inserts those that
+/// it finds with no name, which is that of no device.
+#[map]
+static MATCHING: HashMap<LinkWords, [u64; 2]> = HashMap::with_max_entries(1, 0);
+
+/// Devices that may match and are between two namespaces: one for each processor that moves one.
+#[map]
+static LEAVING: HashMap<u64, [u64; 5]> = HashMap::with_max_entries(64, 0);
+
 /// Of which namespace a socket hears, by its cookie. Netlink alone.
 #[map]
 static SOCKETS: HashMap<u64, u32> = HashMap::with_max_entries(WATCHES, 0);
@@ -85,6 +107,21 @@ pub(crate) fn id_of(link: &Link) -> Option<u64> {
     let id = LINKS.get_ptr(words_of(link.netns, link.ifindex))?;
     // SAFETY: the kernel keeps the element valid for this run of the program; a whole word.
     Some(unsafe { id.read_volatile() })
+}
+
+/// Is there any pattern?
+#[inline(always)]
+pub(crate) fn has_patterns() -> bool {
+    PATTERNED.get_ptr(0).is_some_and(|count| {
+        // SAFETY: element 0 of a one-element array, and a whole word.
+        unsafe { count.read_volatile() != 0 }
+    })
+}
+
+/// Is there any pattern in this namespace?
+#[inline(always)]
+pub(crate) fn has_patterns_in(netns: u32) -> bool {
+    has_patterns() && PATTERNS.get_ptr(netns).is_some()
 }
 
 /// The maps, as the filter knows them, of a program that asks so much about who makes a change.
@@ -174,6 +211,83 @@ impl<const ASKS: u8> Kernel for Maps<ASKS> {
         // SAFETY: as in `id_of`.
         let epoch = unsafe { epoch.read_volatile() };
         NAMESPACES.remove(netns).ok().map(|()| epoch)
+    }
+
+    #[inline(always)]
+    fn has_patterns(&mut self) -> bool {
+        has_patterns()
+    }
+
+    #[inline(always)]
+    fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
+        let patterns = PATTERNS.get_ptr(netns)?;
+        // SAFETY: the kernel keeps the element valid for this run of the program, and userspace,
+        // which replaces it, waits for this run to end before it replaces another one.
+        unsafe { patterns.as_ref() }
+    }
+
+    #[inline(always)]
+    fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState> {
+        let state = PATTERN_STATES.get_ptr_mut(netns)?;
+        // SAFETY: as in `name`.
+        unsafe { state.as_mut() }
+    }
+
+    #[inline(always)]
+    fn matching(&mut self, link: &Link) -> Name {
+        match MATCHING.get_ptr(words_of(link.netns, link.ifindex)) {
+            // SAFETY: the kernel keeps the element valid for this run of the program. Should
+            // userspace replace it meanwhile, it is as if the program had come first or last.
+            Some(name) => Name(unsafe { name.read_volatile() }),
+            None => Name([0, 0]),
+        }
+    }
+
+    #[inline(always)]
+    fn set_matching(&mut self, link: &Link, name: &Name) -> bool {
+        let Name([first, second]) = *name;
+        let key = words_of(link.netns, link.ifindex);
+        MATCHING.insert(key, [first, second], 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_matching(&mut self, link: &Link) {
+        let _ = MATCHING.remove(words_of(link.netns, link.ifindex));
+    }
+
+    #[inline(always)]
+    fn set_leaving(&mut self, address: u64, leaving: &Leaving) {
+        let Leaving {
+            from:
+                Place {
+                    name: Name([first, second]),
+                    netns,
+                    ifindex,
+                },
+            count,
+            epoch,
+        } = *leaving;
+        let place = words_of(netns, ifindex);
+        // Where there is no room, the count shows that one was lost.
+        let _ = LEAVING.insert(address, [first, second, place, count, epoch], 0);
+    }
+
+    #[inline(always)]
+    fn take_leaving(&mut self, address: u64) -> Option<Leaving> {
+        let leaving = LEAVING.get_ptr(address)?;
+        // SAFETY: the kernel keeps the element valid for this run of the program, and nobody else
+        // has to do with this device meanwhile.
+        let [first, second, place, count, epoch] = unsafe { leaving.read() };
+        let _ = LEAVING.remove(address);
+        Some(Leaving {
+            from: Place {
+                name: Name([first, second]),
+                netns: place as u32,
+                ifindex: (place >> 32) as u32,
+            },
+            count,
+            epoch,
+        })
     }
 
     #[inline(always)]

@@ -81,7 +81,7 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
     let (mut nsid, mut to_ifindex) = (0, 0);
     let event = if !is_deletion {
         Event::Exists
-    } else if maps::id_of(&link).is_some()
+    } else if (maps::id_of(&link).is_some() || maps::has_patterns_in(link.netns))
         && destination::<CALLS>(packet, &mut nsid, &mut to_ifindex)
     {
         Event::Moved

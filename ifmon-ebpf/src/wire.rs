@@ -151,6 +151,69 @@ pub struct DeviceState {
     pub closed: u64,
 }
 
+/// What names that match a pattern have in common: these bytes, where the mask has bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameMask {
+    pub bytes: Name,
+    pub mask: Name,
+}
+
+impl NameMask {
+    /// Lets no name through: all end with a NUL.
+    pub const NOTHING: Self = Self {
+        bytes: Name([0, u64::MAX]),
+        mask: Name([0, u64::MAX]),
+    };
+}
+
+/// Masks of a namespace; patterns beyond so many share the last one.
+pub const MASKS: usize = 8;
+
+/// Value of the map `PATTERNS`, by namespace: which devices concern its patterns. Userspace alone
+/// writes it, and compares names with the patterns themselves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatternSet {
+    pub masks: [NameMask; MASKS],
+    /// Not 0: every device concerns them. So it is while userspace finds out which ones match.
+    pub open: u32,
+    /// Tells these patterns from earlier ones of a namespace with the same number.
+    pub epoch: u32,
+}
+
+/// Value of the map `PATTERN_STATES`, by namespace. The kernel side alone writes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PatternState {
+    /// Counts the changes that may concern a pattern of the namespace.
+    pub changes: u64,
+    /// Not 0: there was no room for a device in `MATCHING`, so that what it is called next cannot
+    /// be told from what any other device is. From then on every device concerns them.
+    pub full: u64,
+}
+
+/// Value of the map `LEAVING`, by address: a device that concerns a pattern and is between two
+/// namespaces. Tracing alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaving {
+    pub from: Place,
+    /// Which of the changes it is, and of which patterns.
+    pub count: u64,
+    pub epoch: u64,
+}
+
+impl Name {
+    /// Value of the map `MATCHING`: the name of a device, whose last byte, which is a NUL in any
+    /// name, tells it from none.
+    #[inline(always)]
+    pub const fn marked(self) -> Self {
+        let Self([first, second]) = self;
+        Self([first, second | 1 << 63])
+    }
+}
+
 /// Bits of [`Record::flags`].
 pub mod flag {
     /// The acting task is a kernel thread: it acts for somebody else. Means something with
@@ -177,6 +240,12 @@ pub mod flag {
     /// A netlink message said that the device moved: `nsid` and `to.ifindex` say where, `to.netns`
     /// is 0.
     pub const MOVED: u32 = 1 << 10;
+    /// The device that was at `from` may have matched a pattern, and is not there any more.
+    pub const LEFT_PATTERN: u32 = 1 << 11;
+    /// The device at `to` may match a pattern, or did until now.
+    pub const TOOK_PATTERN: u32 = 1 << 12;
+    /// With `TOOK_PATTERN`: it is new there.
+    pub const NEW: u32 = 1 << 13;
 }
 
 /// One change of one device: what the ring buffer carries.
@@ -213,6 +282,15 @@ pub struct Record {
     /// With `MOVED`: id of the other namespace in the numbering of this one, else 0.
     pub nsid: i32,
     pub zero: u32,
+    /// Count of the changes that may concern a pattern of `from`, this one included; see
+    /// [`PatternState::changes`]. 0 without `LEFT_PATTERN`.
+    pub left_count: u64,
+    /// The same for `to`; 0 without `TOOK_PATTERN`.
+    pub took_count: u64,
+    /// [`PatternSet::epoch`] of `from`.
+    pub left_epoch: u32,
+    /// The same of `to`.
+    pub took_epoch: u32,
 }
 
 impl Record {
@@ -268,7 +346,9 @@ pub struct Control {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, Counters, DeviceState, Link, NameKey, NameState};
+    use super::{
+        Control, Counters, DeviceState, Link, Name, NameKey, NameState, PatternSet, PatternState,
+    };
 
     // SAFETY: integers and arrays of them, `repr(C)` without padding; any bits are valid.
     unsafe impl aya::Pod for Control {}
@@ -282,4 +362,10 @@ mod pod {
     unsafe impl aya::Pod for NameKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NameState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Name {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PatternSet {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PatternState {}
 }

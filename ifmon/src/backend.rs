@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) choice: BackendChoice,
     /// How many watches there shall be room for.
     pub(crate) capacity: usize,
+    /// How many patterns are watched from the start.
+    pub(crate) patterns: usize,
     /// Bytes of the queue between the kernel and the process.
     pub(crate) receive_buffer: Option<u32>,
     /// Has a BPF program send every change of every interface.

@@ -13,6 +13,7 @@ mod layout;
 pub(crate) mod load;
 pub(crate) mod maps;
 mod open;
+pub(crate) mod patterns;
 pub(crate) mod selftest;
 pub(crate) mod shell;
 
@@ -20,7 +21,9 @@ pub(crate) use self::open::{HAS_OBJECT, Loader, Running, read_layout};
 
 use std::io;
 
-use ifmon_ebpf::{Counters, DeviceState, Link, NameKey, NameState, Place, Record};
+use ifmon_ebpf::{
+    Counters, DeviceState, Link, NameKey, NameState, PatternSet, PatternState, Place, Record,
+};
 
 use crate::{
     NetnsId,
@@ -68,6 +71,19 @@ pub(crate) enum Request {
     InsertNamespace(NetnsId, u32),
     /// [`Reply::Done`], also when there is none.
     RemoveNamespace(NetnsId),
+    /// Let through what may concern patterns of a namespace, in place of those before:
+    /// [`Reply::Done`].
+    InsertPatterns(NetnsId, Box<PatternSet>),
+    /// [`Reply::Done`], also when there are none.
+    RemovePatterns(NetnsId),
+    /// How much there was of it: [`Reply::PatternState`].
+    PatternState(NetnsId),
+    /// Count from 0: [`Reply::Done`].
+    InsertPatternState(NetnsId),
+    /// A device may match, whatever it is called: [`Reply::Done`].
+    InsertMatching(Link),
+    /// No device of the namespace may match: [`Reply::Done`].
+    RemoveMatching(NetnsId),
     /// [`Reply::Answer`].
     Ask(NetnsId, Question),
 }
@@ -86,5 +102,6 @@ pub(crate) enum Reply {
     Device(io::Result<Option<DeviceState>>),
     Devices(io::Result<Vec<(u64, DeviceState)>>),
     Namespace(io::Result<Option<u32>>),
+    PatternState(io::Result<Option<PatternState>>),
     Answer(Answer),
 }

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
-    Counters, Error, Event, Netns,
+    Counters, Error, Event, Netns, NetnsId, Pattern,
     engine::{Ask, Asking, Engine, Output, Reply, Targets},
     machine::{Now, Source},
     outbox::{Item, Outbox},
@@ -41,7 +41,9 @@ pub(crate) trait Shell {
 #[derive(Debug)]
 pub(crate) enum Command {
     Watch(Netns, Targets, oneshot::Sender<Result<(), Error>>),
+    WatchPatterns(Netns, Vec<Pattern>, oneshot::Sender<Result<(), Error>>),
     Unwatch(Watch, oneshot::Sender<bool>),
+    UnwatchPattern(NetnsId, Pattern, oneshot::Sender<bool>),
     /// Answered when all that happened before was taken by the reader.
     Sync(oneshot::Sender<()>),
     Count(oneshot::Sender<Counters>),
@@ -260,6 +262,18 @@ where
             });
             shell.offer(Some(netns));
             Asker::Watch(asker)
+        }
+        Command::WatchPatterns(netns, patterns, asker) => {
+            engine.ask(Ask::WatchPatterns {
+                netns: netns.id(),
+                patterns,
+            });
+            shell.offer(Some(netns));
+            Asker::Watch(asker)
+        }
+        Command::UnwatchPattern(netns, pattern, asker) => {
+            engine.ask(Ask::UnwatchPattern(netns, pattern));
+            Asker::Unwatch(asker)
         }
         Command::Unwatch(watch, asker) => {
             engine.ask(Ask::Unwatch(watch));

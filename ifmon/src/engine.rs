@@ -4,12 +4,17 @@
 //! queued before it, what was said of a watch is taken back when the watch ends, and while nobody
 //! reads the events, the backend is not read either.
 
-use std::{collections::VecDeque, io, time::Instant};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+    time::Instant,
+};
 
 use crate::{
-    Actor, BackendKind, Counters, Error, Event, Identity, InterfaceName, NetnsId,
+    Actor, BackendKind, Counters, Error, Event, Identity, InterfaceName, NetnsId, Pattern,
     machine::{Answer, Command, Holder, Machine, Now, Outcome, Question, Step, Wanted},
     outbox::{Item, Outbox},
+    pattern::table::Told,
     signal::Signal,
     tracker::{Device, Expectation, Tracker, Verdict, Watch},
 };
@@ -31,7 +36,12 @@ pub(crate) enum Ask {
         netns: NetnsId,
         targets: Targets,
     },
+    WatchPatterns {
+        netns: NetnsId,
+        patterns: Vec<Pattern>,
+    },
     Unwatch(Watch),
+    UnwatchPattern(NetnsId, Pattern),
     /// Puts a mark into the outbox after all that happened so far.
     Sync(u64),
     Count,
@@ -70,6 +80,8 @@ pub(crate) struct Engine<M> {
     pub(crate) machine: M,
     kind: BackendKind,
     tracker: Tracker,
+    /// The patterns that are watched, or are about to be.
+    patterns: BTreeSet<(NetnsId, Pattern)>,
     /// What was asked and not replied to yet.
     asked: Option<Asked>,
     /// The namespace of the last watches has ended.
@@ -85,7 +97,7 @@ pub(crate) struct Engine<M> {
 #[derive(Debug)]
 enum Asked {
     /// What was queued before comes first: it may say that the namespace has ended.
-    Drain(NetnsId, Targets),
+    Drain(Ask),
     /// The machine is at it. With what is expected of each watch.
     Watch(Vec<(Watch, Option<Identity>)>),
     /// The machine has begun them; where the expected devices are that hold other names is asked.
@@ -94,10 +106,14 @@ enum Asked {
         at: VecDeque<usize>,
         awaiting: bool,
     },
+    /// The same for patterns, which it tells of itself.
+    WatchPatterns(NetnsId, Vec<Pattern>),
     Unwatch(Watch),
+    UnwatchPattern(NetnsId, Pattern),
     /// There is no such watch. It may have ended with its namespace, and what was said of it not
     /// have been read yet.
     Forget(Watch),
+    ForgetPattern(NetnsId, Pattern),
     Sync(u64),
     Count,
     /// There is nothing to wait for.
@@ -118,6 +134,7 @@ impl<M: Asking> Engine<M> {
             machine,
             kind,
             tracker: Tracker::default(),
+            patterns: BTreeSet::new(),
             asked: None,
             gone: None,
             ending: None,
@@ -130,16 +147,26 @@ impl<M: Asking> Engine<M> {
     pub(crate) fn ask(&mut self, ask: Ask) {
         debug_assert!(self.asked.is_none(), "one at a time");
         self.asked = Some(match ask {
-            Ask::Watch { netns, targets } if self.may_have_ended(netns, &targets) => {
+            Ask::Watch { .. } | Ask::WatchPatterns { .. } if self.may_have_ended(&ask) => {
                 self.machine.command(Command::Sync);
-                Asked::Drain(netns, targets)
+                Asked::Drain(ask)
             }
             Ask::Watch { netns, targets } => self.begin(netns, targets),
+            Ask::WatchPatterns { netns, patterns } => self.begin_patterns(netns, patterns),
             Ask::Unwatch(watch) if self.tracker.is_watching(watch) => {
                 self.machine.command(Command::Unwatch(watch));
                 Asked::Unwatch(watch)
             }
             Ask::Unwatch(watch) => Asked::Forget(watch),
+            Ask::UnwatchPattern(netns, pattern) => {
+                if self.patterns.contains(&(netns, pattern.clone())) {
+                    let command = Command::UnwatchPattern(netns, pattern.clone());
+                    self.machine.command(command);
+                    Asked::UnwatchPattern(netns, pattern)
+                } else {
+                    Asked::ForgetPattern(netns, pattern)
+                }
+            }
             Ask::Sync(mark) => {
                 self.machine.command(Command::Sync);
                 Asked::Sync(mark)
@@ -154,13 +181,20 @@ impl<M: Asking> Engine<M> {
     /// Is one of these names watched as far as is known, in a namespace that may have ended since?
     /// Then the one that is meant now is another with the same number, and the watch is to
     /// begin.
-    fn may_have_ended(
-        &self,
-        netns: NetnsId,
-        targets: &[(InterfaceName, Option<Identity>)],
-    ) -> bool {
-        let is_watching = |name| self.tracker.is_watching(Watch { netns, name });
-        !self.kind.keeps_netns_alive() && targets.iter().any(|&(name, _)| is_watching(name))
+    fn may_have_ended(&self, ask: &Ask) -> bool {
+        let is_watched = match ask {
+            &Ask::Watch { netns, ref targets } => targets
+                .iter()
+                .any(|&(name, _)| self.tracker.is_watching(Watch { netns, name })),
+            &Ask::WatchPatterns {
+                netns,
+                ref patterns,
+            } => patterns
+                .iter()
+                .any(|pattern| self.patterns.contains(&(netns, pattern.clone()))),
+            Ask::Unwatch(_) | Ask::UnwatchPattern(..) | Ask::Sync(_) | Ask::Count => false,
+        };
+        !self.kind.keeps_netns_alive() && is_watched
     }
 
     fn begin(&mut self, netns: NetnsId, targets: Targets) -> Asked {
@@ -183,6 +217,18 @@ impl<M: Asking> Engine<M> {
         Asked::Watch(watches)
     }
 
+    fn begin_patterns(&mut self, netns: NetnsId, mut patterns: Vec<Pattern>) -> Asked {
+        patterns.retain(|pattern| self.patterns.insert((netns, pattern.clone())));
+        if patterns.is_empty() {
+            return Asked::Reply(Reply::Watched(Ok(())));
+        }
+        self.machine.command(Command::WatchPatterns {
+            netns,
+            patterns: patterns.clone(),
+        });
+        Asked::WatchPatterns(netns, patterns)
+    }
+
     /// What to do next. Events go into the outbox.
     pub(crate) fn poll(&mut self, now: &Now, outbox: &mut Outbox) -> Output<M::Request> {
         loop {
@@ -196,6 +242,10 @@ impl<M: Asking> Engine<M> {
                 Some(Asked::Reply(reply)) => return Output::Reply(reply),
                 Some(Asked::Forget(watch)) => {
                     outbox.forget(watch);
+                    return Output::Reply(Reply::Unwatched(false));
+                }
+                Some(Asked::ForgetPattern(netns, pattern)) => {
+                    outbox.forget_pattern(netns, &pattern);
                     return Output::Reply(Reply::Unwatched(false));
                 }
                 Some(Asked::Find { begun, at, .. }) => match at.front() {
@@ -299,9 +349,26 @@ impl<M: Asking> Engine<M> {
     fn done(&mut self, outcome: Outcome, outbox: &mut Outbox) -> Option<Output<M::Request>> {
         let asked = self.asked.take();
         let reply = match (asked, outcome) {
-            (Some(Asked::Drain(netns, targets)), Outcome::Synced) => {
+            (Some(Asked::Drain(Ask::Watch { netns, targets })), Outcome::Synced) => {
                 self.asked = Some(self.begin(netns, targets));
                 return None;
+            }
+            (Some(Asked::Drain(Ask::WatchPatterns { netns, patterns })), Outcome::Synced) => {
+                self.asked = Some(self.begin_patterns(netns, patterns));
+                return None;
+            }
+            (Some(Asked::WatchPatterns(netns, patterns)), Outcome::Watched(result)) => {
+                match &result {
+                    Ok(_) => self.gone = None,
+                    Err(_) => self
+                        .patterns
+                        .retain(|(other, pattern)| *other != netns || !patterns.contains(pattern)),
+                }
+                Reply::Watched(result.map(|_| ()))
+            }
+            (Some(Asked::UnwatchPattern(netns, pattern)), Outcome::Unwatched) => {
+                outbox.forget_pattern(netns, &pattern);
+                Reply::Unwatched(self.patterns.remove(&(netns, pattern)))
             }
             (Some(Asked::Watch(watches)), Outcome::Watched(Ok(holders))) => {
                 self.asked = Some(find(watches, &holders));
@@ -349,8 +416,12 @@ impl<M: Asking> Engine<M> {
     /// The reply to what was asked, when nothing comes of it any more.
     fn refuse(&mut self, asked: Asked, outbox: &mut Outbox) -> Reply {
         match asked {
-            Asked::Drain(..) | Asked::Watch(_) | Asked::Find { .. } => {
+            Asked::Drain(_) | Asked::Watch(_) | Asked::WatchPatterns(..) | Asked::Find { .. } => {
                 Reply::Watched(Err(Error::Stopped))
+            }
+            Asked::UnwatchPattern(netns, pattern) | Asked::ForgetPattern(netns, pattern) => {
+                outbox.forget_pattern(netns, &pattern);
+                Reply::Unwatched(self.patterns.remove(&(netns, pattern)))
             }
             Asked::Unwatch(watch) | Asked::Forget(watch) => {
                 outbox.forget(watch);
@@ -366,14 +437,29 @@ impl<M: Asking> Engine<M> {
     fn signal(&mut self, signal: Signal, outbox: &mut Outbox) {
         let gone = match signal {
             Signal::NetnsGone { netns, .. } => Some(netns),
+            Signal::Pattern {
+                netns,
+                told,
+                time,
+                by,
+            } => return self.tell_pattern(netns, told, time, by, outbox),
             Signal::Change { .. } | Signal::Resync { .. } => None,
         };
+        if let Some(netns) = gone {
+            // Those that are about to be watched are of the one that has its number now.
+            let asked = match &self.asked {
+                Some(Asked::WatchPatterns(asked, patterns)) if *asked == netns => &**patterns,
+                _ => &[],
+            };
+            self.patterns
+                .retain(|(other, pattern)| *other != netns || asked.contains(pattern));
+        }
         let mut verdicts = Vec::new();
         let (time, by) = signal.decide(&mut self.tracker, &mut verdicts);
         for verdict in verdicts {
             self.tell(verdict, time, by.clone(), outbox);
         }
-        if self.tracker.is_empty() {
+        if self.tracker.is_empty() && self.patterns.is_empty() {
             self.gone = gone.or(self.gone);
         }
     }
@@ -406,10 +492,42 @@ impl<M: Asking> Engine<M> {
         outbox.push(Item::Event(Event {
             time,
             interface: name,
+            pattern: None,
+            matches: None,
             netns,
             kind,
             backend: self.kind,
             by,
+            recovered,
+        }));
+    }
+}
+
+impl<M> Engine<M> {
+    fn tell_pattern(
+        &self,
+        netns: NetnsId,
+        told: Told,
+        time: std::time::SystemTime,
+        by: Option<Actor>,
+        outbox: &mut Outbox,
+    ) {
+        let Told {
+            pattern,
+            name,
+            kind,
+            recovered,
+            matches,
+        } = told;
+        outbox.push(Item::Event(Event {
+            time,
+            interface: name.unwrap_or(InterfaceName::NONE),
+            pattern: Some(pattern),
+            matches,
+            netns,
+            kind,
+            backend: self.kind,
+            by: by.filter(|_| !recovered),
             recovered,
         }));
     }

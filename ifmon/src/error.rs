@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{BackendKind, InterfaceName, InvalidName, NetnsId, host::Unavailable};
+use crate::{BackendKind, InterfaceName, InvalidName, InvalidPattern, NetnsId, host::Unavailable};
 
 /// Why a watch failed or ended.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,10 @@ pub enum Error {
     /// No interface can have this name.
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
+
+    /// This is no pattern for names of interfaces.
+    #[error(transparent)]
+    InvalidPattern(#[from] InvalidPattern),
 
     /// Nothing to watch was named.
     #[error("no interface to watch was named")]
@@ -103,7 +107,10 @@ impl Error {
     /// monitor was cancelled, or was asked for something that cannot be.
     pub const fn should_restart(&self) -> bool {
         match self {
-            Self::Stopped | Self::InvalidName(_) | Self::NothingToWatch => false,
+            Self::Stopped
+            | Self::InvalidName(_)
+            | Self::InvalidPattern(_)
+            | Self::NothingToWatch => false,
             Self::Deleted { .. }
             | Self::Renamed { .. }
             | Self::Moved { .. }

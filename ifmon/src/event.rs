@@ -2,7 +2,7 @@
 
 use std::{fmt, time::SystemTime};
 
-use crate::{Error, InterfaceName, NetnsId};
+use crate::{Error, InterfaceName, NetnsId, Pattern};
 
 /// Something happened to a watched interface.
 ///
@@ -15,8 +15,16 @@ pub struct Event {
     /// When the kernel made the change where the backend knows it (the BPF ones), else when it was
     /// read.
     pub time: SystemTime,
-    /// The watched name, whatever the device is called by now.
+    /// The watched name, whatever the device is called by now. Of a pattern: what the device was
+    /// called until now, or has just come to be called; [`InterfaceName::NONE`] in what is said of
+    /// the pattern as a whole, which is `Watching` and `Resynced`.
     pub interface: InterfaceName,
+    /// The pattern that is watched, where it is one.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub pattern: Option<Pattern>,
+    /// How many devices match, in what is said of a pattern as a whole.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub matches: Option<u32>,
     /// The namespace of the watch.
     pub netns: NetnsId,
     /// What happened.
@@ -399,6 +407,8 @@ mod tests {
         let event = Event {
             time: SystemTime::UNIX_EPOCH,
             interface: InterfaceName::new(b"wg\xff").expect("a good name"),
+            pattern: None,
+            matches: None,
             netns: NetnsId(4_026_531_840),
             kind: EventKind::Moved {
                 ifindex: 7,

@@ -59,6 +59,12 @@ impl Inquiry {
             Question::InodeOf(name) => Answer::Inode(self.inode_of(&name)),
             Question::NetnsOf(nsid) => Answer::Netns(self.netns_of(nsid)),
             Question::WhereIs(inode) => Answer::Place(self.find(inode)),
+            Question::Table => {
+                // Questions about inodes follow, and the right to mount one may be given up by
+                // then.
+                self.open_sysfs();
+                Answer::Table(self.query.table())
+            }
             Question::Barrier => Answer::Waited(self.query.wait_for_changes()),
         }
     }

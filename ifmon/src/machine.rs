@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Counters, Error, InterfaceName, NetnsId,
+    Counters, Error, InterfaceName, NetnsId, Pattern,
     signal::Signal,
     tracker::{Device, Place, Watch},
 };
@@ -57,8 +57,16 @@ pub(crate) enum Step<R> {
 pub(crate) enum Command {
     /// Begin to watch these names, none of which is watched.
     Watch { netns: NetnsId, wanted: Vec<Wanted> },
+    /// Begin to watch what matches these patterns, none of which is watched. That they are is said
+    /// as a signal.
+    WatchPatterns {
+        netns: NetnsId,
+        patterns: Vec<Pattern>,
+    },
     /// End a watch.
     Unwatch(Watch),
+    /// The same of a pattern.
+    UnwatchPattern(NetnsId, Pattern),
     /// Say all that happened so far.
     Sync,
     /// Say what was counted.
@@ -76,8 +84,8 @@ pub(crate) struct Wanted {
 /// What came of a command.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// Who holds each name, in the order in which they were given. After an error nothing is left
-    /// of any of these watches.
+    /// Who holds each name, in the order in which they were given; nothing for patterns. After an
+    /// error nothing is left of any of these watches.
     Watched(Result<Vec<Option<Holder>>, Error>),
     Unwatched,
     Synced,
@@ -106,6 +114,8 @@ pub(crate) enum Question {
     NetnsOf(i32),
     /// Where on the host the device with this inode is: [`Answer::Place`].
     WhereIs(u64),
+    /// All devices: [`Answer::Table`].
+    Table,
     /// Come back once every change that had begun before has ended and was told:
     /// [`Answer::Waited`].
     Barrier,
@@ -122,8 +132,18 @@ pub(crate) enum Answer {
     Netns(Option<NetnsId>),
     /// `None` where nobody can tell.
     Place(Option<Place>),
+    Table(io::Result<LinkTable>),
     /// False where that cannot be waited for.
     Waited(bool),
+}
+
+/// The devices of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkTable {
+    /// Index and name of each.
+    pub(crate) links: Vec<(u32, InterfaceName)>,
+    /// Some came or went meanwhile, and others may be left out.
+    pub(crate) is_interrupted: bool,
 }
 
 /// Where there may be something to read.
@@ -164,6 +184,7 @@ impl Answer {
             Question::InodeOf(_) => Self::Inode(None),
             Question::NetnsOf(_) => Self::Netns(None),
             Question::WhereIs(_) => Self::Place(None),
+            Question::Table => Self::Table(Err(io::ErrorKind::NotConnected.into())),
             Question::Barrier => Self::Waited(false),
         }
     }

@@ -14,10 +14,11 @@ use tokio::{
 };
 
 use crate::{
-    BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Target,
+    BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Pattern, Target,
     backend::{self, AgentChoice},
     driver::{Command, Shared},
     engine::Targets,
+    target::What,
     tracker::Watch,
 };
 
@@ -145,12 +146,17 @@ impl Builder {
         if targets.is_empty() {
             return Err(Error::NothingToWatch);
         }
-        let is_text = |target: &Target| std::str::from_utf8(target.name.as_bytes()).is_ok();
-        if options.choice == BackendChoice::Auto && !targets.iter().all(is_text) {
-            // Of an agent only text can be asked.
+        // Of an agent only names can be asked, and only text.
+        let can_ask = |target: &Target| {
+            let name = target.name();
+            name.is_some_and(|name| std::str::from_utf8(name.as_bytes()).is_ok())
+        };
+        if options.choice == BackendChoice::Auto && !targets.iter().all(can_ask) {
             agent = AgentChoice::Nobody;
         }
-        options.capacity = options.capacity.max(targets.len());
+        let is_pattern = |target: &&Target| target.name().is_none();
+        options.patterns = targets.iter().filter(is_pattern).count();
+        options.capacity = options.capacity.max(targets.len() - options.patterns);
         let shared = Arc::new(Shared::default());
         let (commands, receiver) = mpsc::channel(1);
         let (kind, task) = backend::start(options, &agent, receiver, Arc::clone(&shared))?;
@@ -176,6 +182,13 @@ impl<T: AsRef<[u8]>> TryFrom<InNetns<T>> for Target {
     fn try_from(InNetns(name, netns): InNetns<T>) -> Result<Self, Error> {
         Ok(Self::new(name)?.in_netns(netns))
     }
+}
+
+/// Watches that begin together.
+#[derive(Debug)]
+enum Group {
+    Names(Targets),
+    Patterns(Vec<Pattern>),
 }
 
 fn collect<T: TryInto<Target, Error: Into<Error>>>(
@@ -286,9 +299,9 @@ impl Handle {
         targets: impl IntoIterator<Item = T>,
     ) -> Result<(), Error> {
         let mut own = None;
-        let mut groups: Vec<(Netns, Targets)> = Vec::new();
+        let mut groups: Vec<(Netns, Group)> = Vec::new();
         for Target {
-            name,
+            what,
             netns,
             expected,
         } in collect(targets)?
@@ -299,18 +312,42 @@ impl Handle {
                 (None, None) => own.insert(Netns::current()?).clone(),
             };
             // The watches begin in the order in which they were named.
-            match groups.last_mut() {
-                Some((last, targets)) if last.id() == netns.id() => {
+            let last = groups
+                .last_mut()
+                .filter(|(last, _)| last.id() == netns.id());
+            match (what, last) {
+                (What::Name(name), Some((_, Group::Names(targets)))) => {
                     targets.push((name, expected));
                 }
-                _ => groups.push((netns, vec![(name, expected)])),
+                (What::Pattern(pattern), Some((_, Group::Patterns(patterns)))) => {
+                    patterns.push(pattern);
+                }
+                (What::Name(name), _) => {
+                    groups.push((netns, Group::Names(vec![(name, expected)])));
+                }
+                (What::Pattern(pattern), _) => {
+                    groups.push((netns, Group::Patterns(vec![pattern])));
+                }
             }
         }
-        for (netns, targets) in groups {
-            self.ask(|reply| Command::Watch(netns, targets, reply))
-                .await??;
+        for (netns, group) in groups {
+            self.ask(|reply| match group {
+                Group::Names(targets) => Command::Watch(netns, targets, reply),
+                Group::Patterns(patterns) => Command::WatchPatterns(netns, patterns, reply),
+            })
+            .await??;
         }
         Ok(())
+    }
+
+    /// Ends the watch of a pattern; false when there was none. Nothing of it is handed out after
+    /// that.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when the monitor has ended.
+    pub async fn unwatch_pattern(&self, netns: NetnsId, pattern: Pattern) -> Result<bool, Error> {
+        self.ask(|reply| Command::UnwatchPattern(netns, pattern, reply))
+            .await
     }
 
     /// Ends a watch; false when there was none. Nothing of it is handed out after that.

@@ -49,8 +49,10 @@ const fn is_space(byte: u8) -> bool {
 }
 
 impl InterfaceName {
-    /// Comes before every name, and is none.
-    pub(crate) const LEAST: Self = Self([0; IFNAMSIZ]);
+    /// No name: what no interface is called.
+    pub const NONE: Self = Self([0; IFNAMSIZ]);
+    /// Comes before every name.
+    pub(crate) const LEAST: Self = Self::NONE;
 
     /// Checks a name by the kernel's rules.
     ///

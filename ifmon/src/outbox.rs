@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Error, Event, tracker::Watch};
+use crate::{Error, Event, NetnsId, Pattern, tracker::Watch};
 
 /// Events that wait for a slow reader before the backend is left unread. The kernel's queue fills
 /// then, and what is lost there is made good by reading the state again: memory does not grow.
@@ -55,7 +55,18 @@ impl Outbox {
     /// Takes back what was said of a watch.
     pub(crate) fn forget(&mut self, watch: Watch) {
         self.items.retain(|item| match item {
-            Item::Event(event) => (event.netns, event.interface) != (watch.netns, watch.name),
+            Item::Event(event) => {
+                event.pattern.is_some()
+                    || (event.netns, event.interface) != (watch.netns, watch.name)
+            }
+            Item::Mark(_) | Item::Error(_) => true,
+        });
+    }
+
+    /// The same of a pattern.
+    pub(crate) fn forget_pattern(&mut self, netns: NetnsId, pattern: &Pattern) {
+        self.items.retain(|item| match item {
+            Item::Event(event) => event.netns != netns || event.pattern.as_ref() != Some(pattern),
             Item::Mark(_) | Item::Error(_) => true,
         });
     }

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use crate::{
     Actor, NetnsId,
+    pattern::table::Told,
     tracker::{Change, Observed, Tracker, Verdict, Watch},
 };
 
@@ -22,6 +23,13 @@ pub(crate) enum Signal {
         observed: Observed,
         lost: Option<u64>,
         time: SystemTime,
+    },
+    /// What there is to say of a pattern.
+    Pattern {
+        netns: NetnsId,
+        told: Told,
+        time: SystemTime,
+        by: Option<Actor>,
     },
     /// The namespace ended.
     NetnsGone {
@@ -52,6 +60,8 @@ impl Signal {
                 tracker.resync(watch, &observed, lost, verdicts);
                 (time, None)
             }
+            // Decided by then.
+            Self::Pattern { time, by, .. } => (time, by),
             Self::NetnsGone { netns, time, by } => {
                 tracker.netns_gone(netns, verdicts);
                 (time, by)

@@ -11,6 +11,7 @@ mod bpf;
 mod host;
 mod netlink;
 mod oracle;
+mod patterns;
 mod run;
 mod shrink;
 

@@ -1,9 +1,9 @@
 //! What a caller asks to have watched.
 
-use crate::{Error, InterfaceName, InvalidName, Netns};
+use crate::{Error, InterfaceName, InvalidName, InvalidPattern, Netns, Pattern};
 
 /// What to watch: a name, in a network namespace, and perhaps the device that its user expects to
-/// hold it.
+/// hold it; or a pattern for names.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), ifmon::Error> {
@@ -18,9 +18,16 @@ use crate::{Error, InterfaceName, InvalidName, Netns};
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Target {
-    pub(crate) name: InterfaceName,
+    pub(crate) what: What,
     pub(crate) netns: Option<Netns>,
     pub(crate) expected: Option<Identity>,
+}
+
+/// A name, or all that match.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Name(InterfaceName),
+    Pattern(Pattern),
 }
 
 impl Target {
@@ -32,6 +39,22 @@ impl Target {
         InterfaceName::new(name).map(Self::from)
     }
 
+    /// All interfaces of the caller's own network namespace whose names match a [`Pattern`]: those
+    /// that there are, and those to come. `new` takes each character as it is.
+    ///
+    /// Its events are `Watching`, with the number of those that match; `Appeared`, for an interface
+    /// that was made, renamed into the pattern or moved here; `Renamed`, `Moved` and `Deleted`; and
+    /// `Resynced`. A pattern keeps its network namespace alive.
+    ///
+    /// A BPF backend that has no pattern at its start has room for patterns in four namespaces, and
+    /// is woken for every change in them.
+    ///
+    /// # Errors
+    /// When no name matches.
+    pub fn pattern(pattern: impl AsRef<[u8]>) -> Result<Self, InvalidPattern> {
+        Pattern::new(pattern).map(Self::from)
+    }
+
     /// The same in another network namespace.
     pub fn in_netns(self, netns: Netns) -> Self {
         Self {
@@ -41,7 +64,7 @@ impl Target {
     }
 
     /// The device that should hold the name. When another one does as the watch begins, or none,
-    /// `Watching` is followed by what became of it.
+    /// `Watching` is followed by what became of it. Of a pattern nothing is expected.
     pub fn expect(self, identity: Identity) -> Self {
         Self {
             expected: Some(identity),
@@ -49,16 +72,29 @@ impl Target {
         }
     }
 
-    /// Its name.
-    pub const fn name(&self) -> InterfaceName {
-        self.name
+    /// Its name; `None` for a pattern.
+    pub const fn name(&self) -> Option<InterfaceName> {
+        match self.what {
+            What::Name(name) => Some(name),
+            What::Pattern(_) => None,
+        }
     }
 }
 
 impl From<InterfaceName> for Target {
     fn from(name: InterfaceName) -> Self {
         Self {
-            name,
+            what: What::Name(name),
+            netns: None,
+            expected: None,
+        }
+    }
+}
+
+impl From<Pattern> for Target {
+    fn from(pattern: Pattern) -> Self {
+        Self {
+            what: What::Pattern(pattern),
             netns: None,
             expected: None,
         }

@@ -55,7 +55,20 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
         "restart is not {restart}: {line}"
     );
     ensure!(line["backend"] == backend, "not by {backend}: {line}");
-    ensure!(!text("interface")?.is_empty(), "no interface: {line}");
+    let is_pattern = line["pattern"].is_string();
+    let whole = is_pattern && matches!(event, "watching" | "resynced" | "stopped");
+    ensure!(
+        whole && line["interface"].is_null()
+            || line["interface"]
+                .as_str()
+                .is_some_and(|name| !name.is_empty()),
+        "no interface: {line}"
+    );
+    let counts = whole && event != "stopped";
+    ensure!(
+        is_number(&line["matches"]) == counts,
+        "not how many match: {line}"
+    );
     ensure!(is_number(&line["netns"]), "netns is no number: {line}");
     let no_index = matches!(event, "watching" | "resynced" | "stopped");
     ensure!(
@@ -71,6 +84,8 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
         // There only where the namespace has a name.
         let known = known
             || name == "netns_name" && line[name].is_string()
+            || name == "pattern" && is_pattern
+            || name == "matches" && counts
             || name == "to_netns_name" && event == "moved" && line[name].is_string();
         ensure!(
             known || matches!(name, "recovered" | "own") && line[name] == true,

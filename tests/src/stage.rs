@@ -16,7 +16,7 @@ use crate::{
     format,
     program::{self, Ifmon, Outcome},
     room::{Device, Room},
-    want::{Want, appeared, watching},
+    want::{Want, appeared, matching, watching},
 };
 
 /// A second name that is watched in each namespace. It is made last, so that its line comes after
@@ -136,6 +136,59 @@ impl Stage {
         }
         self.start(&args, false)?;
         self.begin_watches(watches)
+    }
+
+    /// The same for patterns, each matching so many, and names beside them.
+    pub fn watch_patterns(
+        &mut self,
+        patterns: &[(&str, u32)],
+        names: &[(&str, Option<u32>)],
+    ) -> Result<()> {
+        let words = names.iter().map(|(name, _)| word(name));
+        let mut args: Vec<_> = words.chain([SENTINEL.to_owned()]).collect();
+        args.extend(patterns.iter().map(|(pattern, _)| (*pattern).to_owned()));
+        let home = self.home.id()?;
+        self.start(&args, true)?;
+        self.begin_watches(names.iter().map(|&(name, index)| (home, name, index)))?;
+        self.begin_watches([(home, SENTINEL, None)])?;
+        for &(pattern, matches) in patterns {
+            self.expect_pattern(pattern, matches)?;
+        }
+        Ok(())
+    }
+
+    /// The same from outside: a pattern in each of several namespaces.
+    pub fn watch_patterns_in(&mut self, patterns: &[(&Room, &str, u32)]) -> Result<()> {
+        let mut args = Vec::new();
+        for (room, _, _) in patterns {
+            args.push(format!("{}/{SENTINEL}", room.path()));
+        }
+        for (room, pattern, _) in patterns {
+            args.push(format!("{}/{pattern}", room.path()));
+        }
+        if !self.backend.keeps_netns_alive() {
+            self.warns("keeps it alive until ifmon ends");
+        }
+        self.start(&args, false)?;
+        for (room, _, _) in patterns {
+            self.begin_watches([(room.id()?, SENTINEL, None)])?;
+        }
+        for &(room, pattern, matches) in patterns {
+            self.begin_pattern(room.id()?, pattern, matches)?;
+        }
+        Ok(())
+    }
+
+    /// A pattern that is watched at home has to match so many.
+    pub fn expect_pattern(&mut self, pattern: &str, matches: u32) -> Result<()> {
+        let home = self.home.id()?;
+        self.begin_pattern(home, pattern, matches)
+    }
+
+    fn begin_pattern(&mut self, netns: u32, pattern: &str, matches: u32) -> Result<()> {
+        let watch = (netns, pattern.to_owned());
+        self.watches.insert(watch.clone());
+        self.see_watch(watch, &matching(matches))
     }
 
     /// The same with arguments of one's own, from outside: what is then watched is named by
@@ -438,7 +491,7 @@ impl Stage {
             );
         }
         for line in stderr.lines() {
-            let waits = line.ends_with("does not exist yet; waiting for it");
+            let waits = line.ends_with(" yet; waiting for it");
             let failed = reason == "error" && line.starts_with("ifmon: ");
             let warned = self.warnings.iter().any(|warning| line.contains(warning));
             ensure!(waits || failed || warned, "on standard error: {line}");
@@ -466,6 +519,7 @@ fn word(name: &str) -> String {
 
 fn watch_of(line: &Value) -> Result<Watch> {
     let netns = line["netns"].as_u64().context("no netns")?;
-    let name = line["interface"].as_str().context("no interface")?;
+    let name = line.get("pattern").unwrap_or(&line["interface"]);
+    let name = name.as_str().context("no interface")?;
     Ok((u32::try_from(netns)?, name.to_owned()))
 }

@@ -12,6 +12,7 @@ mod names;
 mod namespaces;
 mod origins;
 mod others;
+mod patterns;
 mod restarts;
 mod silence;
 mod start;
@@ -82,6 +83,7 @@ pub fn scenarios() -> impl Iterator<Item = Scenario> {
         silence::TABLE,
         names::TABLE,
         namespaces::TABLE,
+        patterns::TABLE,
         start::TABLE,
         origins::TABLE,
         others::TABLE,

@@ -37,6 +37,13 @@ pub fn watching(ifindex: Option<u32>) -> Want {
     Want::new("watching", json!(ifindex))
 }
 
+/// The watch of a pattern is live, and so many match.
+pub fn matching(matches: u32) -> Want {
+    Want::new("watching", Value::Null)
+        .with("interface", Value::Null)
+        .with("matches", json!(matches))
+}
+
 /// The device was unregistered.
 pub fn deleted(ifindex: u32) -> Want {
     Want::new("deleted", json!(ifindex))
@@ -87,6 +94,11 @@ impl Want {
     fn with(mut self, field: &'static str, value: Value) -> Self {
         self.fields.push((field, value));
         self
+    }
+
+    /// Of a pattern: what the device is called, or was until now.
+    pub fn of(self, name: &str) -> Self {
+        self.with("interface", json!(name))
     }
 
     /// A kernel thread made the change, not this process.

@@ -9,8 +9,9 @@ use std::{
 
 use super::{Change, Event, Kernel, Notice, observe};
 use crate::{
-    Counters, DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED, NETREG_UNREGISTERING, Name,
-    NameKey, NameState, Place, Record, USERSPACE_ID, flag,
+    Counters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, MASKS, NETREG_REGISTERED,
+    NETREG_UNREGISTERING, Name, NameKey, NameMask, NameState, PatternSet, PatternState, Place,
+    Record, USERSPACE_ID, flag,
 };
 
 const NETNS: u32 = 4_026_531_840;
@@ -27,6 +28,12 @@ struct Maps {
     devices: BTreeMap<u64, DeviceState>,
     links: HashMap<Link, u64>,
     namespaces: HashMap<u32, u32>,
+    patterns: HashMap<u32, PatternSet>,
+    pattern_states: HashMap<u32, PatternState>,
+    matching: HashMap<Link, Name>,
+    /// There is no room in `matching`.
+    is_crowded_with_matches: bool,
+    leaving: HashMap<u64, Leaving>,
     counters: Counters,
     /// As `Control::devices`.
     count: u32,
@@ -85,6 +92,41 @@ impl Kernel for Maps {
 
     fn end_namespace(&mut self, netns: u32) -> Option<u32> {
         self.namespaces.remove(&netns)
+    }
+
+    fn has_patterns(&mut self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
+        self.patterns.get(&netns)
+    }
+
+    fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState> {
+        self.pattern_states.get_mut(&netns)
+    }
+
+    fn matching(&mut self, link: &Link) -> Name {
+        self.matching.get(link).copied().unwrap_or_default()
+    }
+
+    fn set_matching(&mut self, link: &Link, name: &Name) -> bool {
+        if !self.is_crowded_with_matches {
+            self.matching.insert(*link, *name);
+        }
+        !self.is_crowded_with_matches
+    }
+
+    fn remove_matching(&mut self, link: &Link) {
+        self.matching.remove(link);
+    }
+
+    fn set_leaving(&mut self, address: u64, leaving: &Leaving) {
+        self.leaving.insert(address, *leaving);
+    }
+
+    fn take_leaving(&mut self, address: u64) -> Option<Leaving> {
+        self.leaving.remove(&address)
     }
 
     fn counters(&mut self) -> Option<&mut Counters> {
@@ -695,4 +737,170 @@ fn who_is_traced_has_every_change_sent() {
     } = maps.counters;
     assert_eq!((matched, dropped), (0, 0));
     maps.assert_empty();
+}
+
+const PATTERN_EPOCH: u32 = 99;
+
+/// The namespace has a pattern that begins with `wg`.
+fn matching_wg() -> Maps {
+    let mut maps = Maps::watching([]);
+    maps.match_wg(NETNS);
+    maps
+}
+
+impl Maps {
+    fn match_wg(&mut self, netns: u32) {
+        let mut masks = [NameMask::NOTHING; MASKS];
+        masks[1] = NameMask {
+            bytes: Name::new(b"wg").expect("short"),
+            mask: Name([0xffff, 0]),
+        };
+        let set = PatternSet {
+            masks,
+            open: 0,
+            epoch: PATTERN_EPOCH,
+        };
+        self.namespaces.insert(netns, NETNS_EPOCH);
+        self.patterns.insert(netns, set);
+        self.pattern_states.insert(netns, PatternState::default());
+    }
+
+    fn changes(&self, netns: u32) -> u64 {
+        self.pattern_states[&netns].changes
+    }
+}
+
+/// The record of a device that may match.
+fn matched(to: Place, took_count: u64, flags: u32) -> Record {
+    Record {
+        to,
+        took_count,
+        took_epoch: PATTERN_EPOCH,
+        flags: flag::TOOK_PATTERN | flags,
+        ..Record::default()
+    }
+}
+
+/// The record of a device that may have matched.
+fn unmatched(from: Place, to: Place, left_count: u64) -> Record {
+    Record {
+        from,
+        to,
+        left_count,
+        left_epoch: PATTERN_EPOCH,
+        flags: flag::LEFT_PATTERN,
+        ..Record::default()
+    }
+}
+
+#[test]
+fn a_device_that_matches_is_followed_and_no_other() {
+    let renamed = place(NETNS, "eth0", 7);
+    for at in 0..2 {
+        let mut maps = matching_wg();
+        let is_new = [flag::NEW, 0][at];
+        assert_eq!(maps.event(CREATED[at], place(NETNS, "w", 3)), None);
+        assert_eq!(maps.event(CREATED[at], place(OTHER, "wg0", 3)), None);
+        let record = maps.event(CREATED[at], wg0());
+        assert_eq!(record, Some(matched(wg0(), 1, is_new)));
+        // Something else about it has changed.
+        assert_eq!(maps.event(Event::Exists, wg0()), None);
+        let record = maps.event(RENAMED[at], wg1());
+        assert_eq!(record, Some(matched(wg1(), 2, 0)));
+        let record = maps.event(RENAMED[at], renamed);
+        assert_eq!(record, Some(matched(renamed, 3, 0)));
+        // It is a stranger by now.
+        assert_eq!(maps.event(RENAMED[at], place(NETNS, "eth1", 7)), None);
+        assert_eq!(maps.event(RENAMED[at], wg0()), Some(matched(wg0(), 4, 0)));
+        let record = maps.event(DELETED[at], wg0());
+        assert_eq!(record, Some(unmatched(wg0(), NOWHERE, 5)));
+        assert_eq!(maps.event(DELETED[at], renamed), None);
+        assert!(maps.matching.is_empty());
+    }
+}
+
+#[test]
+fn a_device_that_matches_moves() {
+    let mut maps = matching_wg();
+    let there = place(OTHER, "eth0", 9);
+    maps.event(Event::Registered, wg0());
+    // The old name is overwritten already.
+    let overwritten = place(NETNS, "eth0", 7);
+    assert_eq!(maps.event(Event::Leaving, overwritten), None);
+    let record = maps.event(Event::Registered, there);
+    assert_eq!(record, Some(unmatched(overwritten, there, 2)));
+    assert!(maps.matching.is_empty() && maps.leaving.is_empty());
+    // And back.
+    assert_eq!(maps.event(Event::Leaving, there), None);
+    let record = maps.event(Event::Registered, wg0());
+    assert_eq!(record, Some(matched(wg0(), 3, flag::NEW)));
+    // Between two namespaces with patterns.
+    maps.match_wg(OTHER);
+    let there = place(OTHER, "wg0", 9);
+    maps.event(Event::Leaving, wg0());
+    let record = maps.event(Event::Registered, there);
+    let wanted = Record {
+        took_count: 1,
+        took_epoch: PATTERN_EPOCH,
+        flags: flag::LEFT_PATTERN | flag::TOOK_PATTERN | flag::NEW,
+        ..unmatched(wg0(), there, 4)
+    };
+    assert_eq!(record, Some(wanted));
+}
+
+#[test]
+fn a_name_that_userspace_did_not_know_is_told_once() {
+    let mut maps = matching_wg();
+    let nothing = Name::default().marked();
+    maps.matching.insert(Link::of(&wg0()), nothing);
+    assert_eq!(maps.event(Event::Exists, wg0()), Some(matched(wg0(), 1, 0)));
+    assert_eq!(maps.event(Event::Exists, wg0()), None);
+    // A new device is told, whatever is known of another one with its index.
+    let record = maps.event(Event::Registered, wg0());
+    assert_eq!(record, Some(matched(wg0(), 2, flag::NEW)));
+}
+
+#[test]
+fn what_cannot_be_remembered_lets_everything_through() {
+    let stranger = place(NETNS, "eth0", 3);
+    let mut maps = matching_wg();
+    maps.is_crowded_with_matches = true;
+    assert_eq!(maps.event(Event::Exists, stranger), None);
+    maps.event(Event::Exists, wg0());
+    let record = maps.event(Event::Exists, stranger);
+    assert_eq!(record, Some(matched(stranger, 2, 0)));
+    assert_eq!(maps.event(Event::Exists, place(OTHER, "eth0", 3)), None);
+    let record = maps.event(Event::Deleted, stranger);
+    assert_eq!(record, Some(unmatched(stranger, NOWHERE, 3)));
+    // So it is while userspace finds out which devices there are.
+    let mut maps = matching_wg();
+    maps.patterns.get_mut(&NETNS).expect("a pattern").open = 1;
+    let record = maps.event(Event::Renamed, stranger);
+    assert_eq!(record, Some(matched(stranger, 1, 0)));
+}
+
+#[test]
+fn a_record_tells_of_a_name_and_of_a_pattern() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.match_wg(NETNS);
+    let record = maps.event(Event::Registered, wg0());
+    let wanted = Record {
+        took_count: 1,
+        took_epoch: PATTERN_EPOCH,
+        flags: flag::TOOK_NAME | flag::TOOK_PATTERN | flag::NEW,
+        ..took(id(1), NOWHERE, wg0(), 1)
+    };
+    assert_eq!(record, Some(wanted));
+    let record = maps.event(Event::Unregistered, wg0());
+    let wanted = Record {
+        left_count: 2,
+        left_epoch: PATTERN_EPOCH,
+        flags: flag::LEFT_NAME | flag::LEFT_PATTERN,
+        ..left(id(1), wg0(), NOWHERE, 2)
+    };
+    assert_eq!(record, Some(wanted));
+    // What finds no room counts all the same.
+    maps.is_full = true;
+    maps.event(Event::Registered, wg1());
+    assert_eq!(maps.changes(NETNS), 3);
 }

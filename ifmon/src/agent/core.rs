@@ -353,7 +353,9 @@ impl Agent {
             return false;
         };
         let netns = match command {
-            Command::Watch { netns, .. } => Some(*netns),
+            Command::Watch { netns, .. }
+            | Command::WatchPatterns { netns, .. }
+            | Command::UnwatchPattern(netns, _) => Some(*netns),
             Command::Unwatch(watch) => Some(watch.netns),
             Command::Sync | Command::Count => None,
         };
@@ -368,6 +370,17 @@ impl Agent {
             Progress::New if is_elsewhere => {
                 self.others.command(command.clone());
                 *progress = Progress::Begun;
+            }
+            // There is none here.
+            Progress::New if matches!(command, Command::UnwatchPattern(..)) => {
+                self.command = None;
+                self.said.push_back(Said::Done(Outcome::Unwatched));
+            }
+            Progress::New if matches!(command, Command::WatchPatterns { .. }) => {
+                let error = refused("a pattern cannot be asked of the agent");
+                self.command = None;
+                self.said
+                    .push_back(Said::Done(Outcome::Watched(Err(error))));
             }
             Progress::New => {
                 let is_text = |wanted: &Wanted| std::str::from_utf8(wanted.name.as_bytes()).is_ok();
@@ -395,7 +408,11 @@ impl Agent {
                         *progress = Progress::Begun;
                         self.call(Why::Command, wanted, now);
                     }
-                    Command::Unwatch(_) | Command::Sync | Command::Count => {
+                    Command::WatchPatterns { .. }
+                    | Command::UnwatchPattern(..)
+                    | Command::Unwatch(_)
+                    | Command::Sync
+                    | Command::Count => {
                         for call in self.calls.values_mut() {
                             call.outgoing.push_back(call::sync());
                         }
@@ -410,7 +427,11 @@ impl Agent {
                     self.end(watch.name);
                     self.said.push_back(Said::Done(Outcome::Unwatched));
                 }
-                Command::Sync | Command::Watch { .. } | Command::Count => {
+                Command::Sync
+                | Command::Watch { .. }
+                | Command::WatchPatterns { .. }
+                | Command::UnwatchPattern(..)
+                | Command::Count => {
                     *progress = Progress::Others;
                     self.others.command(Command::Sync);
                 }

@@ -182,6 +182,7 @@ impl Names {
     /// Gives the devices in a signal of netlink the ids that they have here.
     pub(super) fn translate(&mut self, signal: Signal) -> Option<Signal> {
         match signal {
+            Signal::Pattern { .. } => Some(signal),
             Signal::Change { change, time, by } => {
                 let change = match change {
                     Change::Took { watch, device } => Change::Took {

@@ -52,6 +52,8 @@ pub(super) struct Begin {
     items: Vec<Item>,
     /// It is not on behalf of a caller.
     is_again: bool,
+    /// The namespace is needed for longer.
+    stays: bool,
     /// The stretch that is being looked up.
     stretch: std::ops::Range<usize>,
     step: Step,
@@ -183,12 +185,26 @@ impl Begin {
         )
     }
 
+    /// Nothing but the namespace, for patterns.
+    pub(super) fn namespace(netns: NetnsId, hook: Hook) -> Self {
+        Self {
+            stays: true,
+            ..Self::of(netns, hook, Vec::new(), false)
+        }
+    }
+
+    /// Is it for patterns? In which namespace.
+    pub(super) fn is_for_patterns(&self) -> Option<NetnsId> {
+        self.stays.then_some(self.netns)
+    }
+
     fn of(netns: NetnsId, hook: Hook, items: Vec<Item>, is_again: bool) -> Self {
         Self {
             netns,
             hook,
             items,
             is_again,
+            stays: false,
             stretch: 0..0,
             is_checking: false,
             step: if is_again { Step::Known } else { Step::IsAlive },
@@ -308,7 +324,12 @@ impl Begin {
                     }
                 },
                 // A tracing program needs nothing of the namespace, so it is not kept alive.
-                Step::Done if self.entered && self.hook == Hook::Function => {
+                Step::Done
+                    if self.entered
+                        && self.hook == Hook::Function
+                        && !(self.stays && self.failure.is_none())
+                        && !core.has_patterns(self.netns) =>
+                {
                     Request::Leave(self.netns)
                 }
                 Step::Done => return Progress::Done,

@@ -15,7 +15,12 @@ use ifmon_ebpf::{
     Counters as KernelCounters, Name, NameKey, NameState, Place as WirePlace, Record, flag,
 };
 
-use super::{Reply, Request, begin::Begin, identities::Identities};
+use super::{
+    Reply, Request,
+    begin::Begin,
+    identities::Identities,
+    patterns::{Gone, Patterns, Step as PatternStep},
+};
 use crate::{
     Actor, Counters, Error, InterfaceName, NetnsId,
     engine::Asking,
@@ -52,6 +57,7 @@ pub(crate) struct Bpf {
     pub(super) watches: BTreeMap<Watch, Known>,
     /// The epochs of the namespaces that have watches.
     pub(super) namespaces: BTreeMap<NetnsId, u32>,
+    pub(super) patterns: Patterns,
     pub(super) identities: Identities,
     /// The epoch that was given out last.
     pub(super) epoch: u32,
@@ -84,16 +90,18 @@ pub(crate) struct Bpf {
     pub(super) ended: Vec<Watch>,
     /// Watches whose holder's inode is still to be read.
     unidentified: BTreeSet<Watch>,
-    task: Option<Task>,
+    pub(super) task: Option<Task>,
     /// A record that cannot be told before something was asked.
     half_told: Option<HalfTold>,
+    /// The same about a pattern.
+    pub(super) half_gone: Option<Gone>,
     awaiting: Awaiting,
     pub(super) said: VecDeque<Signal>,
     /// When the last answer came, for people and for deadlines.
-    time: SystemTime,
+    pub(super) time: SystemTime,
     instant: Option<Instant>,
     command: Option<Command>,
-    outcome: Option<Outcome>,
+    pub(super) outcome: Option<Outcome>,
     /// How often in a row something could not be read, and when it is tried again.
     failures: u32,
     retry: Option<Instant>,
@@ -125,7 +133,7 @@ pub(super) struct Known {
 
 /// Something that takes more than one request.
 #[derive(Debug)]
-enum Task {
+pub(super) enum Task {
     /// Records about this watch may be lost: what is true of it?
     Resync(Watch, Resync),
     /// Has this namespace ended?
@@ -136,11 +144,13 @@ enum Task {
     Clean(Watch),
     /// Which device holds this name, for when it is seen again?
     Identify(Watch, Identify),
+    /// About the patterns of a namespace.
+    Patterns(NetnsId, PatternStep),
 }
 
 /// How far reading the truth about a name is.
 #[derive(Clone, Copy, Debug)]
-enum Resync {
+pub(super) enum Resync {
     State,
     /// Nobody has the name: where is the device that was told as its holder? The namespace was
     /// found to have ended before.
@@ -158,14 +168,14 @@ enum Resync {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Unwatch {
+pub(super) enum Unwatch {
     Name,
     Namespace,
     Leave,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Identify {
+pub(super) enum Identify {
     Inode,
     /// Was all shown to the program by then?
     Heard(u64),
@@ -206,6 +216,7 @@ enum Awaiting {
     /// For a caller.
     Count,
     HalfTold,
+    HalfGone,
     Task,
 }
 
@@ -222,6 +233,7 @@ impl Bpf {
             room,
             watches: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            patterns: Patterns::default(),
             identities: Identities::default(),
             epoch: 0,
             ids: 0,
@@ -242,6 +254,7 @@ impl Bpf {
             unidentified: BTreeSet::new(),
             task: None,
             half_told: None,
+            half_gone: None,
             awaiting: Awaiting::Nothing,
             said: VecDeque::new(),
             time: SystemTime::UNIX_EPOCH,
@@ -256,13 +269,23 @@ impl Bpf {
 
     /// How much is remembered beside the watches.
     #[cfg(test)]
+    pub(crate) fn remembered_of_patterns(&self) -> usize {
+        self.patterns.remembered()
+    }
+
+    /// How much is remembered beside the watches.
+    #[cfg(test)]
     pub(crate) fn remembered(&self) -> usize {
         self.identities.len() + self.ended.len() + self.said.len() + self.suspects.len()
     }
 
     /// Was everything read that had been sent, and handed on?
     fn is_drained(&self) -> bool {
-        !self.unread && self.noisy.is_empty() && self.said.is_empty() && self.half_told.is_none()
+        !self.unread
+            && self.noisy.is_empty()
+            && self.said.is_empty()
+            && self.half_told.is_none()
+            && self.half_gone.is_none()
     }
 
     /// Is it known, too, that nothing was missed?
@@ -273,6 +296,7 @@ impl Bpf {
             && self.suspects.is_empty()
             && self.doubtful.is_empty()
             && self.missed.is_empty()
+            && self.patterns.are_certain()
             && self.task.is_none()
     }
 
@@ -299,6 +323,10 @@ impl Bpf {
             };
             let request = Request::Ask(netns, question);
             return Some(self.request(Awaiting::HalfTold, request));
+        }
+        if let Some(gone) = &self.half_gone {
+            let request = Request::Ask(gone.netns, Question::NetnsOf(gone.nsid));
+            return Some(self.request(Awaiting::HalfGone, request));
         }
         if let Some(signal) = self.said.pop_front() {
             return Some(Step::Signal(signal));
@@ -397,8 +425,13 @@ impl Bpf {
             // After what had happened in it: the programs write nothing of a watch any more whose
             // namespace has ended.
             Some(Task::IsAlive(netns))
+        } else if let Some((netns, step)) = self.patterns.next(self.overdue.is_none()) {
+            Some(Task::Patterns(netns, step))
         } else {
             self.failures = 0;
+            if let Some((netns, step)) = self.patterns.identify() {
+                return Some(Task::Patterns(netns, step));
+            }
             let watch = self.unidentified.pop_first()?;
             Some(Task::Identify(watch, Identify::Inode))
         }
@@ -411,6 +444,17 @@ impl Bpf {
                 Task::Begin(Box::new(Begin::new(netns, wanted, self.hook)))
             }
             Command::Unwatch(watch) => Task::Unwatch(watch, Unwatch::Name),
+            Command::WatchPatterns { netns, patterns } => {
+                self.patterns.add(netns, patterns);
+                Task::Begin(Box::new(Begin::namespace(netns, self.hook)))
+            }
+            Command::UnwatchPattern(netns, pattern) => {
+                let Some(step) = self.patterns.remove(netns, &pattern) else {
+                    self.outcome = Some(Outcome::Unwatched);
+                    return Err(None);
+                };
+                Task::Patterns(netns, step)
+            }
             Command::Sync if self.is_certain() => {
                 self.outcome = Some(Outcome::Synced);
                 return Err(None);
@@ -446,8 +490,13 @@ impl Bpf {
                 Identify::Heard(_) => Request::Overflowed(watch.netns),
                 Identify::Confirm(_) => Request::Name(key_of(watch)),
             },
+            Task::Patterns(netns, step) => self.next_of_patterns(*netns, step)?,
         };
-        let is_background = matches!(task, Task::Resync(..) | Task::Identify(..));
+        let is_background = match &task {
+            Task::Resync(..) | Task::Identify(..) => true,
+            Task::Patterns(netns, _) => !self.patterns.are_joining(*netns),
+            _ => false,
+        };
         self.task = Some(task);
         self.awaiting = Awaiting::Task;
         Some(if is_background {
@@ -462,8 +511,18 @@ impl Bpf {
         let Task::Begin(begin) = task else {
             return None;
         };
+        let for_patterns = begin.is_for_patterns();
         match begin.finish(self) {
-            Some(Ok(outcome)) => self.outcome = Some(outcome),
+            Some(Ok(outcome)) => {
+                if let Some(netns) = for_patterns {
+                    if let Outcome::Watched(Ok(_)) = outcome {
+                        self.task = Some(Task::Patterns(netns, PatternStep::State));
+                        return None;
+                    }
+                    self.patterns.give_up(netns);
+                }
+                self.outcome = Some(outcome);
+            }
             Some(Err(error)) => self.trouble(error),
             None => {}
         }
@@ -472,8 +531,9 @@ impl Bpf {
 
     /// Something could not be read. It is tried again, after a wait that grows; until then nothing
     /// that was told is known to be all.
-    fn trouble(&mut self, error: io::Error) {
+    pub(super) fn trouble(&mut self, error: io::Error) {
         self.failures += 1;
+        self.patterns.suspect_all();
         self.suspects.extend(self.watches.keys());
         self.doubtful.extend(self.namespaces.keys());
         self.counted = false;
@@ -490,6 +550,7 @@ impl Bpf {
 
     /// Something is lost, and nobody knows yet whom it was about.
     fn suspect_all(&mut self) {
+        self.patterns.suspect_all();
         self.suspects.extend(self.watches.keys());
         if self.hook == Hook::Function {
             self.doubtful.extend(self.namespaces.keys());
@@ -520,6 +581,12 @@ impl Bpf {
                 delay: FIRST_DELAY,
             });
         }
+    }
+
+    /// There may be something in the ring buffer that is to be taken before what comes next.
+    pub(super) fn read_again(&mut self) {
+        self.unread = true;
+        self.counted = false;
     }
 
     /// Takes a record, in the order in which the program sent them.
@@ -567,6 +634,7 @@ impl Bpf {
                 self.took(taking, id);
             }
         }
+        self.record_of_patterns(record, time, by.as_ref());
         if record.flags & flag::NETNS_GONE != 0 {
             let netns = NetnsId(record.from.netns);
             if self.namespaces.get(&netns) == Some(&record.from_epoch) {
@@ -652,6 +720,7 @@ impl Bpf {
 
     /// A namespace has ended, and the watches in it.
     fn gone(&mut self, netns: NetnsId, time: SystemTime, by: Option<Actor>) {
+        self.patterns_gone(netns, time, by.as_ref());
         self.forget_namespace(netns);
         self.said.push_back(Signal::NetnsGone { netns, time, by });
     }
@@ -710,6 +779,7 @@ impl Machine for Bpf {
                 self.outcome = Some(Outcome::Counted(self.counters(counters.ok())));
             }
             (Awaiting::HalfTold, reply) => self.told(reply),
+            (Awaiting::HalfGone, Reply::Answer(answer)) => self.gone_elsewhere(answer),
             (Awaiting::Task, reply) => {
                 if let Some(task) = self.task.take() {
                     self.task = self.task_answered(task, reply);
@@ -735,7 +805,9 @@ impl Machine for Bpf {
     fn command(&mut self, command: Command) {
         // A command comes after all that was queued before it.
         let netns = match &command {
-            Command::Watch { netns, .. } => Some(*netns),
+            Command::Watch { netns, .. }
+            | Command::WatchPatterns { netns, .. }
+            | Command::UnwatchPattern(netns, _) => Some(*netns),
             Command::Unwatch(watch) => Some(watch.netns),
             Command::Sync => None,
             Command::Count => {
@@ -777,6 +849,7 @@ impl Bpf {
     /// The program could not be shown a message: what the maps have of this namespace may be wrong.
     fn overflowed(&mut self, netns: NetnsId) {
         self.has_missed = true;
+        self.patterns.missed(netns);
         if self.namespaces.contains_key(&netns) {
             self.missed.insert(netns);
         }
@@ -859,6 +932,10 @@ impl Bpf {
                 self.unwatch(watch, step)
             }
             (Task::Clean(_), _) => None,
+            (Task::Patterns(netns, step), reply) => {
+                let step = self.patterns_answered(netns, step, reply);
+                step.map(|step| Task::Patterns(netns, step))
+            }
             (Task::Identify(watch, Identify::Inode), Reply::Answer(Answer::Inode(inode))) => {
                 inode.map(|inode| Task::Identify(watch, Identify::Heard(inode)))
             }
@@ -897,8 +974,9 @@ impl Bpf {
                 self.suspects.remove(&watch);
                 self.unidentified.remove(&watch);
                 let others = self.watches.range(Watch::first_of(netns)..).next();
-                others
-                    .is_none_or(|(other, _)| other.netns != netns)
+                let is_needed = others.is_some_and(|(other, _)| other.netns == netns)
+                    || self.has_patterns(netns);
+                (!is_needed)
                     .then_some(Unwatch::Namespace)
                     .filter(|_| self.namespaces.remove(&netns).is_some())
             }
@@ -1110,7 +1188,7 @@ pub(super) fn key_of(watch: &Watch) -> NameKey {
     }
 }
 
-fn place(place: &WirePlace) -> Option<Place> {
+pub(super) fn place(place: &WirePlace) -> Option<Place> {
     (place.netns != 0).then(|| Place {
         netns: Some(NetnsId(place.netns)),
         ifindex: Some(place.ifindex),

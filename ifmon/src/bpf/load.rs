@@ -32,6 +32,13 @@ const SMALL_RING: u32 = 4096;
 const ROOMY_LIMIT: u64 = 4 << 20;
 /// Watches that fit without being asked for: adding some later should not need a restart.
 const WATCHES: usize = 1024;
+/// Devices that may match a pattern at a time, where there are patterns. With more than these the
+/// programs let all through.
+const MATCHING: u32 = 16 * 1024;
+/// The same for hosts with a tight limit on locked memory.
+const TIGHT_MATCHING: u32 = 64;
+/// Namespaces with patterns that fit without being asked for.
+const SPARE_PATTERNS: usize = 4;
 /// The waits for locked memory that was given back double from the first to the last; 310 ms in
 /// all.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -215,6 +222,8 @@ pub(crate) struct Load<'a> {
     pub(crate) layout: Option<&'a Layout>,
     pub(crate) who: Who,
     pub(crate) watches: usize,
+    /// How many patterns, each perhaps in a namespace of its own.
+    pub(crate) patterns: usize,
     pub(crate) ring_bytes: Option<u32>,
 }
 
@@ -226,21 +235,31 @@ impl Load<'_> {
         let code = code.ok_or(Unavailable::NoObject)?;
         let Self {
             watches,
+            patterns,
             ring_bytes,
             ..
         } = *self;
-        let roomy = (watches.max(WATCHES), ring_bytes.unwrap_or(RING));
-        let tight = (watches.max(8), ring_bytes.unwrap_or(SMALL_RING));
+        // Some later should not need a restart, but those that watch names alone should not need
+        // the memory.
+        let matching = if patterns == 0 { 1 } else { MATCHING };
+        let patterns = patterns.next_power_of_two().max(SPARE_PATTERNS);
+        let patterns = u32::try_from(patterns).unwrap_or(u32::MAX);
+        let roomy = (watches.max(WATCHES), matching, ring_bytes.unwrap_or(RING));
+        let tight = (
+            watches.max(8),
+            matching.min(TIGHT_MATCHING),
+            ring_bytes.unwrap_or(SMALL_RING),
+        );
         let mut last = None;
         // Maps that were tried and given back count for a while longer, so where they are counted
         // (before 5.11, against a limit that is 64 KiB by default) the small ones come
         // first.
-        let sizes: &[(usize, u32)] = match memlock_limit() {
+        let sizes: &[(usize, u32, u32)] = match memlock_limit() {
             Some(limit) if limit < ROOMY_LIMIT => &[tight],
             _ => &[roomy, tight],
         };
         let constants = self.constants();
-        for &(watches, ring) in sizes {
+        for &(watches, matching, ring) in sizes {
             let entries = u32::try_from(watches.next_power_of_two()).unwrap_or(u32::MAX);
             let devices = entries.saturating_mul(2);
             let mut loader = loader();
@@ -262,6 +281,9 @@ impl Load<'_> {
                 .map_max_entries("LINKS", devices)
                 .map_max_entries("NAMESPACES", entries)
                 .map_max_entries("SOCKETS", entries)
+                .map_max_entries("PATTERNS", patterns)
+                .map_max_entries("PATTERN_STATES", patterns)
+                .map_max_entries("MATCHING", matching)
                 .map_max_entries("EVENTS", ring)
                 .load(code);
             match result {

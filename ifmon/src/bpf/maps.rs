@@ -7,7 +7,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use ifmon_ebpf::{
-    Control, Counters, DeviceState, Link, NameKey, NameState, Place as WirePlace, USERSPACE_ID,
+    Control, Counters, DeviceState, Link, Name, NameKey, NameState, PatternSet, PatternState,
+    Place as WirePlace, USERSPACE_ID,
 };
 
 use super::{Reply, Request};
@@ -23,6 +24,11 @@ pub(super) struct Maps {
     links: HashMap<MapData, Link, u64>,
     namespaces: HashMap<MapData, u32, u32>,
     sockets: HashMap<MapData, u64, u32>,
+    patterned: Array<MapData, u32>,
+    patterns: HashMap<MapData, u32, PatternSet>,
+    pattern_states: HashMap<MapData, u32, PatternState>,
+    /// The keys are words on the kernel side, of the same bytes.
+    matching: HashMap<MapData, Link, Name>,
     counters: PerCpuArray<MapData, Counters>,
     pub(super) control: Array<MapData, Control>,
 }
@@ -35,6 +41,10 @@ impl Maps {
             links: take(object, "LINKS")?,
             namespaces: take(object, "NAMESPACES")?,
             sockets: take(object, "SOCKETS")?,
+            patterned: take(object, "PATTERNED")?,
+            patterns: take(object, "PATTERNS")?,
+            pattern_states: take(object, "PATTERN_STATES")?,
+            matching: take(object, "MATCHING")?,
             counters: take(object, "COUNTERS")?,
             control: take(object, "CONTROL")?,
         })
@@ -67,6 +77,22 @@ impl Maps {
             Request::RemoveNamespace(NetnsId(netns)) => {
                 Reply::Done(remove(&mut self.namespaces, &netns))
             }
+            Request::InsertPatterns(NetnsId(netns), set) => {
+                Reply::Done(self.insert_patterns(netns, *set))
+            }
+            Request::RemovePatterns(NetnsId(netns)) => Reply::Done(self.remove_patterns(netns)),
+            Request::PatternState(NetnsId(netns)) => {
+                Reply::PatternState(get(&self.pattern_states, &netns))
+            }
+            Request::InsertPatternState(NetnsId(netns)) => {
+                let state = PatternState::default();
+                Reply::Done(insert(&mut self.pattern_states, netns, state, 0))
+            }
+            Request::InsertMatching(link) => {
+                let nothing = Name::default().marked();
+                Reply::Done(insert(&mut self.matching, link, nothing, 0))
+            }
+            Request::RemoveMatching(netns) => Reply::Done(self.remove_matching(netns)),
             Request::Enter(_)
             | Request::Leave(_)
             | Request::Record
@@ -94,6 +120,32 @@ impl Maps {
             sum.dropped += cpu.dropped;
         }
         Ok(sum)
+    }
+
+    fn insert_patterns(&mut self, netns: u32, set: PatternSet) -> io::Result<()> {
+        insert(&mut self.patterns, netns, set, 0)?;
+        self.count_patterned()
+    }
+
+    fn remove_patterns(&mut self, netns: u32) -> io::Result<()> {
+        remove(&mut self.patterns, &netns)?;
+        self.count_patterned()
+    }
+
+    /// While there is no pattern, the programs need not look for one.
+    fn count_patterned(&mut self) -> io::Result<()> {
+        let count = self.patterns.keys().count();
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.patterned.set(0, count, 0).map_err(cause)
+    }
+
+    fn remove_matching(&mut self, NetnsId(netns): NetnsId) -> io::Result<()> {
+        let here = |link: &Result<Link, _>| link.as_ref().is_ok_and(|link| link.netns == netns);
+        let links: Vec<Link> = self.matching.keys().filter(here).flatten().collect();
+        for link in links {
+            remove(&mut self.matching, &link)?;
+        }
+        Ok(())
     }
 
     fn devices(&self) -> io::Result<Vec<(u64, DeviceState)>> {

@@ -41,6 +41,7 @@ impl Loader {
     ) -> Result<Running, Unavailable> {
         let wanted = Wanted {
             watches: options.capacity,
+            patterns: options.patterns,
             ring_bytes: options.receive_buffer,
             open_filter: options.open_filter,
         };

@@ -71,6 +71,7 @@ impl fmt::Debug for Programs {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) watches: usize,
+    pub(crate) patterns: usize,
     pub(crate) ring_bytes: Option<u32>,
     /// Every change of every interface is to be sent.
     pub(crate) open_filter: bool,
@@ -88,6 +89,7 @@ impl Programs {
                 layout: Some(layout),
                 who: Who::all(),
                 watches: wanted.watches,
+                patterns: wanted.patterns,
                 ring_bytes: wanted.ring_bytes,
             };
             let (mut object, room) = load.object()?;
@@ -342,6 +344,7 @@ fn load_socket_filter(
             layout: of_task.as_ref(),
             who,
             watches: wanted.watches,
+            patterns: wanted.patterns,
             ring_bytes: wanted.ring_bytes,
         };
         // What was tried before and given back can still count as locked.

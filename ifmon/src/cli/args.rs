@@ -14,7 +14,7 @@ use super::{
     Exit, complain,
     mine::Mine,
     service::Rule,
-    target::{self, Target},
+    target::{self, Target, What},
 };
 
 /// Say at once, and for certain, when a network interface is deleted, recreated, renamed or moved.
@@ -24,11 +24,12 @@ use super::{
 pub(crate) struct Args {
     /// Interfaces to watch: NAME, NETNS/NAME for one of another network namespace, NAME=IFINDEX
     /// for the device that was set up: if the name does not belong to it at the start, that is
-    /// told. A backslash takes the next character of a NAME as it is
+    /// told; or a PATTERN, with `*`, `?` and `[…]` as in a shell, for all whose names match. A
+    /// backslash takes the next character as it is
     #[arg(required_unless_present_any = NO_INTERFACE, value_name = "INTERFACE")]
     words: Vec<OsString>,
 
-    /// Take each character of a NAME as it is: `=` and the backslash have no meaning
+    /// Take each character of a NAME as it is: `=`, `*`, `?`, `[` and the backslash have no meaning
     #[arg(long)]
     literal: bool,
 
@@ -363,6 +364,19 @@ impl Args {
                  write ./{name} if {name} is to be that socket"
             )));
         }
+        let is_pattern = |target: &Target| matches!(target.what, What::Pattern(_));
+        if args.interfaces.iter().any(is_pattern) {
+            for (option, is_given) in [
+                ("--on-restart", args.on_restart.is_some()),
+                ("--state", args.state.is_some()),
+                ("--expect-ifindex", args.expect_ifindex.is_some()),
+            ] {
+                if is_given {
+                    let what = "is for interfaces that are named, not for patterns";
+                    return Err(refuse(format!("{option} {what}")));
+                }
+            }
+        }
         if let Some(ifindex) = args.expect_ifindex {
             let [
                 Target {
@@ -488,6 +502,18 @@ mod tests {
             &["wg0=7", "--expect-ifindex", "7"],
             &["wg0", "--expect-ifindex", "0"],
             &["--check", "--expect-ifindex", "7"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_needs_a_name_takes_no_pattern() {
+        assert!(parse(&["veth*", "wg0", "--once"]).is_ok());
+        for words in [
+            &["veth*", "--on-restart", "true"][..],
+            &["wg0", "veth?", "--state", "/tmp"],
+            &["*", "--expect-ifindex", "7"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }

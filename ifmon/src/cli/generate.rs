@@ -310,6 +310,11 @@ How many events were lost, null where nobody knows; whether the state was found 
 .BR reason ", " seen ", " delivered ", " lost
 Why the watch ended: \fBsignal\fR, \fBonce\fR, \fBtimeout\fR or \fBerror\fR; how many changes there were of all interfaces, how
 many events of this one, and how many were lost (\fBstopped\fR).
+.SH PATTERNS
+An argument with a \fB*\fR, \fB?\fR or \fB[\fR in it watches all interfaces whose names match, as in a shell. Each of its
+events has the pattern, and the name of the device as its interface. \fBwatching\fR and \fBresynced\fR say how many
+match; \fBappeared\fR says that a device was made, renamed into the pattern, or moved here. \fB\-\-on\-restart\fR and
+\fB\-\-state\fR take names alone.
 .SH EXIT STATUS
 .TP
 \fB0\fR
@@ -407,6 +412,11 @@ ifmon \-\-wait wg0 \-\-timeout 30
 Wait until an interface changes:
 .nf
 ifmon \-\-once wg0
+.fi
+.TP
+Watch all virtual Ethernet devices of containers:
+.nf
+ifmon 'veth*'
 .fi
 .TP
 Watch an interface of another network namespace:

@@ -68,7 +68,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     let monitor = builder.start().await?;
     let backend = monitor.backend();
     if elsewhere {
-        warn_of_netns(backend);
+        warn_of_netns(backend, watches.has_patterns());
     }
     if !args.mine.is_empty() && !backend.is_ebpf() {
         log::warn!(
@@ -140,9 +140,14 @@ async fn next_keys(terminal: &Option<Terminal>) -> (Vec<u8>, &Terminal) {
     }
 }
 
-/// A socket keeps its network namespace alive; a BPF program does not.
-fn warn_of_netns(backend: BackendKind) {
-    if backend.keeps_netns_alive() {
+/// A socket keeps its network namespace alive; a BPF program does not. For a pattern, the table of
+/// its devices is read through a socket, also later.
+fn warn_of_netns(backend: BackendKind, has_patterns: bool) {
+    if has_patterns {
+        log::warn!(
+            "watching a pattern in another network namespace keeps it alive until ifmon ends"
+        );
+    } else if backend.keeps_netns_alive() {
         log::warn!(
             "watching another network namespace by {backend} keeps it alive until ifmon ends; fentry and kprobe do not"
         );
@@ -217,17 +222,23 @@ impl Run {
 
     /// Takes an event; an error when it is the last.
     fn event(&mut self, event: &Event) -> Result<(), End> {
-        let is_absent = matches!(event.kind, EventKind::Watching { ifindex: None });
+        let is_absent = matches!(event.kind, EventKind::Watching { ifindex: None })
+            && event.matches.is_none_or(|matches| matches == 0);
         if is_absent && self.args.wait != Some(WaitArg::Absent) {
             let whereabouts = self.output.namespaces().whereabouts(event.netns);
-            let what = format!("{}{whereabouts} does not exist", event.interface);
+            let what = match &event.pattern {
+                Some(pattern) => format!("no interface matches {pattern}{whereabouts}"),
+                None => format!("{}{whereabouts} does not exist", event.interface),
+            };
             if self.args.must_exist {
                 return Err(End::Absent(format!("{what}, and --must-exist was given")));
             }
             log::warn!("{what} yet; waiting for it");
         }
         #[cfg(feature = "metrics")]
-        if let Some(metrics) = &self.metrics {
+        if let Some(metrics) = &self.metrics
+            && event.pattern.is_none()
+        {
             metrics.event(event);
         }
         let all_have_begun = self.watches.event(event);
@@ -278,8 +289,13 @@ impl Run {
         let counters = self.monitor.handle().counters().await.unwrap_or_default();
         let accounts = self.watches.in_order();
         let backend = self.monitor.backend();
-        self.output
-            .stopped(accounts, counters, backend, end.reason());
+        self.output.stopped(
+            accounts,
+            self.watches.patterns(),
+            counters,
+            backend,
+            end.reason(),
+        );
         let Self {
             output,
             restarts,
@@ -330,6 +346,14 @@ impl Run {
         /// Enough to see what is wrong.
         const NAMED: usize = 3;
         let is_wanted = self.args.wait == Some(WaitArg::Present);
+        let patterns = self.watches.patterns();
+        let patterns = patterns
+            .iter()
+            .filter(|account| (account.matches > 0) != is_wanted)
+            .map(|account| {
+                let whereabouts = self.output.namespaces().whereabouts(account.netns);
+                format!("{}{whereabouts}", account.pattern)
+            });
         let missing: Vec<String> = self
             .watches
             .in_order()
@@ -339,6 +363,7 @@ impl Run {
                 let (netns, interface) = account.watch;
                 format!("{interface}{}", self.output.namespaces().whereabouts(netns))
             })
+            .chain(patterns)
             .collect();
         let verb = match (is_wanted, missing.len()) {
             (true, 1) => "does not exist",

@@ -1,18 +1,26 @@
-//! What is to be watched, as it is named on the command line: `[NETNS/]NAME[=IFINDEX]`.
+//! What is to be watched, as it is named on the command line: `[NETNS/]NAME[=IFINDEX]`, or
+//! `[NETNS/]PATTERN`.
 
 use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt as _,
 };
 
-use ifmon::{InterfaceName, InvalidName};
+use ifmon::{InterfaceName, InvalidName, InvalidPattern, Pattern};
 
-/// An interface to watch.
+/// A name, or all that match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Name(InterfaceName),
+    Pattern(Pattern),
+}
+
+/// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     /// Where it was named with its namespace.
     pub(crate) netns: Option<OsString>,
-    pub(crate) name: InterfaceName,
+    pub(crate) what: What,
     /// The device that its user set up.
     pub(crate) expected: Option<u32>,
 }
@@ -22,10 +30,13 @@ pub(crate) struct Target {
 pub(crate) enum Malformed {
     #[error(transparent)]
     Name(#[from] InvalidName),
+    #[error(transparent)]
+    Pattern(#[from] InvalidPattern),
     #[error(
-        "patterns are not supported yet; write \\{0} for an interface that has a {0} in its name"
+        "a pattern has no index; write \\= for interfaces that have a = in their names, and \\*, \\? or \\[ for \
+         one that has these in it"
     )]
-    Pattern(char),
+    PatternIndex,
     #[error(
         "after = the index of the device is wanted, a number above 0; write \\= for an interface that has a = in its \
          name"
@@ -49,17 +60,50 @@ impl Target {
             ),
             None => (None, bytes),
         };
-        let (name, expected) = if literal {
-            (name.to_vec(), None)
+        let (what, expected) = if literal {
+            (What::Name(InterfaceName::new(name)?), None)
+        } else if is_pattern(name) {
+            if has_equals_sign(name) {
+                return Err(Malformed::PatternIndex);
+            }
+            (What::Pattern(Pattern::new(name)?), None)
         } else {
-            unescape(name)?
+            let (name, expected) = unescape(name)?;
+            (What::Name(InterfaceName::new(name)?), expected)
         };
         Ok(Self {
             netns,
-            name: InterfaceName::new(name)?,
+            what,
             expected,
         })
     }
+}
+
+/// The bytes that no backslash takes as they are.
+fn unescaped(word: &[u8]) -> impl Iterator<Item = u8> {
+    let mut bytes = word.iter();
+    std::iter::from_fn(move || {
+        loop {
+            match bytes.next()? {
+                b'\\' => drop(bytes.next()),
+                byte => return Some(*byte),
+            }
+        }
+    })
+}
+
+/// Is there anything in it that makes it a pattern?
+fn is_pattern(word: &[u8]) -> bool {
+    unescaped(word).any(|byte| matches!(byte, b'*' | b'?' | b'['))
+}
+
+/// Is there an equals sign in a pattern, but for one in brackets?
+fn has_equals_sign(pattern: &[u8]) -> bool {
+    let mut is_inside = false;
+    unescaped(pattern).any(|byte| {
+        is_inside = byte == b'[' || is_inside && byte != b']';
+        byte == b'=' && !is_inside
+    })
 }
 
 /// The name as it is, and the index after an equals sign.
@@ -69,7 +113,6 @@ fn unescape(word: &[u8]) -> Result<(Vec<u8>, Option<u32>), Malformed> {
     while let Some(&byte) = bytes.next() {
         match byte {
             b'\\' => name.push(*bytes.next().ok_or(Malformed::Backslash)?),
-            b'*' | b'?' | b'[' => return Err(Malformed::Pattern(char::from(byte))),
             b'=' => {
                 let index = std::str::from_utf8(bytes.as_slice()).unwrap_or_default();
                 return ifindex(index).map(|index| (name, Some(index)));
@@ -96,8 +139,16 @@ mod tests {
     fn target(netns: Option<&str>, name: &str, expected: Option<u32>) -> Result<Target, Malformed> {
         Ok(Target {
             netns: netns.map(OsString::from),
-            name: InterfaceName::new(name).expect("a good name"),
+            what: What::Name(InterfaceName::new(name).expect("a good name")),
             expected,
+        })
+    }
+
+    fn pattern(netns: Option<&str>, pattern: &str) -> Result<Target, Malformed> {
+        Ok(Target {
+            netns: netns.map(OsString::from),
+            what: What::Pattern(Pattern::new(pattern).expect("a good pattern")),
+            expected: None,
         })
     }
 
@@ -123,9 +174,14 @@ mod tests {
             ("web/", Err(Malformed::Name(InvalidName::Empty))),
             ("=7", Err(Malformed::Name(InvalidName::Empty))),
             (r"a\", Err(Malformed::Backslash)),
-            ("wg*", Err(Malformed::Pattern('*'))),
-            ("wg?", Err(Malformed::Pattern('?'))),
-            ("wg[0]", Err(Malformed::Pattern('['))),
+            ("wg*", pattern(None, "wg*")),
+            ("web/wg?", pattern(Some("web"), "wg?")),
+            ("wg[=0]", pattern(None, "wg[=0]")),
+            (r"\*a\=*", pattern(None, r"\*a\=*")),
+            ("wg*=7", Err(Malformed::PatternIndex)),
+            ("a=wg*", Err(Malformed::PatternIndex)),
+            ("wg[", Err(Malformed::Pattern(InvalidPattern::Unclosed))),
+            (r"*\", Err(Malformed::Pattern(InvalidPattern::Backslash))),
         ] {
             assert_eq!(parse(word), expected, "{word}");
         }
@@ -155,6 +211,7 @@ mod tests {
     fn neither_name_nor_namespace_need_be_utf_8() {
         let parsed = Target::parse(OsStr::from_bytes(b"n\xff/w\xff"), false).expect("a target");
         assert_eq!(parsed.netns.as_deref(), Some(OsStr::from_bytes(b"n\xff")));
-        assert_eq!(parsed.name.as_bytes(), b"w\xff");
+        let name = InterfaceName::new(b"w\xff").expect("any byte");
+        assert_eq!(parsed.what, What::Name(name));
     }
 }

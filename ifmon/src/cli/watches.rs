@@ -4,9 +4,15 @@
 use std::{ffi::OsStr, num::NonZeroU32};
 
 use anyhow::Context as _;
-use ifmon::{Builder, Event, EventKind, Identity, InterfaceName, Monitor, Netns, NetnsId};
+use ifmon::{Builder, Event, EventKind, Identity, InterfaceName, Monitor, Netns, NetnsId, Pattern};
 
-use super::{Misused, args::Args, namespaces::Namespaces, state::Directory, target::Target};
+use super::{
+    Misused,
+    args::Args,
+    namespaces::Namespaces,
+    state::Directory,
+    target::{Target, What},
+};
 
 /// A name in a namespace.
 pub(crate) type Watch = (NetnsId, InterfaceName);
@@ -28,18 +34,33 @@ impl Account {
     }
 }
 
+/// The same of a pattern.
+#[derive(Clone, Debug)]
+pub(crate) struct PatternAccount {
+    pub(crate) netns: NetnsId,
+    pub(crate) pattern: Pattern,
+    /// Its place among the watches that have begun, from 1; 0 until then.
+    began: u32,
+    /// How many devices match.
+    pub(crate) matches: u32,
+    pub(crate) delivered: u64,
+}
+
 /// All watches, sorted.
 #[derive(Debug)]
 pub(crate) struct Watches {
     accounts: Box<[Account]>,
+    patterns: Vec<PatternAccount>,
     /// How many have begun.
     begun: u32,
 }
 
 impl Watches {
-    fn new(mut watches: Vec<Watch>) -> Self {
+    fn new(mut watches: Vec<Watch>, mut patterns: Vec<(NetnsId, Pattern)>) -> Self {
         watches.sort_unstable();
         watches.dedup();
+        patterns.sort_unstable();
+        patterns.dedup();
         let account = |watch| Account {
             watch,
             began: None,
@@ -48,6 +69,16 @@ impl Watches {
         };
         Self {
             accounts: watches.into_iter().map(account).collect(),
+            patterns: patterns
+                .into_iter()
+                .map(|(netns, pattern)| PatternAccount {
+                    netns,
+                    pattern,
+                    began: 0,
+                    matches: 0,
+                    delivered: 0,
+                })
+                .collect(),
             begun: 0,
         }
     }
@@ -65,6 +96,9 @@ impl Watches {
 
     /// Counts an event. True when it was the first of the last watch to begin.
     pub(crate) fn event(&mut self, event: &Event) -> bool {
+        if let Some(pattern) = &event.pattern {
+            return self.event_of(pattern, event);
+        }
         let at = self.find((event.netns, event.interface));
         let Some(account) = at.and_then(|at| self.accounts.get_mut(at)) else {
             return false;
@@ -76,7 +110,37 @@ impl Watches {
         }
         self.begun += 1;
         account.began = NonZeroU32::new(self.begun);
-        self.begun as usize == self.accounts.len()
+        self.have_all_begun()
+    }
+
+    fn event_of(&mut self, pattern: &Pattern, event: &Event) -> bool {
+        let is_it = |account: &&mut PatternAccount| {
+            (account.netns, &account.pattern) == (event.netns, pattern)
+        };
+        let Some(account) = self.patterns.iter_mut().find(is_it) else {
+            return false;
+        };
+        account.delivered += 1;
+        account.matches = match event.kind {
+            EventKind::Watching { .. } | EventKind::Resynced { .. } => {
+                event.matches.unwrap_or(account.matches)
+            }
+            // Counted already in the line before.
+            _ if event.recovered => account.matches,
+            EventKind::Appeared { .. } => account.matches + 1,
+            EventKind::Renamed { to, .. } if pattern.matches(&to) => account.matches,
+            _ => account.matches.saturating_sub(1),
+        };
+        let is_first = matches!(event.kind, EventKind::Watching { .. }) && account.began == 0;
+        if is_first {
+            self.begun += 1;
+            account.began = self.begun;
+        }
+        is_first && self.have_all_begun()
+    }
+
+    fn have_all_begun(&self) -> bool {
+        self.begun as usize == self.accounts.len() + self.patterns.len()
     }
 
     /// How many have begun.
@@ -89,6 +153,23 @@ impl Watches {
         self.accounts
             .iter()
             .all(|account| account.began.is_some() && account.holder().is_some() == present)
+            && self
+                .patterns
+                .iter()
+                .all(|account| account.began > 0 && (account.matches > 0) == present)
+    }
+
+    /// Is there any pattern?
+    pub(crate) const fn has_patterns(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    /// The patterns that have begun, in the order in which they did.
+    pub(crate) fn patterns(&self) -> Vec<PatternAccount> {
+        let begun = self.patterns.iter().filter(|account| account.began > 0);
+        let mut begun: Vec<_> = begun.cloned().collect();
+        begun.sort_unstable_by_key(|account| account.began);
+        begun
     }
 
     /// Those that have begun, in the order in which they did.
@@ -113,6 +194,7 @@ pub(crate) fn builder(
     mut state: Option<&mut Directory>,
 ) -> anyhow::Result<(Builder, Watches, Namespaces)> {
     let mut watches = Vec::new();
+    let mut patterns = Vec::new();
     let mut namespaces = Namespaces::new();
     let mut builder = Monitor::builder()
         .backend(args.backend.into())
@@ -130,7 +212,15 @@ pub(crate) fn builder(
             state.enter(netns);
         }
         for target in wanted {
-            let watch = (netns.id(), target.name);
+            let name = match &target.what {
+                What::Name(name) => *name,
+                What::Pattern(pattern) => {
+                    patterns.push((netns.id(), pattern.clone()));
+                    targets.push(ifmon::Target::from(pattern.clone()).in_netns(netns.clone()));
+                    continue;
+                }
+            };
+            let watch = (netns.id(), name);
             watches.push(watch);
             let expected = match target.expected {
                 Some(ifindex) => Some(Identity::of_ifindex(ifindex)),
@@ -138,7 +228,7 @@ pub(crate) fn builder(
                     .as_mut()
                     .and_then(|state| state.expected(netns, watch)),
             };
-            let target = ifmon::Target::from(target.name).in_netns(netns.clone());
+            let target = ifmon::Target::from(name).in_netns(netns.clone());
             targets.push(match expected {
                 Some(identity) => target.expect(identity),
                 None => target,
@@ -164,7 +254,7 @@ pub(crate) fn builder(
     namespaces.complete();
     Ok((
         builder.watch_all(targets),
-        Watches::new(watches),
+        Watches::new(watches, patterns),
         namespaces,
     ))
 }

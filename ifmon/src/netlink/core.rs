@@ -54,6 +54,15 @@ impl Netlink {
         subscriptions.map(Subscription::remembered).sum()
     }
 
+    /// How much is remembered for patterns.
+    #[cfg(test)]
+    pub(crate) fn remembered_of_patterns(&self) -> usize {
+        let subscriptions = self.subscriptions.values();
+        subscriptions
+            .map(Subscription::remembered_of_patterns)
+            .sum()
+    }
+
     fn counters(&self) -> Counters {
         let mut sum = self.tally;
         for subscription in self.subscriptions.values() {
@@ -114,6 +123,31 @@ impl Netlink {
                     return Some(Outcome::Unwatched);
                 }
                 self.command = Some(Command::Unwatch(watch));
+            }
+            Command::UnwatchPattern(netns, pattern) => {
+                let Some(subscription) = self.subscriptions.get_mut(&netns) else {
+                    return Some(Outcome::Unwatched);
+                };
+                if subscription.is_drained() {
+                    subscription.unwatch_pattern(&pattern);
+                    self.activate(netns);
+                    self.close_if_idle(netns);
+                    return Some(Outcome::Unwatched);
+                }
+                self.command = Some(Command::UnwatchPattern(netns, pattern));
+            }
+            Command::WatchPatterns { netns, patterns } => {
+                let filtered = self.filtered;
+                let subscription = self
+                    .subscriptions
+                    .entry(netns)
+                    .or_insert_with(|| Subscription::new(netns, filtered));
+                if subscription.is_drained() || subscription.is_idle() {
+                    subscription.join_patterns(patterns);
+                } else {
+                    self.command = Some(Command::WatchPatterns { netns, patterns });
+                }
+                self.activate(netns);
             }
             Command::Watch { netns, wanted } => {
                 let filtered = self.filtered;
@@ -225,7 +259,9 @@ impl Machine for Netlink {
     fn command(&mut self, command: Command) {
         // A command comes after all that was queued before it.
         let netns = match &command {
-            Command::Watch { netns, .. } => Some(*netns),
+            Command::Watch { netns, .. }
+            | Command::WatchPatterns { netns, .. }
+            | Command::UnwatchPattern(netns, _) => Some(*netns),
             Command::Unwatch(watch) => Some(watch.netns),
             Command::Sync => {
                 let all: Vec<_> = self.subscriptions.keys().copied().collect();

@@ -155,6 +155,7 @@ impl DeviceTable {
         Interest {
             names: self.names.keys().copied().collect(),
             indexes: self.devices.keys().copied().collect(),
+            masks: Vec::new(),
         }
     }
 

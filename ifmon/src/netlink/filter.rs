@@ -18,13 +18,15 @@ use super::message::{
     HEADER, IFINFO, LinkMessage,
     uapi::{AF_UNSPEC, IFLA_IFNAME, RTM_DELLINK, RTM_NEWLINK},
 };
-use crate::InterfaceName;
+use crate::{InterfaceName, pattern::Mask};
 
 /// What a filter lets through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Interest {
     pub(crate) names: BTreeSet<InterfaceName>,
     pub(crate) indexes: BTreeSet<u32>,
+    /// What names that match a pattern have in common.
+    pub(crate) masks: Vec<Mask>,
 }
 
 impl Interest {
@@ -34,7 +36,9 @@ impl Interest {
         expect(dead_code, reason = "the specification of the filter")
     )]
     pub(crate) fn concerns(&self, message: &LinkMessage) -> bool {
-        self.indexes.contains(&message.ifindex()) || self.names.contains(&message.name())
+        self.indexes.contains(&message.ifindex())
+            || self.names.contains(&message.name())
+            || self.masks.iter().any(|mask| mask.passes(&message.name()))
     }
 }
 
@@ -54,6 +58,8 @@ impl Precision {
     pub(crate) const ALL: [Self; 3] = [Self::Exact, Self::Ranges, Self::Coarsest];
 }
 
+/// Masks are compared one after the other; patterns beyond so many share the last one.
+pub(crate) const MAX_MASKS: usize = 32;
 /// Ranges of a coarse filter: enough to keep most gaps, few enough to be quick.
 const MAX_RANGES: usize = 256;
 /// `SKF_AD_OFF + SKF_AD_NLATTR`: the offset of the first attribute of type X at or after offset A,
@@ -63,7 +69,10 @@ const NLATTR: u32 = (-0x1000_i32 + 12) as u32;
 /// Builds a filter; `None` when this many watches do not fit at this precision.
 pub(crate) fn build(interest: &Interest, precision: Precision) -> Option<Vec<Instruction>> {
     let mut program = Program::default();
-    let names = names(&mut program, &interest.names, precision);
+    let mut names = names(&mut program, &interest.names, precision);
+    for mask in &interest.masks {
+        names = masked(&mut program, mask, names);
+    }
     // The value of the attribute is found once; then its words are loaded relative to it.
     let names = program.emit(TAX, 0, names);
     let found = names;
@@ -168,6 +177,32 @@ fn names(program: &mut Program, names: &BTreeSet<InterfaceName>, precision: Prec
         return program.emit(LD_W_IND, 4, search);
     }
     words(program, &names, 0)
+}
+
+/// Compares the name in the attribute at X with a mask: byte by byte as far as all are given, since
+/// a name that ends before that may be the end of the message, and nothing beyond it can be loaded.
+fn masked(program: &mut Program, mask: &Mask, other: Label) -> Label {
+    let words = mask.bytes.chunks_exact(4).zip(mask.mask.chunks_exact(4));
+    let words: Vec<(u32, u32)> = words
+        .map(|(bytes, mask)| {
+            let word = |bytes: &[u8]| u32::from_be_bytes(std::array::from_fn(|at| bytes[at]));
+            (word(bytes), word(mask))
+        })
+        .collect();
+    let ends = |&(bytes, mask): &(u32, u32)| mask != u32::MAX || bytes.to_be_bytes().contains(&0);
+    let last = words.iter().position(ends).unwrap_or(words.len() - 1);
+    let mut next = program.verdict(true);
+    for (at, &(bytes, mask)) in words.iter().enumerate().take(last + 1).rev() {
+        if mask == 0 {
+            continue;
+        }
+        next = program.branch(JEQ, bytes, next, other);
+        if mask != u32::MAX {
+            next = program.emit(AND, mask, next);
+        }
+        next = program.emit(LD_W_IND, 4 + 4 * at as u32, next);
+    }
+    next
 }
 
 /// A search by this word, then by the next one, and so on. `names` are sorted and alike up to this

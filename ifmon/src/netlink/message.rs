@@ -9,6 +9,7 @@ use crate::InterfaceName;
 /// Link message types, attribute types and flags, from `include/uapi/linux/`.
 pub(crate) mod uapi {
     pub(crate) const NLMSG_ERROR: u16 = 2;
+    pub(crate) const NLMSG_DONE: u16 = 3;
     pub(crate) const RTM_NEWLINK: u16 = 16;
     pub(crate) const RTM_DELLINK: u16 = 17;
     pub(crate) const RTM_GETLINK: u16 = 18;
@@ -17,6 +18,8 @@ pub(crate) mod uapi {
     pub(crate) const NETNSA_NSID: u16 = 1;
     pub(crate) const NETNSA_FD: u16 = 3;
     pub(crate) const NLM_F_REQUEST: u16 = 1;
+    pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
+    pub(crate) const NLM_F_DUMP: u16 = 0x300;
     pub(crate) const AF_UNSPEC: u8 = 0;
     pub(crate) const IFLA_ADDRESS: u16 = 1;
     pub(crate) const IFLA_IFNAME: u16 = 3;
@@ -75,6 +78,7 @@ pub(crate) struct Moved {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
+    pub(crate) flags: u16,
     pub(crate) sequence: u32,
     pub(crate) body: &'a [u8],
 }
@@ -88,6 +92,7 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>>
         datagram = datagram.get(align(length)..).unwrap_or_default();
         Some(Message {
             kind: u16_at(message, 4)?,
+            flags: u16_at(message, 6)?,
             sequence: u32_at(message, 8)?,
             body,
         })
@@ -158,6 +163,12 @@ impl<'a> Message<'a> {
             .filter(|&nsid| nsid >= 0)
     }
 
+    /// What the last message of a table says of how that went: a negative error code where it
+    /// failed.
+    pub(crate) fn result(&self) -> i32 {
+        u32_at(self.body, 0).map_or(0, |code| code as i32)
+    }
+
     /// The error code of an `NLMSG_ERROR`, positive; 0 is an acknowledgement.
     pub(crate) fn error(&self) -> Option<i32> {
         (self.kind == NLMSG_ERROR)
@@ -220,6 +231,13 @@ pub(crate) fn get_link(sequence: u32, ifindex: u32, name: Option<&InterfaceName>
         );
     }
     finish(message)
+}
+
+/// Builds an `RTM_GETLINK` for all devices.
+pub(crate) fn get_links(sequence: u32) -> Vec<u8> {
+    let mut message = get_link(sequence, 0, None);
+    message[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    message
 }
 
 /// Builds an `RTM_GETNSID` for the namespace that an open file stands for.

@@ -1,5 +1,5 @@
-//! Asks the kernel about one link: never a dump, which may be interrupted for ever while links come
-//! and go.
+//! Asks the kernel about one link; or about all, which may be interrupted for ever while links come
+//! and go, and is for patterns alone.
 //!
 //! The kernel answers a request for one link while it is being sent, so this neither waits nor
 //! needs a task. That, and an answer that cannot be lost to one odd attribute, is why it is not
@@ -12,10 +12,13 @@ use std::{
 };
 
 use super::{
-    message::{LinkMessage, Message, get_link, get_nsid, messages},
+    message::{
+        LinkMessage, Message, get_link, get_links, get_nsid, messages,
+        uapi::{NLM_F_DUMP_INTR, NLMSG_DONE},
+    },
     socket::Socket,
 };
-use crate::{InterfaceName, Netns};
+use crate::{InterfaceName, Netns, machine::LinkTable};
 
 /// Room for the answer: with the tables of all virtual functions left out, a link is described in 2
 /// to 4 KiB.
@@ -48,6 +51,44 @@ impl Query {
     /// The name of the device that has this index now.
     pub(crate) fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>> {
         Ok(self.ask(ifindex, None)?.map(|(_, name)| name))
+    }
+
+    /// All devices.
+    pub(crate) fn table(&mut self) -> io::Result<LinkTable> {
+        let question = get_links(self.next());
+        self.socket.send(&question)?;
+        let mut table = LinkTable::default();
+        let mut buffer = [0; ANSWER];
+        loop {
+            let Some(length) = self.socket.receive(&mut buffer)? else {
+                continue;
+            };
+            // The kernel makes its pieces as large as the largest that was asked for.
+            let Some(datagram) = buffer.get(..length) else {
+                return Err(io::Error::other(format!(
+                    "a piece of the table has {length} bytes, more than ifmon expects"
+                )));
+            };
+            for message in messages(datagram) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                table.is_interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.error() {
+                    Some(code) if code != 0 => return Err(io::Error::from_raw_os_error(code)),
+                    _ => {}
+                }
+                if message.kind == NLMSG_DONE {
+                    return match message.result() {
+                        0.. => Ok(table),
+                        code => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
+                    };
+                }
+                if let Some(LinkMessage::New { ifindex, name }) = message.link() {
+                    table.links.push((ifindex, name));
+                }
+            }
+        }
     }
 
     /// The hardware address of the device that has this name now; empty where it has none.

@@ -17,14 +17,17 @@ use std::{
 use super::{
     Received, Reply, Request,
     devices::{DeviceTable, Heard, Lookup, Taken, Transition},
+    filter,
+    message::{LinkMessage, Moved},
 };
 use crate::{
-    Error, InterfaceName, NetnsId,
+    Error, InterfaceName, NetnsId, Pattern,
     error::again,
     machine::{Answer, Holder, Now, Question, Wanted},
+    pattern::table::PatternTable,
     retry,
     signal::Signal,
-    tracker::{Change, Observed},
+    tracker::{Change, Observed, Place},
 };
 
 /// Names of new watches that are looked up at a stretch: so few that the messages that come
@@ -41,10 +44,15 @@ pub(crate) struct Subscription {
     netns: NetnsId,
     filtered: bool,
     table: DeviceTable,
+    patterns: PatternTable,
     /// Names that may not be as they seem; true where messages are known to be lost.
     suspects: BTreeMap<InterfaceName, bool>,
     /// The names of a watch that begins.
     joining: Option<Joining>,
+    /// Patterns begin.
+    joins_patterns: bool,
+    /// They have begun, and whoever asked is still to be told.
+    has_joined_patterns: bool,
     socket: Socket,
     /// The filter in the kernel is on the socket.
     has_filter: bool,
@@ -56,6 +64,8 @@ pub(crate) struct Subscription {
     awaiting: Awaiting,
     /// A message that cannot be understood before something was asked.
     half_heard: Option<HalfHeard>,
+    /// A device that matches a pattern went elsewhere; where to is still to be asked.
+    half_gone: Option<(u32, Moved)>,
     said: VecDeque<Signal>,
     /// When the last answer came.
     time: SystemTime,
@@ -155,7 +165,9 @@ enum Awaiting {
     /// Its filter is on the socket; or none any more.
     Filter(bool),
     Pass,
+    Patterns,
     HalfHeard,
+    HalfGone,
 }
 
 /// A message that cannot be understood before something was asked.
@@ -188,14 +200,18 @@ impl Subscription {
             netns,
             filtered,
             table: DeviceTable::new(netns),
+            patterns: PatternTable::new(filtered),
             suspects: BTreeMap::new(),
             joining: None,
+            joins_patterns: false,
+            has_joined_patterns: false,
             socket: Socket::New,
             has_filter: false,
             unread: true,
             pass: None,
             awaiting: Awaiting::Nothing,
             half_heard: None,
+            half_gone: None,
             said: VecDeque::new(),
             time: SystemTime::UNIX_EPOCH,
             refused: None,
@@ -205,15 +221,21 @@ impl Subscription {
         }
     }
 
-    /// Is no name watched?
+    /// Is nothing watched?
     pub(super) fn is_idle(&self) -> bool {
-        self.table.is_empty()
+        self.table.is_empty() && self.patterns.is_empty()
     }
 
     /// How many devices are remembered.
     #[cfg(test)]
     pub(super) fn remembered(&self) -> usize {
         self.table.remembered()
+    }
+
+    /// How much is remembered for patterns.
+    #[cfg(test)]
+    pub(super) fn remembered_of_patterns(&self) -> usize {
+        self.patterns.remembered()
     }
 
     /// There may be something in the queue.
@@ -228,12 +250,17 @@ impl Subscription {
             && self.pass.is_none()
             && self.awaiting == Awaiting::Nothing
             && self.half_heard.is_none()
+            && self.half_gone.is_none()
+            && !self.patterns.is_reading()
             && (!self.unread || !self.is_open())
     }
 
     /// Is it known, too, that nothing was missed?
     pub(super) fn is_certain(&self) -> bool {
-        self.is_drained() && self.suspects.is_empty() && self.is_open()
+        self.is_drained()
+            && self.suspects.is_empty()
+            && self.patterns.is_certain()
+            && self.is_open()
     }
 
     fn is_open(&self) -> bool {
@@ -250,6 +277,19 @@ impl Subscription {
         });
     }
 
+    /// Begins to watch patterns. It must be drained.
+    pub(super) fn join_patterns(&mut self, patterns: Vec<Pattern>) {
+        self.patterns.add(patterns);
+        self.joins_patterns = true;
+        self.table.stale = true;
+    }
+
+    /// Ends the watch of a pattern. It must be drained.
+    pub(super) fn unwatch_pattern(&mut self, pattern: &Pattern) {
+        self.patterns.remove(pattern);
+        self.table.stale = true;
+    }
+
     /// Ends a watch. It must be drained.
     pub(super) fn unwatch(&mut self, name: InterfaceName) {
         self.table.remove(name);
@@ -259,6 +299,7 @@ impl Subscription {
     /// Messages were lost: any name may be another device's by now.
     fn suspect_all(&mut self) {
         self.tally.overflowed = true;
+        self.patterns.lost(None);
         self.suspects = self.table.names().map(|name| (name, true)).collect();
     }
 
@@ -266,6 +307,13 @@ impl Subscription {
     fn is_after_loss(&self) -> bool {
         self.pass.as_ref().is_some_and(|pass| pass.after_loss)
             || self.suspects.values().any(|&lost| lost)
+    }
+
+    /// Something was read to its end. If nothing else is left to be read, all works again.
+    fn may_be_well(&mut self) {
+        if !self.is_after_loss() && self.patterns.is_read() {
+            self.attempts = 0;
+        }
     }
 
     pub(super) fn next(&mut self, now: &Now) -> Next {
@@ -287,13 +335,21 @@ impl Subscription {
             };
             return Some(Next::Request(self.ask(Awaiting::HalfHeard, question)));
         }
+        if let Some((_, Moved { nsid, .. })) = self.half_gone {
+            let question = Question::NetnsOf(nsid);
+            return Some(Next::Request(self.ask(Awaiting::HalfGone, question)));
+        }
         // A device that has just taken a watched name can be renamed in the next moment. Until the
         // filter knows its index, nothing is dropped.
-        if self.is_open() && self.has_filter && self.table.has_grown {
+        let has_grown = self.table.has_grown || self.patterns.has_unfiltered();
+        if self.is_open() && self.has_filter && has_grown {
             return Some(Next::Request(self.set_filter(false)));
         }
         if let Some(signal) = self.said.pop_front() {
             return Some(Next::Signal(signal));
+        }
+        if std::mem::take(&mut self.has_joined_patterns) {
+            return Some(Next::Joined(Ok(Vec::new())));
         }
         if let Some(error) = self.refused.take() {
             return Some(Next::Joined(Err(error)));
@@ -329,6 +385,11 @@ impl Subscription {
         if self.pass.is_some() {
             return self.look();
         }
+        // First the filter, as below, but for patterns that begin.
+        let may_read = self.patterns.has_new() || !self.wants_filter();
+        if self.patterns.is_reading() || self.patterns.needs_table() && may_read {
+            return self.read_patterns();
+        }
         if let Some(joining) = &self.joining {
             let is_read = joining.unread.is_empty() || joining.rounds >= ROUNDS;
             if is_read && !self.is_after_loss() {
@@ -345,10 +406,22 @@ impl Subscription {
             }
         } else if self.wants_filter() {
             // First the filter, then the look: what happens in between is heard.
-            return Some(Next::Background(self.set_filter(true)));
+            return Some(if self.joins_patterns {
+                Next::Request(self.set_filter(true))
+            } else {
+                Next::Background(self.set_filter(true))
+            });
+        }
+        if self.joins_patterns {
+            self.joins_patterns = false;
+            self.patterns.begin();
+            self.say_patterns();
+            self.has_joined_patterns = true;
+            return None;
         }
         if self.joining.is_none() && self.suspects.is_empty() {
-            return Some(Next::Rest(None));
+            let is_more = self.patterns.read_unheard() || self.patterns.identify();
+            return (!is_more).then_some(Next::Rest(None));
         }
         self.begin_pass();
         None
@@ -356,12 +429,56 @@ impl Subscription {
 
     /// Is another filter wanted than the one that the kernel has?
     fn wants_filter(&self) -> bool {
-        self.filtered && (self.table.stale || !self.has_filter)
+        let is_stale = self.table.stale || self.patterns.has_unfiltered();
+        self.filtered && (is_stale || !self.has_filter)
+    }
+
+    /// Goes on reading what matches patterns; `None` when that has come to an end.
+    fn read_patterns(&mut self) -> Option<Next> {
+        if !self.patterns.is_reading() {
+            // Nothing is dropped while the state is read, so nothing can happen unheard before the
+            // new filter knows the indexes.
+            if self.patterns.has_new() && self.has_filter {
+                return Some(Next::Request(self.set_filter(false)));
+            }
+            self.patterns.read_table();
+        }
+        let Some(question) = self.patterns.question() else {
+            self.patterns.finish();
+            self.may_be_well();
+            self.say_patterns();
+            return None;
+        };
+        let request = self.ask(Awaiting::Patterns, question);
+        Some(if self.joins_patterns {
+            Next::Request(request)
+        } else {
+            Next::Background(request)
+        })
+    }
+
+    /// Hands on what there is to say of patterns; false when that is nothing.
+    fn say_patterns(&mut self) -> bool {
+        let has_said = self.patterns.has_said();
+        while let Some(told) = self.patterns.take() {
+            self.said.push_back(Signal::Pattern {
+                netns: self.netns,
+                told,
+                time: self.time,
+                by: None,
+            });
+        }
+        has_said
     }
 
     fn set_filter(&mut self, on: bool) -> Request {
         self.awaiting = Awaiting::Filter(on);
-        let interest = on.then(|| self.table.interest());
+        let interest = on.then(|| {
+            let mut interest = self.table.interest();
+            interest.indexes.extend(self.patterns.indexes());
+            interest.masks = self.patterns.masks(filter::MAX_MASKS);
+            interest
+        });
         Request::Filter(self.netns, interest)
     }
 
@@ -394,9 +511,13 @@ impl Subscription {
 
     /// The watches that were to begin do not: nothing is left of them.
     fn fail_join(&mut self, error: &io::Error) -> Option<Error> {
-        let Joining { wanted, .. } = self.joining.take()?;
-        for Wanted { name, .. } in wanted {
-            self.unwatch(name);
+        if std::mem::take(&mut self.joins_patterns) {
+            self.patterns.remove_new();
+        } else {
+            let Joining { wanted, .. } = self.joining.take()?;
+            for Wanted { name, .. } in wanted {
+                self.unwatch(name);
+            }
         }
         Some(if self.is_open() {
             Error::Recheck(again(error))
@@ -409,6 +530,7 @@ impl Subscription {
     /// grows, and has every name looked up.
     fn fail(&mut self, now: &Now, error: io::Error) {
         self.abandon_pass();
+        self.patterns.abandon();
         self.refused = self.fail_join(&error);
         if self.socket == Socket::New {
             return;
@@ -542,9 +664,7 @@ impl Subscription {
                     Some(&ifindex) => break Question::NameOf(ifindex),
                     None => {
                         self.table.drop_inodes();
-                        if !self.is_after_loss() {
-                            self.attempts = 0;
-                        }
+                        self.may_be_well();
                         return None;
                     }
                 },
@@ -627,10 +747,31 @@ impl Subscription {
                 }
                 self.socket = Socket::Open;
                 self.has_filter = false;
+                self.patterns.set_filtered(false);
                 self.unread = true;
             }
             (Awaiting::Read, Reply::Read(Ok(received))) => self.received(received),
-            (Awaiting::Filter(on), Reply::Done(Ok(()))) => self.has_filter = on,
+            (Awaiting::Filter(on), Reply::Done(Ok(()))) => {
+                self.has_filter = on;
+                // What was queued under the old filter is not all that happened, and comes before
+                // anything is read.
+                self.unread |= !on;
+                self.patterns.set_filtered(on);
+            }
+            (Awaiting::Patterns, Reply::Answer(answer)) => match self.patterns.answer(answer) {
+                Ok(()) if self.patterns.question().is_none() => self.unread = true,
+                Ok(()) => {}
+                Err(error) => self.look_failed(now, error),
+            },
+            (Awaiting::HalfGone, Reply::Answer(answer)) => {
+                if let (Some((ifindex, moved)), Answer::Netns(netns)) =
+                    (self.half_gone.take(), answer)
+                {
+                    self.patterns
+                        .gone(ifindex, None, Some(elsewhere(moved, netns)));
+                    self.say_patterns();
+                }
+            }
             (Awaiting::Pass, Reply::Answer(answer)) => self.looked(now, answer),
             (Awaiting::HalfHeard, Reply::Answer(answer)) => self.heard(answer),
             (Awaiting::Open | Awaiting::Filter(_), Reply::Done(Err(error)))
@@ -653,17 +794,52 @@ impl Subscription {
         let Some(message) = message else {
             return;
         };
+        let concerns_patterns = self.hear_patterns(&message);
+        let concerns_names = self.hear(&message);
+        self.tally.matched += u64::from(concerns_patterns || concerns_names);
+    }
+
+    /// What a message means to patterns. Says whether it means anything.
+    fn hear_patterns(&mut self, message: &LinkMessage) -> bool {
+        if self.patterns.is_empty() {
+            return false;
+        }
+        match *message {
+            LinkMessage::New { ifindex, name } => self.patterns.exists(ifindex, name, false),
+            LinkMessage::Deleted {
+                ifindex,
+                moved: Some(moved),
+                ..
+            } if self.patterns.knows(ifindex) => {
+                self.half_gone = Some((ifindex, moved));
+                return true;
+            }
+            LinkMessage::Deleted {
+                ifindex,
+                name,
+                moved,
+            } => {
+                let to = moved.map(|moved| elsewhere(moved, None));
+                self.patterns.gone(ifindex, Some(name), to);
+            }
+        }
+        self.say_patterns()
+    }
+
+    /// What a message means to names. Says whether it means anything.
+    fn hear(&mut self, message: &LinkMessage) -> bool {
         if self.is_after_loss()
-            && let Some(names) = self.table.doubt(&message)
+            && let Some(names) = self.table.doubt(message)
         {
             let suspects = names.into_iter().flatten();
             self.suspects.extend(suspects.map(|name| (name, true)));
-            return;
+            return false;
         }
-        match self.table.message(&message) {
+        match self.table.message(message) {
             Heard::Transition(transition) => self.take(transition),
             Heard::Newcomer { ifindex, name } => {
                 self.half_heard = Some(HalfHeard::NewcomerInode(ifindex, name));
+                true
             }
         }
     }
@@ -696,9 +872,9 @@ impl Subscription {
         }
     }
 
-    /// Hands on what a message means.
-    fn take(&mut self, transition: Transition) {
-        self.tally.matched += u64::from(transition != Transition::default());
+    /// Hands on what a message means; false when that is nothing.
+    fn take(&mut self, transition: Transition) -> bool {
+        let is_any = transition != Transition::default();
         let Transition { left, nsid, took } = transition;
         match (left, nsid) {
             (Some(change), Some(nsid)) => self.half_heard = Some(HalfHeard::Netns(change, nsid)),
@@ -711,7 +887,7 @@ impl Subscription {
             missed,
         }) = took
         else {
-            return;
+            return is_any;
         };
         // The filter does not know this index yet: what the device did next may have been dropped.
         self.suspects.entry(watch.name).or_default();
@@ -728,6 +904,7 @@ impl Subscription {
         } else {
             self.say(Change::Took { watch, device });
         }
+        is_any
     }
 
     fn say(&mut self, change: Change) {
@@ -793,11 +970,21 @@ impl Subscription {
     /// A question was not answered. Where a new watch asked it, that watch is refused, and the
     /// others go on.
     fn look_failed(&mut self, now: &Now, error: io::Error) {
-        if self.joining.is_none() {
+        if self.joining.is_none() && !self.joins_patterns {
             return self.fail(now, error);
         }
         self.abandon_pass();
+        self.patterns.abandon();
         self.refused = self.fail_join(&error);
+    }
+}
+
+/// Where a device went.
+fn elsewhere(moved: Moved, netns: Option<NetnsId>) -> Place {
+    Place {
+        netns,
+        ifindex: moved.ifindex,
+        name: None,
     }
 }
 

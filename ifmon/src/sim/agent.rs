@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     host::{self, Host, Notice, Spot, Told},
     netlink::{self, Sockets},
+    patterns,
     run::{Side, failure},
     shrink::Decisions,
 };
@@ -256,7 +257,18 @@ impl Side for Service {
         space == HOME || self.sockets.is_holding(space)
     }
 
-    fn check_rest(&self, host: &Host, machine: &Agent, watched: &[Spot]) {
+    /// An agent cannot be asked for any.
+    fn takes_patterns(space: usize) -> bool {
+        space != HOME
+    }
+
+    fn check_rest(
+        &self,
+        host: &Host,
+        machine: &Agent,
+        watched: &[Spot],
+        patterns: &[patterns::Place],
+    ) {
         let (own, others): (Vec<Spot>, Vec<Spot>) =
             watched.iter().partition(|spot| spot.space == HOME);
         for spot in &own {
@@ -271,7 +283,8 @@ impl Side for Service {
             assert!(is_of_use && call.sent.is_empty(), "{call:?} is left");
         }
         assert!(!self.sockets.is_holding(HOME), "nobody has to stand in");
-        self.sockets.check_rest(host, machine.others(), &others);
+        self.sockets
+            .check_rest(host, machine.others(), &others, patterns);
     }
 
     fn check_counters(&self, counters: &Counters, _: bool) {

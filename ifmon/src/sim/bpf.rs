@@ -7,14 +7,16 @@ use std::{
 };
 
 use ifmon_ebpf::{
-    Counters as KernelCounters, DeviceState, LOOPBACK_IFINDEX, Link, NETREG_REGISTERED,
-    NETREG_UNREGISTERING, Name, NameKey, NameState, Place as WirePlace, Record, USERSPACE_ID,
+    Counters as KernelCounters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, NETREG_REGISTERED,
+    NETREG_UNREGISTERING, Name, NameKey, NameState, PatternSet, PatternState, Place as WirePlace,
+    Record, USERSPACE_ID,
     filter::{self, Change, Event, Kernel},
 };
 
 use super::{
     host::{self, Device, Host, Notice, SPACES, Spot, netns},
     netlink::{KINDS_OF_QUESTIONS, answer, kind_of, no_answer, waits},
+    patterns,
     run::{Side, failure},
     shrink::Decisions,
 };
@@ -30,6 +32,8 @@ use crate::{
 /// How many watches there is room for, where there is little and where there is enough.
 const LITTLE_ROOM: usize = 4;
 const MUCH_ROOM: usize = 64;
+/// The same for devices that may match.
+const LITTLE_MATCHING: usize = 2;
 /// So much may be remembered of devices, whoever held the few names that can be watched.
 const REMEMBERED: usize = 4 * 2 * (2 * 3 + 4);
 /// `NETREG_UNREGISTERED`: the device is gone, and somebody still has a reference to it.
@@ -62,6 +66,12 @@ struct Maps {
     devices: BTreeMap<u64, DeviceState>,
     links: HashMap<Link, u64>,
     namespaces: HashMap<u32, u32>,
+    patterns: HashMap<u32, PatternSet>,
+    pattern_states: HashMap<u32, PatternState>,
+    matching: HashMap<Link, Name>,
+    /// How many devices may match at a time.
+    matching_room: usize,
+    leaving: HashMap<u64, Leaving>,
     counters: KernelCounters,
     /// As `Control::devices` and `Control::crowd`.
     count: usize,
@@ -140,6 +150,42 @@ impl Kernel for Maps {
 
     fn end_namespace(&mut self, netns: u32) -> Option<u32> {
         self.namespaces.remove(&netns)
+    }
+
+    fn has_patterns(&mut self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
+        self.patterns.get(&netns)
+    }
+
+    fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState> {
+        self.pattern_states.get_mut(&netns)
+    }
+
+    fn matching(&mut self, link: &Link) -> Name {
+        self.matching.get(link).copied().unwrap_or_default()
+    }
+
+    fn set_matching(&mut self, link: &Link, name: &Name) -> bool {
+        let has_room = self.matching.len() < self.matching_room || self.matching.contains_key(link);
+        if has_room {
+            self.matching.insert(*link, *name);
+        }
+        has_room
+    }
+
+    fn remove_matching(&mut self, link: &Link) {
+        self.matching.remove(link);
+    }
+
+    fn set_leaving(&mut self, address: u64, leaving: &Leaving) {
+        self.leaving.insert(address, *leaving);
+    }
+
+    fn take_leaving(&mut self, address: u64) -> Option<Leaving> {
+        self.leaving.remove(&address)
     }
 
     fn counters(&mut self) -> Option<&mut KernelCounters> {
@@ -261,6 +307,11 @@ impl Side for Programs {
             maps: Maps {
                 crowd: watches - 1,
                 ring_room: room,
+                matching_room: if is_crowded {
+                    LITTLE_MATCHING
+                } else {
+                    MUCH_ROOM
+                },
                 ..Maps::default()
             },
             entered: [false; SPACES],
@@ -297,6 +348,12 @@ impl Side for Programs {
             Request::Namespace(_) => 15,
             Request::InsertNamespace(..) => 16,
             Request::RemoveNamespace(_) => 17,
+            Request::InsertPatterns(..) => 18,
+            Request::RemovePatterns(_) => 19,
+            Request::PatternState(_) => 20,
+            Request::InsertPatternState(_) => 21,
+            Request::InsertMatching(_) => 22,
+            Request::RemoveMatching(_) => 23,
         };
         KINDS_OF_QUESTIONS + kind
     }
@@ -317,7 +374,9 @@ impl Side for Programs {
             | Request::RemoveName(_)
             | Request::RemoveLink(_)
             | Request::RemoveDevice(_)
-            | Request::RemoveNamespace(_) => return None,
+            | Request::RemoveNamespace(_)
+            | Request::RemovePatterns(_)
+            | Request::RemoveMatching(_) => return None,
             Request::Overflowed(_) => Reply::Overflowed(Err(failure())),
             Request::Counters => {
                 self.counters = None;
@@ -333,10 +392,14 @@ impl Side for Programs {
             }
             Request::Devices => Reply::Devices(Err(failure())),
             Request::Namespace(_) => Reply::Namespace(Err(failure())),
+            Request::PatternState(_) => Reply::PatternState(Err(failure())),
             Request::Enter(_)
             | Request::InsertName(..)
             | Request::InsertDevice(..)
-            | Request::InsertNamespace(..) => Reply::Done(Err(failure())),
+            | Request::InsertNamespace(..)
+            | Request::InsertPatterns(..)
+            | Request::InsertPatternState(_)
+            | Request::InsertMatching(_) => Reply::Done(Err(failure())),
         })
     }
 
@@ -442,6 +505,31 @@ impl Side for Programs {
                 maps.namespaces.remove(&netns.0);
                 Reply::Done(Ok(()))
             }
+            Request::InsertPatterns(netns, set) => {
+                maps.patterns.insert(netns.0, *set);
+                Reply::Done(Ok(()))
+            }
+            Request::RemovePatterns(netns) => {
+                maps.patterns.remove(&netns.0);
+                maps.pattern_states.remove(&netns.0);
+                Reply::Done(Ok(()))
+            }
+            Request::PatternState(netns) => {
+                Reply::PatternState(Ok(maps.pattern_states.get(&netns.0).copied()))
+            }
+            Request::InsertPatternState(netns) => {
+                maps.pattern_states.insert(netns.0, PatternState::default());
+                Reply::Done(Ok(()))
+            }
+            Request::InsertMatching(link) => {
+                let inserted = maps.set_matching(&link, &Name::default().marked());
+                let full = || io::ErrorKind::StorageFull.into();
+                Reply::Done(inserted.then_some(()).ok_or_else(full))
+            }
+            Request::RemoveMatching(netns) => {
+                maps.matching.retain(|link, _| link.netns != netns.0);
+                Reply::Done(Ok(()))
+            }
         }
     }
 
@@ -488,7 +576,25 @@ impl Side for Programs {
         Some((state.epoch, state.opened))
     }
 
-    fn check_rest(&self, host: &Host, machine: &Bpf, watched: &[Spot]) {
+    fn check_rest(
+        &self,
+        host: &Host,
+        machine: &Bpf,
+        watched: &[Spot],
+        patterns: &[patterns::Place],
+    ) {
+        let matches = |device: &Device| {
+            let matches = |place: &patterns::Place| {
+                place.spot.space == device.space && place.pattern.matches(&device.name)
+            };
+            patterns.iter().any(matches)
+        };
+        let matching = host.now.devices().filter(matches).count();
+        let remembered = machine.remembered_of_patterns();
+        assert!(
+            remembered <= matching,
+            "{remembered} devices are remembered, and {matching} match"
+        );
         let remembered = machine.remembered();
         assert!(remembered <= REMEMBERED, "{remembered} entries");
         let maps = &self.maps;
@@ -499,7 +605,8 @@ impl Side for Programs {
         );
         let is_watched = |space| watched.iter().any(|spot| spot.space == space);
         for space in 0..SPACES {
-            let is_needed = self.hook == Hook::Socket && is_watched(space);
+            let has_patterns = patterns.iter().any(|place| place.spot.space == space);
+            let is_needed = self.hook == Hook::Socket && is_watched(space) || has_patterns;
             assert_eq!(self.entered[space], is_needed, "namespace {space} is held");
         }
         let KernelCounters {
@@ -509,7 +616,19 @@ impl Side for Programs {
             ..
         } = maps.counters;
         assert_eq!(seen, matched + ignored);
-        let spots: BTreeSet<_> = watched.iter().map(|spot| netns(spot.space).0).collect();
+        let mut spots: BTreeSet<_> = watched.iter().map(|spot| netns(spot.space).0).collect();
+        let patterned: BTreeSet<_> = patterns
+            .iter()
+            .map(|place| netns(place.spot.space).0)
+            .collect();
+        assert_eq!(maps.patterns.len(), patterned.len(), "{:?}", maps.patterns);
+        let is_patterned = |link: &Link| patterned.contains(&link.netns);
+        assert!(
+            maps.matching.keys().all(is_patterned),
+            "{:?}",
+            maps.matching
+        );
+        spots.extend(patterned);
         for spot in watched {
             let state = maps.names.get(&key_of(spot));
             let state = state.unwrap_or_else(|| panic!("the program knows nothing of {spot:?}"));

@@ -6,13 +6,15 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::shrink::Decisions;
-use crate::{EventKind, InterfaceName, NetnsId};
+use crate::{EventKind, InterfaceName, NetnsId, Pattern};
 
 /// Few of each, so that everything meets everything. The first namespace never ends.
 pub(crate) const SPACES: usize = 2;
 const NAMES: [&str; 5] = ["a", "b", "aa", "c", "fifteen-bytes-x"];
 /// The first so many names are watched now and then.
 pub(crate) const WATCHED: u32 = 3;
+/// What is watched beside them now and then.
+const PATTERNS: [&str; 5] = ["a*", "?", "*", "[!ac]*", "b"];
 /// The first index that a device can have: 1 is the loopback device's.
 const FIRST_INDEX: u32 = 2;
 const LAST_INDEX: u32 = 5;
@@ -33,6 +35,11 @@ pub(crate) fn space_of(netns: NetnsId) -> usize {
 pub(crate) fn name(number: u32) -> InterfaceName {
     let name = NAMES[number as usize % NAMES.len()];
     InterfaceName::new(name).expect("a valid name")
+}
+
+pub(crate) fn pattern(number: u32) -> Pattern {
+    let pattern = PATTERNS[number as usize % PATTERNS.len()];
+    Pattern::new(pattern).expect("a valid pattern")
 }
 
 /// A name in one namespace, not in the next one with its inode number.
@@ -131,6 +138,8 @@ pub(crate) struct Host {
     travellers: HashSet<u32>,
     /// How many changes were made.
     pub(crate) changes: u64,
+    /// The state in which the question was asked that is answered next.
+    pub(crate) asked_at: usize,
 }
 
 impl State {
@@ -212,6 +221,7 @@ impl Host {
             is_ending: [false; SPACES],
             travellers: HashSet::new(),
             changes: 0,
+            asked_at: 0,
         }
     }
 

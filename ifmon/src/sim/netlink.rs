@@ -4,12 +4,13 @@ use std::{collections::VecDeque, io};
 
 use super::{
     host::{self, Device, Host, Notice, SPACES, netns},
+    patterns,
     run::{Side, failure},
     shrink::Decisions,
 };
 use crate::{
     BackendKind, Counters, NetnsId,
-    machine::{Answer, Question, Source},
+    machine::{Answer, LinkTable, Question, Source},
     netlink::{
         Received, Reply, Request,
         core::Netlink,
@@ -122,6 +123,18 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
                 name: Some(device.name),
             }))
         }
+        Question::Table => {
+            // It is read piece by piece, and links come and go meanwhile.
+            let before = &host.states[host.asked_at];
+            let is_early = |device: &Device| device.ifindex.is_multiple_of(2);
+            let early = before.devices().filter(is_early);
+            let late = host.now.devices().filter(|device| !is_early(device));
+            let here = early.chain(late).filter(|device| device.space == space);
+            Answer::Table(Ok(LinkTable {
+                links: here.map(|device| (device.ifindex, device.name)).collect(),
+                is_interrupted: *before != host.now,
+            }))
+        }
         Question::Barrier => Answer::Waited(true),
     }
 }
@@ -134,6 +147,7 @@ pub(crate) fn no_answer(question: Question) -> Answer {
         Question::InodeOf(_) => Answer::Inode(None),
         Question::NetnsOf(_) => Answer::Netns(None),
         Question::WhereIs(_) => Answer::Place(None),
+        Question::Table => Answer::Table(Err(failure())),
         Question::Barrier => Answer::Waited(false),
     }
 }
@@ -141,7 +155,7 @@ pub(crate) fn no_answer(question: Question) -> Answer {
 /// Does it wait for changes that are being made?
 pub(crate) fn waits(host: &Host, question: Question) -> bool {
     match question {
-        Question::IndexOf(_) | Question::NameOf(_) => !host.conduct.lockless,
+        Question::IndexOf(_) | Question::NameOf(_) | Question::Table => !host.conduct.lockless,
         Question::InodeOf(_) | Question::NetnsOf(_) | Question::WhereIs(_) => false,
         Question::Barrier => true,
     }
@@ -156,9 +170,10 @@ pub(crate) const fn kind_of(question: Question) -> usize {
         Question::NetnsOf(_) => 3,
         Question::WhereIs(_) => 4,
         Question::Barrier => 5,
+        Question::Table => 6,
     }
 }
-pub(crate) const KINDS_OF_QUESTIONS: usize = 6;
+pub(crate) const KINDS_OF_QUESTIONS: usize = 7;
 
 impl Side for Sockets {
     type Machine = Netlink;
@@ -276,14 +291,32 @@ impl Side for Sockets {
         self.sockets[space].is_some()
     }
 
-    fn check_rest(&self, _: &Host, machine: &Netlink, watched: &[host::Spot]) {
+    fn check_rest(
+        &self,
+        host: &Host,
+        machine: &Netlink,
+        watched: &[host::Spot],
+        patterns: &[patterns::Place],
+    ) {
+        let mut all_matching = 0;
         for (space, socket) in self.sockets.iter().enumerate() {
             let names = || watched.iter().filter(|spot| spot.space == space);
+            let patterns: Vec<_> = patterns
+                .iter()
+                .filter(|place| place.spot.space == space)
+                .collect();
+            let matches = |device: &Device| {
+                let matches = |place: &&patterns::Place| place.pattern.matches(&device.name);
+                device.space == space && patterns.iter().any(matches)
+            };
+            let matching = host.now.devices().filter(matches).count();
+            all_matching += matching;
+            let count = names().count() + patterns.len();
             let Some(socket) = socket else {
-                assert_eq!(names().count(), 0, "nobody listens in {space}");
+                assert_eq!(count, 0, "nobody listens in {space}");
                 continue;
             };
-            assert!(names().count() > 0, "namespace {space} is held for nothing");
+            assert!(count > 0, "namespace {space} is held for nothing");
             assert!(
                 socket.queue.is_empty() && !socket.has_error,
                 "{socket:?} is left unread"
@@ -292,16 +325,24 @@ impl Side for Sockets {
             if let Some(Interest {
                 names: in_it,
                 indexes,
+                masks,
             }) = &socket.filter
             {
                 assert_eq!(in_it.len(), names().count(), "{in_it:?}");
                 assert!(names().all(|spot| in_it.contains(&spot.name)), "{in_it:?}");
+                assert_eq!(masks.len(), patterns.len(), "{masks:?}");
+                // What matches no more stays in it until something else does.
                 assert!(
-                    indexes.len() <= in_it.len(),
+                    !patterns.is_empty() || indexes.len() <= in_it.len(),
                     "{indexes:?} are in the filter"
                 );
             }
         }
+        let remembered = machine.remembered_of_patterns();
+        assert!(
+            remembered <= all_matching,
+            "{remembered} devices are remembered, and {all_matching} match"
+        );
         let remembered = machine.remembered();
         assert!(
             remembered <= watched.len(),

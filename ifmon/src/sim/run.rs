@@ -9,10 +9,11 @@ use std::{
 use super::{
     host::{self, Conduct, Host, Notice, SPACES, Spot},
     oracle::{Follower, Means},
+    patterns,
     shrink::Decisions,
 };
 use crate::{
-    BackendKind, Counters, Error, EventKind, Identity, InterfaceName, NetnsId,
+    BackendKind, Counters, Error, Event, EventKind, Identity, InterfaceName, NetnsId, Pattern,
     engine::{Ask, Asking, Engine, Output, Reply},
     machine::{Machine, Now, Source},
     outbox::{Item, Outbox},
@@ -60,12 +61,22 @@ pub(crate) trait Side: fmt::Debug {
     fn sources(&self, source: impl FnMut(Source));
     /// Does the process hold that namespace?
     fn is_holding(&self, space: usize) -> bool;
+    /// Can patterns be watched in that namespace?
+    fn takes_patterns(_space: usize) -> bool {
+        true
+    }
     /// Which watch of the name the kernel's side counts for, and how many changes it has counted.
     fn changes(&self, _: &Spot) -> Option<(u32, u64)> {
         None
     }
     /// At rest: is what the kernel has what these watches need, and no more?
-    fn check_rest(&self, host: &Host, machine: &Self::Machine, watched: &[Spot]);
+    fn check_rest(
+        &self,
+        host: &Host,
+        machine: &Self::Machine,
+        watched: &[Spot],
+        patterns: &[patterns::Place],
+    );
     fn check_counters(&self, counters: &Counters, is_faulty: bool);
 }
 
@@ -207,6 +218,9 @@ pub(crate) struct Run<S: Side> {
     /// and at the latest, with which device expected.
     begun: Vec<(Spot, (usize, usize), Option<Identity>)>,
     followers: Vec<Follower>,
+    /// The same for patterns.
+    begun_patterns: Vec<(patterns::Place, (usize, usize))>,
+    patterns: Vec<patterns::Follower>,
     /// By the kind of request: how often it still fails.
     faults: [u32; KINDS_OF_REQUESTS],
     /// Requests that failed, and how often, while nothing happened, no time passed and nobody
@@ -237,7 +251,13 @@ enum Asked {
         at: usize,
         targets: Vec<(InterfaceName, Option<Identity>)>,
     },
+    WatchPatterns {
+        space: usize,
+        at: usize,
+        patterns: Vec<Pattern>,
+    },
     Unwatch(Spot),
+    UnwatchPattern(patterns::Place),
     Sync(u64, usize),
     Count,
 }
@@ -256,6 +276,8 @@ impl<S: Side> Run<S> {
             asked: None,
             begun: Vec::new(),
             followers: Vec::new(),
+            begun_patterns: Vec::new(),
+            patterns: Vec::new(),
             faults: [0; KINDS_OF_REQUESTS],
             failures: HashMap::new(),
             is_healed: false,
@@ -389,7 +411,7 @@ impl<S: Side> Run<S> {
 
     fn act(&mut self, decisions: &mut Decisions) {
         let asked = match &self.asked {
-            Some(Asked::Watch { space, .. }) => Some(*space),
+            Some(Asked::Watch { space, .. } | Asked::WatchPatterns { space, .. }) => Some(*space),
             _ => None,
         };
         let side = &self.side;
@@ -432,6 +454,7 @@ impl<S: Side> Run<S> {
 
     fn request(&mut self, decisions: &mut Decisions, request: Request<S>) {
         self.sum.requests += 1;
+        self.host.asked_at = self.host.at();
         self.call(decisions, S::waits(&self.host, &request));
         let answer = self.answer(decisions, request);
         let now = self.now();
@@ -520,7 +543,7 @@ impl<S: Side> Run<S> {
         if !self.engine.is_free() || self.asked.is_some() || !decisions.chance(self.setting.asker) {
             return;
         }
-        let what = decisions.below(16);
+        let what = decisions.below(20);
         let space = decisions.index(SPACES);
         let ask = match what {
             0..8 => {
@@ -558,9 +581,33 @@ impl<S: Side> Run<S> {
                 self.asked = Some(Asked::Sync(self.mark, self.settled));
                 Ask::Sync(self.mark)
             }
-            14.. => {
+            14..16 => {
                 self.asked = Some(Asked::Count);
                 Ask::Count
+            }
+            16..18 => {
+                if !self.host.is_open(space) || !S::takes_patterns(space) {
+                    return;
+                }
+                let patterns: Vec<_> = (0..=decisions.below(2))
+                    .map(|_| host::pattern(decisions.below(5)))
+                    .collect();
+                let at = self.host.at();
+                self.asked = Some(Asked::WatchPatterns {
+                    space,
+                    at,
+                    patterns: patterns.clone(),
+                });
+                Ask::WatchPatterns {
+                    netns: host::netns(space),
+                    patterns,
+                }
+            }
+            18.. => {
+                let pattern = host::pattern(decisions.below(5));
+                let place = self.place(space, pattern.clone());
+                self.asked = Some(Asked::UnwatchPattern(place));
+                Ask::UnwatchPattern(host::netns(space), pattern)
             }
         };
         self.sum.asked += 1;
@@ -593,6 +640,13 @@ impl<S: Side> Run<S> {
         }
     }
 
+    fn place(&self, space: usize, pattern: Pattern) -> patterns::Place {
+        patterns::Place {
+            spot: self.spot(space, InterfaceName::NONE),
+            pattern,
+        }
+    }
+
     fn replied(&mut self, reply: Reply) {
         self.tell(|| format!("reply: {reply:?}"));
         self.in_vain = 0;
@@ -607,7 +661,37 @@ impl<S: Side> Run<S> {
                     }
                 }
             }
-            (Asked::Watch { .. }, Reply::Watched(Err(error))) => {
+            (
+                Asked::WatchPatterns {
+                    space,
+                    at,
+                    patterns,
+                },
+                Reply::Watched(Ok(())),
+            ) => {
+                for pattern in patterns {
+                    let place = self.place(space, pattern);
+                    if !self.is_pattern_watched(&place) {
+                        self.begun_patterns.push((place, (at, self.host.at())));
+                    }
+                }
+            }
+            (Asked::UnwatchPattern(place), Reply::Unwatched(was_watched)) => {
+                let is_known = self.is_pattern_watched(&place);
+                let is_it = |other: &patterns::Place| {
+                    (other.spot.space, &other.pattern) == (place.spot.space, &place.pattern)
+                };
+                let is_known_still = self.patterns.iter().any(|other| is_it(&other.place))
+                    || self.begun_patterns.iter().any(|(other, _)| is_it(other));
+                assert!(is_known_still || !was_watched, "{place:?} was not watched");
+                assert!(
+                    was_watched || !is_known || self.host.is_over(place.spot),
+                    "{place:?} was watched"
+                );
+                self.begun_patterns.retain(|(other, _)| !is_it(other));
+                self.patterns.retain(|other| !is_it(&other.place));
+            }
+            (Asked::Watch { .. } | Asked::WatchPatterns { .. }, Reply::Watched(Err(error))) => {
                 let is_for_room = self.setting.is_crowded && matches!(error, Error::Filter(_));
                 assert!(self.setting.is_faulty || is_for_room, "refused: {error}");
                 self.sum.refused += 1;
@@ -637,6 +721,11 @@ impl<S: Side> Run<S> {
         }
     }
 
+    fn is_pattern_watched(&self, place: &patterns::Place) -> bool {
+        self.begun_patterns.iter().any(|(other, _)| other == place)
+            || self.patterns.iter().any(|other| other.place == *place)
+    }
+
     fn is_watched(&self, spot: Spot) -> bool {
         self.begun.iter().any(|(other, ..)| *other == spot)
             || self.followers.iter().any(|other| other.spot == spot)
@@ -651,7 +740,12 @@ impl<S: Side> Run<S> {
         match item {
             Item::Event(event) => {
                 assert_eq!(event.backend, self.setting.kind);
-                self.heard(event.netns, event.interface, &event.kind, event.recovered);
+                match event.pattern.clone() {
+                    Some(pattern) => self.heard_pattern(pattern, &event),
+                    None => {
+                        self.heard(event.netns, event.interface, &event.kind, event.recovered);
+                    }
+                }
             }
             Item::Mark(mark) => {
                 let at = self.marks.iter().position(|(other, _)| *other == mark);
@@ -659,10 +753,60 @@ impl<S: Side> Run<S> {
                 for follower in &mut self.followers {
                     follower.check_up_to(&self.host, at);
                 }
+                for follower in &mut self.patterns {
+                    follower.check_up_to(&self.host, at);
+                }
             }
             Item::Error(error) => self.failed(&error),
         }
         true
+    }
+
+    fn heard_pattern(&mut self, pattern: Pattern, event: &Event) {
+        let space = host::space_of(event.netns);
+        let is_it = |place: &patterns::Place| place.spot.space == space && place.pattern == pattern;
+        let follower = self.patterns.iter().position(|other| is_it(&other.place));
+        if let EventKind::Watching { .. } = event.kind {
+            if let Some(follower) = follower {
+                // Its namespace has ended, and this is another one.
+                let mut follower = self.patterns.remove(follower);
+                assert!(self.host.is_over(follower.place.spot), "it begins once");
+                follower.rest(&self.host);
+            }
+            // That it is watched is told before whoever asked for it is.
+            let begun = self
+                .begun_patterns
+                .iter()
+                .position(|(place, _)| is_it(place));
+            let (place, window) = match (begun, &self.asked) {
+                (Some(at), _) => self.begun_patterns.remove(at),
+                (None, Some(Asked::WatchPatterns { space, at, .. })) => {
+                    let place = self.place(*space, pattern);
+                    (place, (*at, self.host.at()))
+                }
+                (None, asked) => panic!("{pattern} begins, and {asked:?} was asked"),
+            };
+            let means = self.setting.means();
+            let matches = event.matches;
+            let follower = patterns::Follower::begin(place, means, &self.host, window, matches);
+            let follower =
+                follower.unwrap_or_else(|| panic!("{event:?} was never true in {window:?}"));
+            self.patterns.push(follower);
+            return;
+        }
+        let follower = follower.unwrap_or_else(|| panic!("{event:?}, not watched"));
+        let Event {
+            interface,
+            kind,
+            recovered,
+            matches,
+            ..
+        } = event;
+        self.patterns[follower].take(*interface, kind, *recovered, *matches, &self.host);
+        match kind {
+            EventKind::Resynced { .. } => self.sum.resyncs += 1,
+            _ => self.sum.verdicts += 1,
+        }
     }
 
     fn heard(&mut self, netns: NetnsId, name: InterfaceName, kind: &EventKind, recovered: bool) {
@@ -703,6 +847,13 @@ impl<S: Side> Run<S> {
                 assert!(self.host.is_over(follower.spot), "{follower:?} goes on");
                 follower.rest(&self.host, None);
             }
+            for follower in &mut self.patterns {
+                assert!(
+                    self.host.is_over(follower.place.spot),
+                    "{follower:?} goes on"
+                );
+                follower.rest(&self.host);
+            }
         }
         self.has_ended = true;
     }
@@ -718,6 +869,8 @@ impl<S: Side> Run<S> {
         self.in_vain = 0;
         self.followers.clear();
         self.begun.clear();
+        self.patterns.clear();
+        self.begun_patterns.clear();
         self.marks.clear();
         self.faults = [0; KINDS_OF_REQUESTS];
         self.failures.clear();
@@ -793,7 +946,19 @@ impl<S: Side> Run<S> {
             let changes = self.side.changes(&follower.spot);
             follower.rest(&self.host, changes);
         }
+        let begun = &self.begun_patterns;
+        assert!(begun.is_empty(), "{begun:?} never began");
+        for follower in &mut self.patterns {
+            follower.rest(&self.host);
+        }
         let host = &self.host;
+        self.patterns
+            .retain(|follower| host.now.is_there(follower.place.spot));
+        let patterns: Vec<_> = self
+            .patterns
+            .iter()
+            .map(|follower| follower.place.clone())
+            .collect();
         self.followers
             .retain(|follower| host.now.is_there(follower.spot));
         let watched: Vec<Spot> = self
@@ -804,6 +969,6 @@ impl<S: Side> Run<S> {
         let once: HashSet<_> = watched.iter().map(|spot| (spot.space, spot.name)).collect();
         assert_eq!(once.len(), watched.len());
         self.side
-            .check_rest(&self.host, &self.engine.machine, &watched);
+            .check_rest(&self.host, &self.engine.machine, &watched, &patterns);
     }
 }

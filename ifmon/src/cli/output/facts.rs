@@ -3,7 +3,7 @@
 
 use std::{ffi::OsString, time::SystemTime};
 
-use ifmon::{BackendKind, Event, Field, Netns, Origin, Origins};
+use ifmon::{BackendKind, Event, Field, Netns, Origin, Origins, Pattern};
 
 use crate::cli::{mine::Mine, watches::Watch};
 
@@ -32,6 +32,7 @@ impl Reason {
 pub(crate) struct Stopped {
     pub(crate) time: SystemTime,
     pub(crate) watch: Watch,
+    pub(crate) pattern: Option<Pattern>,
     pub(crate) ifindex: Option<u32>,
     pub(crate) backend: BackendKind,
     pub(crate) reason: Reason,

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, time::SystemTime};
 
-use ifmon::{Actor, BackendKind, Event, Field, InterfaceName, NetnsId, Origin};
+use ifmon::{Actor, BackendKind, Event, Field, InterfaceName, NetnsId, Origin, Pattern};
 
 use super::facts::{Facts, Stopped};
 use crate::cli::watches::Watch;
@@ -23,6 +23,7 @@ pub(super) enum Value<'a> {
     Flag(bool),
     /// Names need not be UTF-8.
     Name(InterfaceName),
+    Pattern(&'a Pattern),
     NetnsName(&'a OsStr),
     By(&'a Actor, &'a Origin),
 }
@@ -36,6 +37,16 @@ impl From<Option<u64>> for Value<'_> {
 impl From<Option<u32>> for Value<'_> {
     fn from(number: Option<u32>) -> Self {
         number.map(u64::from).into()
+    }
+}
+
+impl From<InterfaceName> for Value<'_> {
+    fn from(name: InterfaceName) -> Self {
+        if name == InterfaceName::NONE {
+            Self::Unknown
+        } else {
+            Self::Name(name)
+        }
     }
 }
 
@@ -55,7 +66,7 @@ impl<'a> Line<'a> {
         let mut line = Self::begin(
             event.time,
             event.kind.as_str(),
-            (event.netns, event.interface),
+            ((event.netns, event.interface), event.pattern.as_ref()),
             netns_name,
             event.kind.ifindex(),
             facts.calls_for_restart(event),
@@ -63,6 +74,9 @@ impl<'a> Line<'a> {
         );
         if let Some(actor) = &event.by {
             line.add("by", Value::By(actor, &facts.origin));
+        }
+        if let Some(matches) = event.matches {
+            line.add("matches", Value::Number(matches.into()));
         }
         for (name, field) in event.kind.fields() {
             line.add(name, field.into());
@@ -79,10 +93,11 @@ impl<'a> Line<'a> {
         line
     }
 
-    pub(crate) fn stopped(stopped: &Stopped, netns_name: Option<&'a OsStr>) -> Self {
+    pub(crate) fn stopped(stopped: &'a Stopped, netns_name: Option<&'a OsStr>) -> Self {
         let Stopped {
             time,
             watch,
+            ref pattern,
             ifindex,
             backend,
             reason,
@@ -90,6 +105,7 @@ impl<'a> Line<'a> {
             delivered,
             lost,
         } = *stopped;
+        let watch = (watch, pattern.as_ref());
         let mut line = Self::begin(time, "stopped", watch, netns_name, ifindex, false, backend);
         line.add("reason", Value::Word(reason.as_str()));
         line.add("seen", seen.into());
@@ -102,7 +118,7 @@ impl<'a> Line<'a> {
     fn begin(
         time: SystemTime,
         event: &'static str,
-        (NetnsId(netns), interface): Watch,
+        ((NetnsId(netns), interface), pattern): (Watch, Option<&'a Pattern>),
         netns_name: Option<&'a OsStr>,
         ifindex: Option<u32>,
         restart: bool,
@@ -112,10 +128,13 @@ impl<'a> Line<'a> {
             fields: vec![
                 ("time", Value::Time(time)),
                 ("event", Value::Word(event)),
-                ("interface", Value::Name(interface)),
-                ("netns", Value::Number(netns.into())),
+                ("interface", interface.into()),
             ],
         };
+        if let Some(pattern) = pattern {
+            line.add("pattern", Value::Pattern(pattern));
+        }
+        line.add("netns", Value::Number(netns.into()));
         if let Some(name) = netns_name {
             line.add("netns_name", Value::NetnsName(name));
         }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ifmon::{BackendKind, Counters, Event, Handle, Origins};
+use ifmon::{BackendKind, Counters, Event, Handle, InterfaceName, Origins};
 use tokio::time::{Instant, timeout};
 
 use self::{
@@ -36,7 +36,7 @@ use super::{
     namespaces::Namespaces,
     state,
     top::{Top, terminal::Terminal},
-    watches::Account,
+    watches::{Account, PatternAccount},
 };
 
 /// How long the last lines wait for a reader that has stopped reading: whoever asked for an end
@@ -262,20 +262,29 @@ impl Output {
     pub(crate) fn stopped(
         &mut self,
         accounts: Vec<Account>,
+        patterns: Vec<PatternAccount>,
         counters: Counters,
         backend: BackendKind,
         reason: Reason,
     ) {
         self.summarize(None);
-        for account in accounts {
+        let names = accounts
+            .into_iter()
+            .map(|account| (account.watch, None, account.holder(), account.delivered));
+        let patterns = patterns.into_iter().map(|account| {
+            let watch = (account.netns, InterfaceName::NONE);
+            (watch, Some(account.pattern), None, account.delivered)
+        });
+        for (watch, pattern, ifindex, delivered) in names.chain(patterns) {
             let stopped = Stopped {
                 time: SystemTime::now(),
-                watch: account.watch,
-                ifindex: account.holder(),
+                watch,
+                pattern,
+                ifindex,
                 backend,
                 reason,
                 seen: counters.seen,
-                delivered: account.delivered,
+                delivered,
                 lost: counters.lost,
             };
             let (netns, _) = stopped.watch;

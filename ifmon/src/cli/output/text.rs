@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::SystemTime};
 
 use anstyle::{AnsiColor, Style};
-use ifmon::{Actor, Container, Event, EventKind, Origin};
+use ifmon::{Actor, Container, Event, EventKind, InterfaceName, Origin, Pattern};
 
 use super::{
     facts::{Facts, Stopped},
@@ -27,7 +27,11 @@ impl Writer {
 
     pub(crate) fn event(&self, event: &Event, facts: &Facts, namespaces: &Namespaces) -> Vec<u8> {
         let describe = |netns| namespaces.describe(netns, facts.to_netns_name.as_deref());
-        let mut text = printable(&event.kind.describe(describe));
+        let mut text = match (&event.kind, event.matches) {
+            (EventKind::Watching { .. }, Some(matches)) => matching(matches),
+            (kind, Some(matches)) => format!("{}; {}", kind.describe(describe), matching(matches)),
+            (kind, None) => printable(&kind.describe(describe)),
+        };
         if let EventKind::Watching { .. } = event.kind {
             let _ = write!(text, ", by {}", event.backend);
         }
@@ -51,7 +55,11 @@ impl Writer {
         };
         self.line(
             event.time,
-            &place((event.netns, event.interface), namespaces),
+            &place(
+                (event.netns, event.interface),
+                event.pattern.as_ref(),
+                namespaces,
+            ),
             (event.kind.as_str(), style.bold()),
             &text,
         )
@@ -74,7 +82,7 @@ impl Writer {
         }
         self.line(
             stopped.time,
-            &place(stopped.watch, namespaces),
+            &place(stopped.watch, stopped.pattern.as_ref(), namespaces),
             ("stopped", Style::new().bold()),
             &text,
         )
@@ -104,9 +112,20 @@ impl Writer {
 }
 
 /// The interface, and its namespace where that is not the one of ifmon.
-fn place((netns, interface): Watch, namespaces: &Namespaces) -> String {
-    let interface = printable(&interface.to_string());
+fn place((netns, interface): Watch, pattern: Option<&Pattern>, namespaces: &Namespaces) -> String {
+    let interface = match pattern {
+        None => printable(&interface.to_string()),
+        Some(pattern) if interface == InterfaceName::NONE => printable(&pattern.to_string()),
+        Some(pattern) => printable(&format!("{interface} ({pattern})")),
+    };
     interface + &namespaces.whereabouts(netns)
+}
+
+fn matching(matches: u32) -> String {
+    match matches {
+        1 => "1 interface matches".to_owned(),
+        matches => format!("{matches} interfaces match"),
+    }
 }
 
 fn who(actor: &Actor, origin: &Origin) -> String {

@@ -17,6 +17,7 @@ pub(super) const LDX_IMM: u16 = 0x01;
 pub(super) const LDX_MEM: u16 = 0x61;
 pub(super) const ST: u16 = 0x02;
 pub(super) const OR_X: u16 = 0x4c;
+pub(super) const AND: u16 = 0x54;
 pub(super) const LSH: u16 = 0x64;
 pub(super) const TAX: u16 = 0x07;
 pub(super) const JEQ: u16 = 0x15;

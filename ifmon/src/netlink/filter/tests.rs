@@ -102,6 +102,11 @@ fn some_interest(random: &mut Random, names: usize, indexes: usize) -> Interest 
     while interest.indexes.len() < indexes {
         interest.indexes.insert(some_index(random));
     }
+    for _ in 0..names.min(random.next() as usize % 4) {
+        let stem = pick(&interest.names, random).unwrap_or_else(|| some_name(random));
+        let length = random.next() as usize % (stem.as_bytes().len() + 1);
+        interest.masks.push(Mask::of(&stem.as_bytes()[..length]));
+    }
     interest
 }
 
@@ -268,7 +273,10 @@ fn what_the_kernel_drops_nobody_wants() {
 fn every_name_and_every_index_passes() {
     let mut random = Random(run_length(0).1);
     for (names, indexes) in SIZES {
-        let interest = some_interest(&mut random, names, indexes);
+        let interest = Interest {
+            masks: Vec::new(),
+            ..some_interest(&mut random, names, indexes)
+        };
         let Some((precision, program)) = Precision::ALL
             .into_iter()
             .find_map(|precision| Some((precision, build(&interest, precision)?)))
@@ -300,6 +308,7 @@ fn names_that_begin_otherwise_are_dropped() {
         names: (0..10_000).map(name).collect(),
         // In as many pieces as are told apart.
         indexes: (1..).step_by(3).take(10_000).collect(),
+        masks: Vec::new(),
     };
     assert!(build(&interest, Precision::Exact).is_none());
     let program = build(&interest, Precision::Coarsest).expect("it fits");
@@ -308,6 +317,62 @@ fn names_that_begin_otherwise_are_dropped() {
     assert!((0..10_000).all(|number| passes(&name(number))));
     let otherwise = InterfaceName::new("eth0").expect("a name");
     assert!(!passes(&otherwise), "one that begins otherwise passes");
+}
+
+/// Whatever a pattern has in it, what matches passes, and one that begins alike is dropped wherever
+/// the pattern begins with what it is to begin with.
+#[test]
+fn what_matches_a_pattern_passes() {
+    let name = |name: &str| InterfaceName::new(name).expect("a name");
+    for (patterns, passing, dropped) in [
+        (
+            &["veth*"][..],
+            &["veth", "veth0", "vethabcdefghijk"][..],
+            &["vet", "wveth", "wg0"][..],
+        ),
+        (
+            &["veth0?*"],
+            &["veth01", "veth0abcdefghij"],
+            &["veth1", "veth"],
+        ),
+        (&["wg?"], &["wg0"], &["wh0", "w", "wg00"]),
+        (&["[ab]x*"], &["ax", "bx0"], &["ay", "a"]),
+        (&["????x*"], &["abcdx", "abcdxyz"], &[]),
+        (&["*0", "wg*"], &["a", "wg0", "x0"], &[]),
+        (
+            &["veth*", "wg?", "br-*"],
+            &["veth1", "wg1", "br-1"],
+            &["br", "eth0", "wg11"],
+        ),
+        (
+            &["fifteen-bytes-x"],
+            &["fifteen-bytes-x"],
+            &["fifteen-bytes-y", "fifteen-bytes-"],
+        ),
+    ] {
+        let patterns: Vec<_> = patterns
+            .iter()
+            .map(|text| crate::Pattern::new(text).expect("a pattern"))
+            .collect();
+        let interest = Interest {
+            masks: crate::pattern::masks(patterns.iter(), MAX_MASKS),
+            ..Interest::default()
+        };
+        let program = build(&interest, Precision::Exact).expect("it fits");
+        let kernel = Kernel::new(&program).expect("the kernel takes the program");
+        for one in passing {
+            assert!(
+                kernel.passes(&message(7, &name(one))),
+                "{patterns:?}: {one}"
+            );
+        }
+        for one in dropped {
+            assert!(
+                !kernel.passes(&message(7, &name(one))),
+                "{patterns:?}: {one}"
+            );
+        }
+    }
 }
 
 /// Far more watches than anybody has still fit, and few watches fit exactly.

@@ -1,0 +1,722 @@
+//! The devices of one namespace whose names match patterns: what is heard in, verdicts out.
+//!
+//! Without I/O. What is heard of a device says its index and its name; the table knows what it was
+//! called before. When a pattern is new, or something was lost, the kernel's own table is read, all
+//! of it, while what happens goes on being heard. A device of which anything was heard since the
+//! reading began is what was heard; any other is what was read. So it does not matter that a table
+//! that is read while links come and go is the one of no moment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    num::NonZeroU64,
+};
+
+use super::{Mask, Pattern, masks};
+use crate::{
+    EventKind, InterfaceName,
+    machine::{Answer, Question},
+    tracker::Place,
+};
+
+/// How often a table is read that links came to or went from meanwhile, whereby kernels before 6.9
+/// may leave others out. What one reading leaves out the next one has.
+const ROUNDS: u32 = 8;
+
+/// A verdict on a device whose name matches a pattern, or on the pattern as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) pattern: Pattern,
+    /// Of the device.
+    pub(crate) name: Option<InterfaceName>,
+    pub(crate) kind: EventKind,
+    pub(crate) recovered: bool,
+    /// Of the pattern as a whole: how many devices match.
+    pub(crate) matches: Option<u32>,
+}
+
+/// The patterns of a namespace, and the devices that match any.
+#[derive(Debug, Default)]
+pub(crate) struct PatternTable {
+    patterns: Vec<Watched>,
+    devices: BTreeMap<u32, Known>,
+    /// Something was lost since the table was read.
+    loss: Option<Loss>,
+    reading: Option<Reading>,
+    /// What is heard of a known device after a loss may be about another one with its index: what
+    /// it comes to.
+    deferred: BTreeMap<u32, Deferred>,
+    /// A filter in the kernel lets through what is about known indexes.
+    filters: bool,
+    /// That filter is in place.
+    is_filtered: bool,
+    /// Devices whose indexes it does not know.
+    unfiltered: BTreeSet<u32>,
+    /// Devices of which it may have dropped something before it knew them.
+    unheard: BTreeSet<u32>,
+    /// Devices whose inode was not read.
+    unidentified: BTreeSet<u32>,
+    said: VecDeque<Told>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    pattern: Pattern,
+    /// The table was read since it is watched.
+    is_read: bool,
+    /// `watching` was told.
+    has_begun: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    name: InterfaceName,
+    /// Of its directory in sysfs, once it was read.
+    inode: Option<NonZeroU64>,
+}
+
+/// What was lost.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    /// How many changes, where that is known.
+    lost: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deferred {
+    /// What it is called by now; `None` when it is gone.
+    name: Option<InterfaceName>,
+    /// It is another device.
+    is_new: bool,
+}
+
+/// What is being read.
+#[derive(Debug)]
+struct Reading {
+    stage: Stage,
+    rounds: u32,
+    /// What it is to make good.
+    loss: Option<Loss>,
+    /// Devices of which something was heard since it began.
+    touched: BTreeSet<u32>,
+    /// What was read, by index; `None` where no device has it.
+    found: BTreeMap<u32, Option<Known>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// All links.
+    Table,
+    /// The names of these.
+    Names(Vec<u32>),
+    /// The inodes of these.
+    Inodes(Vec<(u32, InterfaceName)>),
+    /// What was read may be ahead of what was told.
+    Barrier,
+    /// What is queued by now may be what the answers saw.
+    Drain,
+}
+
+impl PatternTable {
+    /// `filters`: a filter in the kernel lets through what is about known indexes.
+    pub(crate) fn new(filters: bool) -> Self {
+        Self {
+            filters,
+            ..Self::default()
+        }
+    }
+
+    /// Is no pattern watched?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// How much is remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.devices.len() + self.deferred.len() + self.unheard.len() + self.unidentified.len()
+    }
+
+    /// What a filter in the kernel compares names with.
+    pub(crate) fn masks(&self, most: usize) -> Vec<Mask> {
+        masks(self.patterns.iter().map(|watched| &watched.pattern), most)
+    }
+
+    /// The indexes of the devices that match, or may.
+    pub(crate) fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.devices.keys().chain(self.deferred.keys()).copied()
+    }
+
+    /// Does the device match, as far as is known?
+    pub(crate) fn knows(&self, ifindex: u32) -> bool {
+        self.devices.contains_key(&ifindex)
+    }
+
+    /// Are there new indexes that a filter in the kernel has to know?
+    pub(crate) fn has_unfiltered(&self) -> bool {
+        !self.unfiltered.is_empty()
+    }
+
+    /// The filter in the kernel knows all indexes from now on; or there is none any more.
+    pub(crate) fn set_filtered(&mut self, is_filtered: bool) {
+        self.is_filtered = is_filtered;
+        if is_filtered {
+            self.unheard.append(&mut self.unfiltered);
+        }
+    }
+
+    /// Nothing is left to be read or told.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.said.is_empty() && self.is_read()
+    }
+
+    /// Nothing is left to be read, but for inodes.
+    pub(crate) fn is_read(&self) -> bool {
+        self.reading.is_none()
+            && self.unfiltered.is_empty()
+            && self.unheard.is_empty()
+            && !self.needs_table()
+    }
+
+    /// The next verdict.
+    pub(crate) fn take(&mut self) -> Option<Told> {
+        self.said.pop_front()
+    }
+
+    pub(crate) fn has_said(&self) -> bool {
+        !self.said.is_empty()
+    }
+
+    /// Begins to watch patterns, none of which is watched: the table is to be read, then comes
+    /// [`PatternTable::begin`].
+    pub(crate) fn add(&mut self, patterns: impl IntoIterator<Item = Pattern>) {
+        self.abandon();
+        self.patterns
+            .extend(patterns.into_iter().map(|pattern| Watched {
+                pattern,
+                is_read: false,
+                has_begun: false,
+            }));
+    }
+
+    /// The new patterns, for which the table was read, have begun.
+    pub(crate) fn begin(&mut self) {
+        for at in 0..self.patterns.len() {
+            let Watched {
+                pattern, has_begun, ..
+            } = &mut self.patterns[at];
+            if !std::mem::replace(has_begun, true) {
+                let pattern = pattern.clone();
+                self.tell_whole(pattern, EventKind::Watching { ifindex: None });
+            }
+        }
+    }
+
+    /// Ends a watch.
+    pub(crate) fn remove(&mut self, pattern: &Pattern) {
+        self.patterns.retain(|watched| watched.pattern != *pattern);
+        self.keep_matching();
+    }
+
+    /// Takes back those that have not begun.
+    pub(crate) fn remove_new(&mut self) {
+        self.abandon();
+        self.patterns.retain(|watched| watched.has_begun);
+        self.keep_matching();
+    }
+
+    fn keep_matching(&mut self) {
+        let Self {
+            patterns, devices, ..
+        } = self;
+        devices.retain(|_, known| matches(patterns, &known.name));
+        let is_known = |ifindex: &u32| self.devices.contains_key(ifindex);
+        self.deferred.retain(|ifindex, _| is_known(ifindex));
+        self.unfiltered.retain(is_known);
+        self.unheard.retain(is_known);
+        self.unidentified.retain(is_known);
+        if self.patterns.is_empty() {
+            self.loss = None;
+            self.reading = None;
+        }
+    }
+
+    /// Changes were lost, so many if that is known.
+    pub(crate) fn lost(&mut self, lost: Option<u64>) {
+        if self.is_empty() {
+            return;
+        }
+        self.abandon();
+        self.loss = Some(match self.loss {
+            Some(before) => before.and(Loss { lost }),
+            None => Loss { lost },
+        });
+    }
+
+    fn is_after_loss(&self) -> bool {
+        let is_for_loss = |reading: &Reading| reading.loss.is_some();
+        self.loss.is_some() || self.reading.as_ref().is_some_and(is_for_loss)
+    }
+
+    fn touch(&mut self, ifindex: u32) {
+        if let Some(reading) = &mut self.reading {
+            reading.touched.insert(ifindex);
+        }
+    }
+
+    /// A device has this name now.
+    ///
+    /// `is_new`: it is known to be new, so that whatever had its index before is gone.
+    pub(crate) fn exists(&mut self, ifindex: u32, name: InterfaceName, is_new: bool) {
+        self.touch(ifindex);
+        if let Some(deferred) = self.deferred.get_mut(&ifindex) {
+            deferred.name = Some(name);
+            deferred.is_new |= is_new;
+            return;
+        }
+        match self.devices.get(&ifindex).map(|known| known.name) {
+            None => self.appear(ifindex, name, None, false),
+            // Something else about it has changed; or what was read was ahead of this.
+            Some(old) if old == name && !(is_new && self.is_after_loss()) => {}
+            Some(_) if self.is_after_loss() => {
+                let name = Some(name);
+                self.deferred.insert(ifindex, Deferred { name, is_new });
+            }
+            Some(_) if is_new => {
+                self.go(ifindex, None, false);
+                self.appear(ifindex, name, None, false);
+            }
+            Some(_) => self.rename(ifindex, name, false),
+        }
+    }
+
+    /// A device is gone, or went elsewhere.
+    ///
+    /// `name`: what it was called at the end, where that is certain.
+    pub(crate) fn gone(&mut self, ifindex: u32, name: Option<InterfaceName>, to: Option<Place>) {
+        self.touch(ifindex);
+        if let Some(deferred) = self.deferred.get_mut(&ifindex) {
+            deferred.name = None;
+            return;
+        }
+        let Some(known) = self.devices.get(&ifindex) else {
+            return;
+        };
+        if let Some(name) = name
+            && name != known.name
+            && to.is_none()
+        {
+            if self.is_after_loss() {
+                let (name, is_new) = (None, false);
+                self.deferred.insert(ifindex, Deferred { name, is_new });
+                return;
+            }
+            // It was renamed when the filter did not know its index yet.
+            self.rename(ifindex, name, false);
+        }
+        self.go(ifindex, to, false);
+    }
+
+    /// The namespace has ended, and all that was in it. Nothing is watched any more.
+    pub(crate) fn netns_gone(&mut self) {
+        let all: Vec<u32> = self.devices.keys().copied().collect();
+        for ifindex in all {
+            self.go(ifindex, None, false);
+        }
+        *self = Self {
+            said: std::mem::take(&mut self.said),
+            ..Self::new(self.filters)
+        };
+    }
+
+    fn appear(
+        &mut self,
+        ifindex: u32,
+        name: InterfaceName,
+        inode: Option<NonZeroU64>,
+        recovered: bool,
+    ) {
+        if !matches(&self.patterns, &name) {
+            return;
+        }
+        self.devices.insert(ifindex, Known { name, inode });
+        // What is heard with no filter in place may have been queued when there was one.
+        if self.filters && (self.is_filtered || !recovered) {
+            self.unfiltered.insert(ifindex);
+        }
+        if inode.is_none() {
+            self.unidentified.insert(ifindex);
+        }
+        self.tell(name, recovered, |pattern| {
+            pattern
+                .matches(&name)
+                .then_some(EventKind::Appeared { ifindex })
+        });
+    }
+
+    fn rename(&mut self, ifindex: u32, to: InterfaceName, recovered: bool) {
+        let Some(known) = self.devices.get_mut(&ifindex) else {
+            return;
+        };
+        let old = std::mem::replace(&mut known.name, to);
+        if old == to {
+            return;
+        }
+        if !matches(&self.patterns, &to) {
+            self.forget(ifindex);
+        }
+        self.tell(old, recovered, |pattern| {
+            pattern
+                .matches(&old)
+                .then_some(EventKind::Renamed { ifindex, to })
+        });
+        self.tell(to, recovered, |pattern| {
+            let is_new = !pattern.matches(&old) && pattern.matches(&to);
+            is_new.then_some(EventKind::Appeared { ifindex })
+        });
+    }
+
+    fn go(&mut self, ifindex: u32, to: Option<Place>, recovered: bool) {
+        let Some(Known { name, .. }) = self.forget(ifindex) else {
+            return;
+        };
+        self.tell(name, recovered, |pattern| {
+            pattern.matches(&name).then_some(match to {
+                None => EventKind::Deleted { ifindex },
+                Some(place) => EventKind::Moved {
+                    ifindex,
+                    to_netns: place.netns,
+                    to_ifindex: place.ifindex,
+                },
+            })
+        });
+    }
+
+    fn forget(&mut self, ifindex: u32) -> Option<Known> {
+        self.unfiltered.remove(&ifindex);
+        self.unheard.remove(&ifindex);
+        self.unidentified.remove(&ifindex);
+        self.devices.remove(&ifindex)
+    }
+
+    /// Tells what there is to say to each pattern.
+    fn tell(
+        &mut self,
+        name: InterfaceName,
+        recovered: bool,
+        kind: impl Fn(&Pattern) -> Option<EventKind>,
+    ) {
+        let begun = self.patterns.iter().filter(|watched| watched.has_begun);
+        for Watched { pattern, .. } in begun {
+            self.said.extend(kind(pattern).map(|kind| Told {
+                pattern: pattern.clone(),
+                name: Some(name),
+                kind,
+                recovered,
+                matches: None,
+            }));
+        }
+    }
+
+    /// Is the kernel's table to be read: for a pattern that begins, or after a loss?
+    pub(crate) fn needs_table(&self) -> bool {
+        self.loss.is_some() || self.has_new()
+    }
+
+    /// Is there a pattern that has not begun?
+    pub(crate) fn has_new(&self) -> bool {
+        self.patterns.iter().any(|watched| !watched.is_read)
+    }
+
+    pub(crate) fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// Begins to read the kernel's table.
+    pub(crate) fn read_table(&mut self) {
+        let loss = self.loss.take();
+        self.read(Stage::Table, loss);
+    }
+
+    /// Begins to read what became of devices of which something may have been dropped; false when
+    /// there is none.
+    pub(crate) fn read_unheard(&mut self) -> bool {
+        if self.reading.is_some() {
+            return false;
+        }
+        let new = std::mem::take(&mut self.unheard);
+        if new.is_empty() {
+            return false;
+        }
+        self.read(Stage::Names(new.into_iter().collect()), None);
+        true
+    }
+
+    /// Begins to read the inodes of devices by which they are known again after a loss; false when
+    /// all were read.
+    pub(crate) fn identify(&mut self) -> bool {
+        if self.reading.is_some() {
+            return false;
+        }
+        let new = std::mem::take(&mut self.unidentified);
+        let named = |ifindex| Some((ifindex, self.devices.get(&ifindex)?.name));
+        let new: Vec<_> = new.into_iter().filter_map(named).collect();
+        if new.is_empty() {
+            return false;
+        }
+        self.read(Stage::Inodes(new), None);
+        true
+    }
+
+    fn read(&mut self, stage: Stage, loss: Option<Loss>) {
+        self.reading = Some(Reading {
+            stage,
+            rounds: 0,
+            loss,
+            touched: BTreeSet::new(),
+            found: BTreeMap::new(),
+        });
+    }
+
+    /// Gives up what is being read: it is to be read again.
+    pub(crate) fn abandon(&mut self) {
+        let Some(reading) = self.reading.take() else {
+            return;
+        };
+        self.loss = match (self.loss, reading.loss) {
+            (Some(one), Some(other)) => Some(one.and(other)),
+            (one, other) => one.or(other),
+        };
+        let known = self.devices.iter();
+        let is_open = |(_, known): &(&u32, &Known)| known.inode.is_none();
+        self.unidentified
+            .extend(known.filter(is_open).map(|(&ifindex, _)| ifindex));
+        // Which of them it was about is not remembered: all are looked at once more.
+        if self.is_filtered && !matches!(reading.stage, Stage::Table) {
+            self.unheard.extend(self.devices.keys());
+        }
+    }
+
+    /// What is to be asked; `None` when all was answered, and what is queued by now is to be heard
+    /// before [`PatternTable::finish`].
+    pub(crate) fn question(&mut self) -> Option<Question> {
+        let reading = self.reading.as_mut()?;
+        loop {
+            match &reading.stage {
+                Stage::Table => return Some(Question::Table),
+                Stage::Names(left) => match left.last() {
+                    Some(&ifindex) => return Some(Question::NameOf(ifindex)),
+                    None => reading.stage = Stage::Inodes(reading.unsure(&self.devices)),
+                },
+                Stage::Inodes(left) => match left.last() {
+                    Some(&(_, name)) => return Some(Question::InodeOf(name)),
+                    None if reading.is_news(&self.devices) || !self.deferred.is_empty() => {
+                        reading.stage = Stage::Barrier;
+                    }
+                    None => reading.stage = Stage::Drain,
+                },
+                Stage::Barrier => return Some(Question::Barrier),
+                Stage::Drain => return None,
+            }
+        }
+    }
+
+    /// The answer to [`PatternTable::question`].
+    ///
+    /// # Errors
+    /// When it was not answered.
+    pub(crate) fn answer(&mut self, answer: Answer) -> io::Result<()> {
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
+        match (&mut reading.stage, answer) {
+            (Stage::Table, Answer::Table(table)) => {
+                let table = table?;
+                for (ifindex, name) in table.links {
+                    if matches(&self.patterns, &name) || self.devices.contains_key(&ifindex) {
+                        let inode = None;
+                        reading.found.insert(ifindex, Some(Known { name, inode }));
+                    }
+                }
+                if table.is_interrupted && reading.rounds < ROUNDS {
+                    reading.rounds += 1;
+                } else {
+                    let is_missing = |ifindex: &u32| !reading.found.contains_key(ifindex);
+                    let missing = self.devices.keys().copied().filter(is_missing);
+                    reading.stage = Stage::Names(missing.collect());
+                }
+            }
+            (Stage::Names(left), Answer::Name(name)) => {
+                let name = name?;
+                if let Some(ifindex) = left.pop() {
+                    let inode = None;
+                    let found = name.map(|name| Known { name, inode });
+                    reading.found.insert(ifindex, found);
+                }
+            }
+            (Stage::Inodes(left), Answer::Inode(inode)) => {
+                if let Some((ifindex, name)) = left.pop() {
+                    let inode = inode.and_then(NonZeroU64::new);
+                    reading.found.insert(ifindex, Some(Known { name, inode }));
+                }
+            }
+            (Stage::Barrier, _) => reading.stage = Stage::Drain,
+            (stage, answer) => debug_assert!(false, "{answer:?} to {stage:?}"),
+        }
+        Ok(())
+    }
+
+    /// Everything was heard that was queued after the last answer: what was read is entered, and
+    /// told.
+    pub(crate) fn finish(&mut self) {
+        let Some(Reading {
+            loss,
+            touched,
+            found,
+            stage,
+            ..
+        }) = self.reading.take()
+        else {
+            return;
+        };
+        debug_assert!(matches!(stage, Stage::Drain));
+        // What is said by now was heard.
+        let heard = std::mem::take(&mut self.said);
+        let mut read = found;
+        read.retain(|ifindex, _| !touched.contains(ifindex));
+        for (&ifindex, &found) in &read {
+            if !self.deferred.contains_key(&ifindex) {
+                self.enter(ifindex, found);
+            }
+        }
+        for (ifindex, Deferred { name, is_new }) in std::mem::take(&mut self.deferred) {
+            // What was read after the last that was heard counts.
+            let read = read.get(&ifindex);
+            let name = read.map_or(name, |found| found.map(|known| known.name));
+            match name {
+                Some(name) if !is_new => self.rename(ifindex, name, true),
+                name => {
+                    self.go(ifindex, None, true);
+                    if let Some(name) = name {
+                        self.appear(ifindex, name, None, true);
+                    }
+                }
+            }
+        }
+        let changes = std::mem::replace(&mut self.said, heard);
+        self.tell_changes(loss, changes.into());
+        for watched in &mut self.patterns {
+            watched.is_read = true;
+        }
+    }
+
+    /// Enters what was read of a device of which nothing was heard meanwhile.
+    fn enter(&mut self, ifindex: u32, found: Option<Known>) {
+        let known = self.devices.get_mut(&ifindex);
+        match (known, found) {
+            (Some(known), Some(found)) if known.may_be(&found) => {
+                known.inode = known.inode.or(found.inode);
+                if known.name != found.name {
+                    self.rename(ifindex, found.name, true);
+                }
+            }
+            (known, found) => {
+                if known.is_some() {
+                    self.go(ifindex, None, true);
+                }
+                if let Some(Known { name, inode }) = found {
+                    self.appear(ifindex, name, inode, true);
+                }
+            }
+        }
+    }
+
+    /// Tells each pattern of a loss, and of what was found to have changed.
+    fn tell_changes(&mut self, loss: Option<Loss>, changes: Vec<Told>) {
+        for at in 0..self.patterns.len() {
+            let Watched {
+                ref pattern,
+                has_begun,
+                ..
+            } = self.patterns[at];
+            let pattern = pattern.clone();
+            let own = changes.iter().filter(|told| told.pattern == pattern);
+            let own: Vec<Told> = own.cloned().collect();
+            let changed = !own.is_empty();
+            if has_begun && (loss.is_some() || changed) {
+                let lost = loss.and_then(|loss| loss.lost);
+                let resynced = EventKind::Resynced {
+                    lost,
+                    changed,
+                    ifindex: None,
+                };
+                self.tell_whole(pattern, resynced);
+                self.said.extend(own);
+            }
+        }
+    }
+
+    /// Tells something about a pattern as a whole.
+    fn tell_whole(&mut self, pattern: Pattern, kind: EventKind) {
+        let named = self.devices.values().map(|known| known.name);
+        let matches = named.filter(|name| pattern.matches(name)).count();
+        self.said.push_back(Told {
+            pattern,
+            name: None,
+            kind,
+            recovered: false,
+            matches: Some(u32::try_from(matches).unwrap_or(u32::MAX)),
+        });
+    }
+}
+
+impl Reading {
+    /// Devices of which only the inode says whether they are what they were.
+    fn unsure(&self, devices: &BTreeMap<u32, Known>) -> Vec<(u32, InterfaceName)> {
+        if self.loss.is_none() {
+            return Vec::new();
+        }
+        let unsure = |(&ifindex, found): (&u32, &Option<Known>)| {
+            let name = (*found)?.name;
+            devices.get(&ifindex)?.inode?;
+            Some((ifindex, name))
+        };
+        self.found.iter().filter_map(unsure).collect()
+    }
+
+    /// Was anything found that was not told? Newer kernels answer before a change is over, and tell
+    /// of it at its end.
+    fn is_news(&self, devices: &BTreeMap<u32, Known>) -> bool {
+        self.loss.is_some()
+            || self
+                .found
+                .iter()
+                .any(|(ifindex, found)| match (devices.get(ifindex), found) {
+                    (Some(known), Some(found)) => known.name != found.name || !known.may_be(found),
+                    (known, found) => known.is_some() || found.is_some(),
+                })
+    }
+}
+
+impl Known {
+    /// Nothing speaks against it that this is that device.
+    fn may_be(&self, other: &Self) -> bool {
+        self.inode.is_none() || other.inode.is_none() || self.inode == other.inode
+    }
+}
+
+impl Loss {
+    fn and(self, other: Self) -> Self {
+        let lost = self.lost.zip(other.lost);
+        Self {
+            lost: lost.map(|(one, other)| one + other),
+        }
+    }
+}
+
+fn matches(patterns: &[Watched], name: &InterfaceName) -> bool {
+    patterns.iter().any(|watched| watched.pattern.matches(name))
+}
+
+#[cfg(test)]
+mod tests;

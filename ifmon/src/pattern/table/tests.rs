@@ -1,0 +1,324 @@
+use super::*;
+use crate::machine::LinkTable;
+
+fn name(name: &str) -> InterfaceName {
+    InterfaceName::new(name).expect("a good name")
+}
+
+/// A table with these patterns, which have begun with these devices.
+fn table(patterns: &[&str], links: &[(u32, &str)]) -> PatternTable {
+    let mut table = PatternTable::default();
+    let patterns = patterns
+        .iter()
+        .map(|text| Pattern::new(text).expect("a good pattern"));
+    table.add(patterns);
+    table.read_table();
+    read(&mut table, links, &[]);
+    table.begin();
+    while table.take().is_some() {}
+    table
+}
+
+/// Answers every question of a reading.
+fn read(table: &mut PatternTable, links: &[(u32, &str)], inodes: &[(&str, u64)]) {
+    while let Some(question) = table.question() {
+        let by_index = |ifindex| links.iter().find(|(index, _)| *index == ifindex);
+        let by_name = |name: InterfaceName| {
+            let is_it = |(one, _): &&(&str, u64)| one.as_bytes() == name.as_bytes();
+            inodes.iter().find(is_it).map(|(_, inode)| *inode)
+        };
+        let answer = match question {
+            Question::Table => Answer::Table(Ok(LinkTable {
+                links: links
+                    .iter()
+                    .map(|(index, one)| (*index, name(one)))
+                    .collect(),
+                is_interrupted: false,
+            })),
+            Question::NameOf(ifindex) => {
+                Answer::Name(Ok(by_index(ifindex).map(|(_, one)| name(one))))
+            }
+            Question::InodeOf(name) => Answer::Inode(by_name(name)),
+            Question::Barrier => Answer::Waited(true),
+            question => panic!("{question:?}"),
+        };
+        table.answer(answer).expect("it was answered");
+    }
+    table.finish();
+}
+
+/// What was said, in short.
+fn said(table: &mut PatternTable) -> Vec<String> {
+    std::iter::from_fn(|| table.take())
+        .map(|told| {
+            let Told {
+                pattern,
+                name,
+                kind,
+                recovered,
+                matches,
+            } = told;
+            let mut line = format!("{pattern} {}", kind.as_str());
+            if let Some(name) = name {
+                line += &format!(" {name}");
+            }
+            if let Some(ifindex) = kind.ifindex() {
+                line += &format!(" {ifindex}");
+            }
+            match kind {
+                EventKind::Renamed { to, .. } => line += &format!(" to {to}"),
+                EventKind::Moved { to_ifindex, .. } => line += &format!(" to {to_ifindex:?}"),
+                EventKind::Resynced { lost, changed, .. } => {
+                    line += &format!(" lost {lost:?} changed {changed}");
+                }
+                _ => {}
+            }
+            if let Some(matches) = matches {
+                line += &format!(" of {matches}");
+            }
+            if recovered {
+                line += ", recovered";
+            }
+            line
+        })
+        .collect()
+}
+
+const NO_LINKS: &[(u32, &str)] = &[];
+
+#[test]
+fn each_change_is_told_to_whom_it_concerns() {
+    let mut table = table(&["veth*", "*0"], NO_LINKS);
+    table.exists(2, name("veth0"), true);
+    assert_eq!(
+        said(&mut table),
+        ["veth* appeared veth0 2", "*0 appeared veth0 2"]
+    );
+    // Something else about it has changed.
+    table.exists(2, name("veth0"), false);
+    table.exists(3, name("eth1"), true);
+    assert!(said(&mut table).is_empty());
+    table.exists(2, name("veth1"), false);
+    assert_eq!(
+        said(&mut table),
+        [
+            "veth* renamed veth0 2 to veth1",
+            "*0 renamed veth0 2 to veth1"
+        ]
+    );
+    table.exists(3, name("eth0"), false);
+    assert_eq!(said(&mut table), ["*0 appeared eth0 3"]);
+    table.exists(3, name("veth9"), false);
+    assert_eq!(
+        said(&mut table),
+        ["*0 renamed eth0 3 to veth9", "veth* appeared veth9 3"]
+    );
+    let place = Place {
+        netns: None,
+        ifindex: Some(7),
+        name: None,
+    };
+    table.gone(3, Some(name("veth9")), Some(place));
+    table.gone(2, Some(name("veth1")), None);
+    table.gone(2, Some(name("veth1")), None);
+    assert_eq!(
+        said(&mut table),
+        ["veth* moved veth9 3 to Some(7)", "veth* deleted veth1 2"]
+    );
+    assert_eq!(table.remembered(), 0);
+}
+
+#[test]
+fn what_is_heard_while_it_is_read_counts() {
+    let mut table = PatternTable::default();
+    table.add([Pattern::new("a*").expect("a good pattern")]);
+    table.read_table();
+    // All of this happened before what is read, or after it.
+    table.exists(2, name("b"), false);
+    table.gone(3, Some(name("a3")), None);
+    table.exists(4, name("a4"), true);
+    read(
+        &mut table,
+        &[(2, "a2"), (3, "a3"), (5, "a5"), (6, "c")],
+        &[],
+    );
+    table.begin();
+    assert_eq!(said(&mut table), ["a* watching of 2"]);
+    table.gone(5, Some(name("a5")), None);
+    table.gone(4, Some(name("a4")), None);
+    assert_eq!(said(&mut table), ["a* deleted a5 5", "a* deleted a4 4"]);
+}
+
+#[test]
+fn a_pattern_that_begins_leaves_the_others_alone() {
+    let mut table = table(&["a*"], &[(2, "a2")]);
+    table.add([Pattern::new("*2").expect("a good pattern")]);
+    table.read_table();
+    table.exists(4, name("a4"), true);
+    assert_eq!(said(&mut table), ["a* appeared a4 4"]);
+    read(&mut table, &[(2, "a2"), (3, "b2"), (4, "a4")], &[]);
+    table.gone(2, Some(name("a2")), None);
+    assert_eq!(said(&mut table), ["a* deleted a2 2"]);
+    table.begin();
+    assert_eq!(said(&mut table), ["*2 watching of 1"]);
+    table.remove(&Pattern::new("a*").expect("a good pattern"));
+    table.gone(4, Some(name("a4")), None);
+    table.gone(3, Some(name("b2")), None);
+    assert_eq!(said(&mut table), ["*2 deleted b2 3"]);
+}
+
+#[test]
+fn what_a_loss_hid_is_made_good() {
+    let mut table = table(&["a*"], &[(2, "a2"), (3, "a3"), (4, "a4"), (5, "a5")]);
+    assert!(table.identify());
+    read(
+        &mut table,
+        NO_LINKS,
+        &[("a2", 102), ("a3", 103), ("a4", 104), ("a5", 105)],
+    );
+    assert!(said(&mut table).is_empty());
+    table.lost(Some(3));
+    assert!(table.needs_table());
+    // Heard, and certain: it was told to be there.
+    table.gone(5, Some(name("a5")), None);
+    assert_eq!(said(&mut table), ["a* deleted a5 5"]);
+    table.read_table();
+    read(
+        &mut table,
+        &[(2, "a2"), (3, "b3"), (4, "a4"), (6, "a6")],
+        &[("a2", 102), ("b3", 103), ("a4", 999)],
+    );
+    assert_eq!(
+        said(&mut table),
+        [
+            "a* resynced lost Some(3) changed true of 3",
+            "a* renamed a3 3 to b3, recovered",
+            "a* deleted a4 4, recovered",
+            "a* appeared a4 4, recovered",
+            "a* appeared a6 6, recovered",
+        ]
+    );
+    table.lost(None);
+    table.read_table();
+    read(
+        &mut table,
+        &[(2, "a2"), (4, "a4"), (6, "a6")],
+        &[("a2", 102), ("a4", 999)],
+    );
+    assert_eq!(
+        said(&mut table),
+        ["a* resynced lost None changed false of 3"]
+    );
+}
+
+#[test]
+fn after_a_loss_a_known_index_may_be_another_devices() {
+    let mut table = table(&["*"], &[(2, "a2"), (3, "a3"), (4, "a4")]);
+    table.lost(None);
+    table.exists(2, name("b2"), true);
+    table.exists(3, name("b3"), false);
+    table.exists(4, name("b4"), false);
+    table.gone(4, Some(name("b4")), None);
+    assert!(said(&mut table).is_empty());
+    table.read_table();
+    read(&mut table, &[(2, "b2"), (3, "b3")], &[]);
+    assert_eq!(
+        said(&mut table),
+        [
+            "* resynced lost None changed true of 2",
+            "* deleted a2 2, recovered",
+            "* appeared b2 2, recovered",
+            "* renamed a3 3 to b3, recovered",
+            "* deleted a4 4, recovered",
+        ]
+    );
+    assert!(!table.needs_table());
+}
+
+#[test]
+fn a_loss_while_it_is_read_begins_it_anew() {
+    let mut table = table(&["a*"], &[(2, "a2")]);
+    table.lost(Some(1));
+    table.read_table();
+    assert!(!table.needs_table());
+    table.lost(Some(2));
+    assert!(table.needs_table() && !table.is_reading());
+    table.read_table();
+    read(&mut table, NO_LINKS, &[]);
+    assert_eq!(
+        said(&mut table),
+        [
+            "a* resynced lost Some(3) changed true of 0",
+            "a* deleted a2 2, recovered"
+        ]
+    );
+}
+
+#[test]
+fn an_interrupted_table_is_read_again_and_leaves_nobody_out() {
+    let mut table = table(&["a*"], &[(2, "a2"), (3, "a3")]);
+    table.lost(None);
+    table.read_table();
+    let piece = |link: Option<(u32, &str)>| {
+        Answer::Table(Ok(LinkTable {
+            links: link
+                .into_iter()
+                .map(|(index, one)| (index, name(one)))
+                .collect(),
+            is_interrupted: true,
+        }))
+    };
+    table.answer(piece(Some((4, "a4")))).expect("answered");
+    for _ in 0..ROUNDS {
+        assert_eq!(table.question(), Some(Question::Table));
+        table.answer(piece(None)).expect("answered");
+    }
+    // Whoever is in none of them is asked for.
+    for (ifindex, found) in [(3, Some(name("a3"))), (2, None)] {
+        assert_eq!(table.question(), Some(Question::NameOf(ifindex)));
+        table.answer(Answer::Name(Ok(found))).expect("answered");
+    }
+    assert_eq!(table.question(), Some(Question::Barrier));
+    table.answer(Answer::Waited(true)).expect("answered");
+    assert_eq!(table.question(), None);
+    table.finish();
+    assert_eq!(
+        said(&mut table),
+        [
+            "a* resynced lost None changed true of 2",
+            "a* deleted a2 2, recovered",
+            "a* appeared a4 4, recovered"
+        ]
+    );
+}
+
+#[test]
+fn a_name_that_the_filter_did_not_know_is_looked_up() {
+    let mut table = table(&["a*"], NO_LINKS);
+    table.filters = true;
+    table.set_filtered(true);
+    table.exists(2, name("a2"), false);
+    assert!(table.has_unfiltered());
+    assert!(!table.read_unheard());
+    table.set_filtered(true);
+    assert!(!table.has_unfiltered() && table.read_unheard());
+    assert_eq!(said(&mut table), ["a* appeared a2 2"]);
+    read(&mut table, &[(2, "b2")], &[]);
+    assert_eq!(
+        said(&mut table),
+        [
+            "a* resynced lost None changed true of 0",
+            "a* renamed a2 2 to b2, recovered"
+        ]
+    );
+    assert!(!table.read_unheard());
+}
+
+#[test]
+fn a_namespace_takes_its_devices_with_it() {
+    let mut table = table(&["a*", "b*"], &[(2, "a2"), (3, "b3")]);
+    table.netns_gone();
+    assert_eq!(said(&mut table), ["a* deleted a2 2", "b* deleted b3 3"]);
+    assert!(table.is_empty());
+    assert_eq!(table.remembered(), 0);
+}
