@@ -103,6 +103,7 @@ fn live_many<S: Side>(kind: BackendKind, steps: u64, seed: u64) -> Sum {
             Ok(life) => sum.add(&life),
             Err(payload) => {
                 let first = reason(Some(payload));
+                eprintln!("{kind}, IFMON_SIM_SEED={seed}: {first}\nit is being made small");
                 let fails = |decisions: &mut Decisions| {
                     panic::catch_unwind(AssertUnwindSafe(|| live::<S>(kind, decisions))).is_err()
                 };

@@ -7,6 +7,8 @@
 //! To which moment a verdict belongs is not always certain, so all that are possible are followed
 //! up.
 
+use std::collections::HashSet;
+
 use super::host::{Device, Host, Spot, Told, departure};
 use crate::{EventKind, Identity};
 
@@ -143,15 +145,12 @@ impl Follower {
             }
             belief.at += 1;
         }
-        let same = |other: &Belief| {
-            let key = |told: &Told| (told.holder.map(|device| device.id), told.last);
-            key(&other.told) == key(&belief.told)
-        };
+        let same = |other: &Belief| key(&other.told) == key(&belief.told);
         // The earlier one can say all that the later one can, unless each change has to be told.
         let is_known = self
             .beliefs
             .iter()
-            .any(|other| same(other) && (!self.means.is_exact || other.at == belief.at));
+            .any(|other| (!self.means.is_exact || other.at == belief.at) && same(other));
         if !is_known && self.beliefs.len() < MANY {
             self.beliefs.push(belief);
         }
@@ -234,10 +233,16 @@ impl Follower {
             return;
         }
         let is_it = |told: &Told| told.holder.map(|device| device.ifindex) == ifindex;
-        let before = std::mem::take(&mut self.beliefs);
+        let mut before = std::mem::take(&mut self.beliefs);
+        before.sort_by_key(|belief| belief.at);
+        let mut followed = HashSet::new();
         for &Belief { told, at } in &before {
             if is_it(&told) {
                 self.add(Belief { told, at }, host);
+            }
+            // From there on an earlier one has come by all that this one can.
+            if !followed.insert(key(&told)) {
+                continue;
             }
             for (at, state) in host.states.iter().enumerate().skip(at) {
                 let mut then = told;
@@ -545,6 +550,11 @@ impl Follower {
             }
         }
     }
+}
+
+/// What makes two the same, whenever they were told.
+fn key(told: &Told) -> (Option<u32>, Option<(u32, u32)>) {
+    (told.holder.map(|device| device.id), told.last)
 }
 
 impl Belief {

@@ -19,9 +19,6 @@ pub(crate) struct Place {
     pub(crate) pattern: Pattern,
 }
 
-/// The most moments that are followed up.
-const MANY: usize = 300;
-
 /// One watch of a pattern, from its `watching` on.
 #[derive(Debug)]
 pub(crate) struct Follower {
@@ -129,6 +126,13 @@ impl Follower {
     }
 
     fn add(&mut self, mut belief: Belief, host: &Host) {
+        if !self.means.is_lossless {
+            // All that counts is what was told to match.
+            if !self.beliefs.iter().any(|other| other.held == belief.held) {
+                self.beliefs.push(belief);
+            }
+            return;
+        }
         // Up to where there is something to say, one moment is as good as another.
         while belief.left.is_empty() && belief.at < host.states.len() {
             let states = &host.states[belief.at - 1..=belief.at];
@@ -137,12 +141,7 @@ impl Follower {
             }
             belief.at += 1;
         }
-        let is_known = if self.means.is_lossless {
-            self.beliefs.contains(&belief)
-        } else {
-            self.beliefs.iter().any(|other| other.held == belief.held)
-        };
-        if !is_known && self.beliefs.len() < MANY {
+        if !self.beliefs.contains(&belief) {
             self.beliefs.push(belief);
         }
     }
@@ -236,15 +235,16 @@ impl Follower {
     pub(crate) fn check_up_to(&mut self, host: &Host, from: usize) {
         assert!(!self.follows, "something was to follow");
         self.catch_up(host);
-        let is_told = |belief: &Belief| {
-            if self.means.is_lossless {
-                // It is where there is something to say.
-                return belief.left.is_empty() && belief.at > from;
-            }
-            let is_it = |state: &State| self.place.held(state) == belief.held;
-            host.states[from..].iter().any(is_it)
+        let is_told = if self.means.is_lossless {
+            // It is where there is something to say.
+            let is_there = |belief: &Belief| belief.left.is_empty() && belief.at > from;
+            self.beliefs.iter().any(is_there)
+        } else {
+            host.states[from..].iter().any(|state| {
+                let held = self.place.held(state);
+                self.beliefs.iter().any(|belief| belief.held == held)
+            })
         };
-        let is_told = self.beliefs.iter().any(is_told);
         assert!(is_told, "not all was told of {:?} up to {from}", self);
     }
 
