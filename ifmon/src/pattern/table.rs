@@ -50,6 +50,8 @@ pub(crate) struct PatternTable {
     filters: bool,
     /// That filter is in place.
     is_filtered: bool,
+    /// It was at some time since the last reading began.
+    was_filtered: bool,
     /// Devices whose indexes it does not know.
     unfiltered: BTreeSet<u32>,
     /// Devices of which it may have dropped something before it knew them.
@@ -161,6 +163,7 @@ impl PatternTable {
     pub(crate) fn set_filtered(&mut self, is_filtered: bool) {
         self.is_filtered = is_filtered;
         if is_filtered {
+            self.was_filtered = true;
             self.unheard.append(&mut self.unfiltered);
         }
     }
@@ -295,8 +298,13 @@ impl PatternTable {
     /// `name`: what it was called at the end, where that is certain.
     pub(crate) fn gone(&mut self, ifindex: u32, name: Option<InterfaceName>, to: Option<Place>) {
         self.touch(ifindex);
+        // Whoever has its index next is another one.
+        let gone = Deferred {
+            name: None,
+            is_new: true,
+        };
         if let Some(deferred) = self.deferred.get_mut(&ifindex) {
-            deferred.name = None;
+            *deferred = gone;
             return;
         }
         let Some(known) = self.devices.get(&ifindex) else {
@@ -307,8 +315,7 @@ impl PatternTable {
             && to.is_none()
         {
             if self.is_after_loss() {
-                let (name, is_new) = (None, false);
-                self.deferred.insert(ifindex, Deferred { name, is_new });
+                self.deferred.insert(ifindex, gone);
                 return;
             }
             // It was renamed when the filter did not know its index yet.
@@ -340,8 +347,9 @@ impl PatternTable {
             return;
         }
         self.devices.insert(ifindex, Known { name, inode });
-        // What is heard with no filter in place may have been queued when there was one.
-        if self.filters && (self.is_filtered || !recovered) {
+        // What is heard or read with no filter in place may have been queued, or read, when there was
+        // one.
+        if self.filters && (self.was_filtered || !recovered) {
             self.unfiltered.insert(ifindex);
         }
         if inode.is_none() {
@@ -469,6 +477,7 @@ impl PatternTable {
     }
 
     fn read(&mut self, stage: Stage, loss: Option<Loss>) {
+        self.was_filtered = self.is_filtered;
         self.reading = Some(Reading {
             stage,
             rounds: 0,
@@ -536,6 +545,9 @@ impl PatternTable {
                     if matches(&self.patterns, &name) || self.devices.contains_key(&ifindex) {
                         let inode = None;
                         reading.found.insert(ifindex, Some(Known { name, inode }));
+                    } else {
+                        // It matched a moment ago, perhaps.
+                        reading.found.remove(&ifindex);
                     }
                 }
                 if table.is_interrupted && reading.rounds < ROUNDS {
@@ -543,6 +555,7 @@ impl PatternTable {
                 } else {
                     let is_missing = |ifindex: &u32| !reading.found.contains_key(ifindex);
                     let missing = self.devices.keys().copied().filter(is_missing);
+                    reading.rounds = 0;
                     reading.stage = Stage::Names(missing.collect());
                 }
             }
@@ -567,8 +580,11 @@ impl PatternTable {
     }
 
     /// Everything was heard that was queued after the last answer: what was read is entered, and
-    /// told.
+    /// told. Or it is not, and there is more to be asked.
     pub(crate) fn finish(&mut self) {
+        if self.read_again() {
+            return;
+        }
         let Some(Reading {
             loss,
             touched,
@@ -593,8 +609,12 @@ impl PatternTable {
             // What was read after the last that was heard counts.
             let read = read.get(&ifindex);
             let name = read.map_or(name, |found| found.map(|known| known.name));
+            let is_it = match (self.devices.get(&ifindex), read) {
+                (Some(known), Some(Some(found))) => known.may_be(found),
+                _ => true,
+            };
             match name {
-                Some(name) if !is_new => self.rename(ifindex, name, true),
+                Some(name) if is_it && !is_new => self.rename(ifindex, name, true),
                 name => {
                     self.go(ifindex, None, true);
                     if let Some(name) = name {
@@ -608,6 +628,34 @@ impl PatternTable {
         for watched in &mut self.patterns {
             watched.is_read = true;
         }
+    }
+
+    /// What was heard of a device after a loss may be about another one with its index, which the
+    /// inode tells if nothing is heard in between; true when that is to be read again.
+    fn read_again(&mut self) -> bool {
+        let Some(reading) = self.reading.as_mut().filter(|reading| {
+            // Of a device of which something is heard all the time what was heard counts.
+            reading.loss.is_some() && reading.rounds < ROUNDS
+        }) else {
+            return false;
+        };
+        let touched = reading.touched.iter().copied();
+        let again: Vec<u32> = touched
+            .filter(|ifindex| {
+                let known = self.devices.get(ifindex);
+                known.is_some_and(|known| known.inode.is_some())
+            })
+            .collect();
+        if again.is_empty() {
+            return false;
+        }
+        for ifindex in &again {
+            reading.touched.remove(ifindex);
+            reading.found.remove(ifindex);
+        }
+        reading.rounds += 1;
+        reading.stage = Stage::Names(again);
+        true
     }
 
     /// Enters what was read of a device of which nothing was heard meanwhile.
@@ -677,9 +725,9 @@ impl Reading {
             return Vec::new();
         }
         let unsure = |(&ifindex, found): (&u32, &Option<Known>)| {
-            let name = (*found)?.name;
+            let Known { name, inode } = (*found)?;
             devices.get(&ifindex)?.inode?;
-            Some((ifindex, name))
+            inode.is_none().then_some((ifindex, name))
         };
         self.found.iter().filter_map(unsure).collect()
     }

@@ -1,9 +1,10 @@
 //! Who knows better what there is to say of a pattern.
 //!
 //! Where nothing can be lost, what was handed out must be all that happened, in order. Where
-//! something can, it must add up: at rest, what was told makes up what there is.
+//! something can, it must add up for each device: at rest, what was told makes up what there is.
+//! Until then what was missed of one device says nothing of the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     host::{self, Device, Host, Spot, State, netns},
@@ -24,13 +25,20 @@ pub(crate) struct Place {
 pub(crate) struct Follower {
     pub(crate) place: Place,
     means: Means,
+    /// Where nothing can be lost.
     beliefs: Vec<Belief>,
+    /// Where something can: by index, what the device may be known as; `None` when it may be known
+    /// not to match.
+    known: BTreeMap<u32, BTreeSet<Option<InterfaceName>>>,
     /// The first state that it can have seen.
     from: usize,
     /// A resync said that something has changed.
     follows: bool,
     /// What was found by reading may come.
     recovers: bool,
+    /// Ids of the devices that matched when all was at rest, by index, and that nothing was told of
+    /// since that ends a device.
+    rested: BTreeMap<u32, u32>,
 }
 
 /// What was told, if the last verdict belonged to this moment.
@@ -98,24 +106,42 @@ impl Follower {
             place,
             means,
             beliefs: Vec::new(),
+            known: BTreeMap::new(),
             from: window.0,
             follows: false,
             recovers: false,
+            rested: BTreeMap::new(),
         };
-        for at in window.0..=window.1 {
-            let held = follower.place.held(&host.states[at]);
+        let states = host.states.iter().enumerate();
+        let held: Vec<_> = states
+            .take(window.1 + 1)
+            .skip(window.0)
+            .map(|(at, state)| (at, follower.place.held(state)))
+            .collect();
+        if !means.is_lossless {
+            for ifindex in held.iter().flat_map(|(_, held)| held.keys()) {
+                let names = held.iter().map(|(_, held)| held.get(ifindex).copied());
+                follower.known.insert(*ifindex, names.collect());
+            }
+            return follower.may_match(matches).then_some(follower);
+        }
+        for (at, held) in held {
             if matches == u32::try_from(held.len()).ok() {
-                follower.add(
-                    Belief {
-                        at: at + 1,
-                        held,
-                        left: Vec::new(),
-                    },
-                    host,
-                );
+                let (at, left) = (at + 1, Vec::new());
+                follower.add(Belief { at, held, left }, host);
             }
         }
         (!follower.beliefs.is_empty()).then_some(follower)
+    }
+
+    /// Can so many be known to match, where something can be lost?
+    fn may_match(&self, matches: Option<u32>) -> bool {
+        let count = |is_it: fn(&BTreeSet<Option<InterfaceName>>) -> bool| {
+            u32::try_from(self.known.values().filter(|names| is_it(names)).count()).ok()
+        };
+        let least = count(|names| names.iter().all(Option::is_some));
+        let most = count(|names| names.iter().any(Option::is_some));
+        least <= matches && matches <= most
     }
 
     /// More has happened since.
@@ -126,13 +152,6 @@ impl Follower {
     }
 
     fn add(&mut self, mut belief: Belief, host: &Host) {
-        if !self.means.is_lossless {
-            // All that counts is what was told to match.
-            if !self.beliefs.iter().any(|other| other.held == belief.held) {
-                self.beliefs.push(belief);
-            }
-            return;
-        }
         // Up to where there is something to say, one moment is as good as another.
         while belief.left.is_empty() && belief.at < host.states.len() {
             let states = &host.states[belief.at - 1..=belief.at];
@@ -160,11 +179,10 @@ impl Follower {
             assert!(!self.follows, "something was to follow");
             self.follows = changed;
             self.recovers = changed;
-            if !changed {
-                let is_it = |belief: &Belief| u32::try_from(belief.held.len()).ok() == matches;
-                self.beliefs.retain(is_it);
-                assert!(!self.beliefs.is_empty(), "not {matches:?} match");
-            }
+            assert!(
+                changed || self.may_match(matches),
+                "not {matches:?} match: {self:?}"
+            );
             return;
         }
         self.catch_up(host);
@@ -177,6 +195,10 @@ impl Follower {
         self.follows = false;
         self.recovers = recovered;
         let pattern = &self.place.pattern;
+        let stays = matches!(kind, EventKind::Renamed { to, .. } if pattern.matches(to));
+        if let Some(ifindex) = kind.ifindex().filter(|_| !stays) {
+            self.rested.remove(&ifindex);
+        }
         let now = match *kind {
             EventKind::Appeared { ifindex } => Some((ifindex, name)),
             EventKind::Renamed { ifindex, to } => Some((ifindex, to)),
@@ -193,10 +215,25 @@ impl Follower {
                 "{ifindex} was never called {name}"
             );
         }
+        let ifindex = kind.ifindex().expect("a device");
+        if !self.means.is_lossless {
+            let old = match kind {
+                EventKind::Appeared { .. } => None,
+                _ => Some(name),
+            };
+            let new = now.map(|(_, name)| name);
+            let new = new.filter(|name| self.place.pattern.matches(name));
+            let known = self.known.insert(ifindex, BTreeSet::from([new]));
+            let known = known.unwrap_or_else(|| BTreeSet::from([None]));
+            assert!(
+                known.contains(&old) && self.place.pattern.matches(&name),
+                "{kind:?} of {name}, known as {known:?}"
+            );
+            return;
+        }
         let before = std::mem::take(&mut self.beliefs);
         for belief in &before {
             let mut then = belief.clone();
-            let ifindex = kind.ifindex().expect("a device");
             let old = then.held.remove(&ifindex);
             let is_known = match kind {
                 EventKind::Appeared { .. } => old.is_none() && pattern.matches(&name),
@@ -210,18 +247,16 @@ impl Follower {
             {
                 then.held.insert(ifindex, name);
             }
-            if self.means.is_lossless {
-                if then.left.is_empty() && then.at < host.states.len() {
-                    let states = &host.states[then.at - 1..=then.at];
-                    then.left = self.place.changes(&states[0], &states[1]);
-                    then.at += 1;
-                }
-                let said = (name, kind.clone());
-                let Some(at) = then.left.iter().position(|left| *left == said) else {
-                    continue;
-                };
-                then.left.remove(at);
+            if then.left.is_empty() && then.at < host.states.len() {
+                let states = &host.states[then.at - 1..=then.at];
+                then.left = self.place.changes(&states[0], &states[1]);
+                then.at += 1;
             }
+            let said = (name, kind.clone());
+            let Some(at) = then.left.iter().position(|left| *left == said) else {
+                continue;
+            };
+            then.left.remove(at);
             self.beliefs.push(then);
         }
         self.catch_up(host);
@@ -229,6 +264,12 @@ impl Follower {
             !self.beliefs.is_empty(),
             "{kind:?} of {name} was never true, or is not all that there was to say: {before:?}"
         );
+    }
+
+    /// Can the device be known so, where something can be lost?
+    fn may_be(&self, ifindex: u32, name: Option<InterfaceName>) -> bool {
+        let known = self.known.get(&ifindex);
+        known.map_or(name.is_none(), |known| known.contains(&name))
     }
 
     /// Everything that had happened before that state was handed out.
@@ -240,9 +281,15 @@ impl Follower {
             let is_there = |belief: &Belief| belief.left.is_empty() && belief.at > from;
             self.beliefs.iter().any(is_there)
         } else {
-            host.states[from..].iter().any(|state| {
-                let held = self.place.held(state);
-                self.beliefs.iter().any(|belief| belief.held == held)
+            let states = host.states[from..].iter();
+            let held: Vec<_> = states.map(|state| self.place.held(state)).collect();
+            let mut all = held
+                .iter()
+                .flat_map(BTreeMap::keys)
+                .chain(self.known.keys());
+            all.all(|ifindex| {
+                let mut names = held.iter().map(|held| held.get(ifindex).copied());
+                names.any(|name| self.may_be(*ifindex, name))
             })
         };
         assert!(is_told, "not all was told of {:?} up to {from}", self);
@@ -253,11 +300,33 @@ impl Follower {
         let now = host.states.last().expect("there is one");
         self.check_up_to(host, host.states.len() - 1);
         let held = self.place.held(now);
-        self.beliefs.retain(|belief| belief.held == held);
+        let is_told = if self.means.is_lossless {
+            self.beliefs.retain(|belief| belief.held == held);
+            !self.beliefs.is_empty()
+        } else {
+            let mut all = self.known.keys().chain(held.keys());
+            let is_told = all.all(|ifindex| self.may_be(*ifindex, held.get(ifindex).copied()));
+            let known = held.iter();
+            self.known = known
+                .map(|(&ifindex, &name)| (ifindex, BTreeSet::from([Some(name)])))
+                .collect();
+            is_told
+        };
         assert!(
-            !self.beliefs.is_empty(),
+            is_told,
             "{held:?} match in {}, and that was not told",
             netns(self.place.spot.space)
         );
+        // Whatever was said on the way: that it is another device was said.
+        let matching = now.devices().filter(|device| self.place.holds(now, device));
+        let ids: BTreeMap<u32, u32> = matching.map(|device| (device.ifindex, device.id)).collect();
+        for (ifindex, id) in &self.rested {
+            let now = ids.get(ifindex);
+            assert!(
+                now.is_none_or(|now| now == id),
+                "{ifindex} is another device, and that was not told"
+            );
+        }
+        self.rested = ids;
     }
 }
