@@ -261,7 +261,11 @@ One of those above.
 .BR interface ", " netns ", " netns_name
 The name that is watched; the inode number of its network namespace; what
 .BR ip\-netns (8)
-calls that, where it has a name.
+calls that, where it has a name. With a pattern, the interface is the device that the line is about, and null where it
+is about the pattern.
+.TP
+.BR pattern ", " matches
+The pattern that is watched; how many interfaces match it (\fBwatching\fR, \fBresynced\fR).
 .TP
 .B ifindex
 Of the device that has the name, or had it before the change; null while there is none.
@@ -311,10 +315,9 @@ How many events were lost, null where nobody knows; whether the state was found 
 Why the watch ended: \fBsignal\fR, \fBonce\fR, \fBtimeout\fR or \fBerror\fR; how many changes there were of all interfaces, how
 many events of this one, and how many were lost (\fBstopped\fR).
 .SH PATTERNS
-An argument with a \fB*\fR, \fB?\fR or \fB[\fR in it watches all interfaces whose names match, as in a shell. Each of its
-events has the pattern, and the name of the device as its interface. \fBwatching\fR and \fBresynced\fR say how many
-match; \fBappeared\fR says that a device was made, renamed into the pattern, or moved here. \fB\-\-on\-restart\fR and
-\fB\-\-state\fR take names alone.
+An argument with a \fB*\fR, \fB?\fR or \fB[\fR in it watches all interfaces whose names match, as in a shell.
+\fBappeared\fR says that one was made, renamed into the pattern, or moved here. \fB\-\-on\-restart\fR, \fB\-\-state\fR,
+metrics and the agent take names alone. A pattern keeps its network namespace alive.
 .SH EXIT STATUS
 .TP
 \fB0\fR

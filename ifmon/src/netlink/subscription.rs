@@ -475,7 +475,9 @@ impl Subscription {
         self.awaiting = Awaiting::Filter(on);
         let interest = on.then(|| {
             let mut interest = self.table.interest();
-            interest.indexes.extend(self.patterns.indexes());
+            if self.patterns.is_dropping() {
+                interest.indexes.extend(self.patterns.indexes());
+            }
             interest.masks = self.patterns.masks(filter::MAX_MASKS);
             interest
         });

@@ -144,6 +144,12 @@ impl PatternTable {
         masks(self.patterns.iter().map(|watched| &watched.pattern), most)
     }
 
+    /// Does a filter in the kernel drop anything? Otherwise it need not know any index.
+    pub(crate) fn is_dropping(&self) -> bool {
+        let mut masks = self.patterns.iter().map(|watched| watched.pattern.mask());
+        self.filters && masks.all(|mask| mask != Mask::default())
+    }
+
     /// The indexes of the devices that match, or may.
     pub(crate) fn indexes(&self) -> impl Iterator<Item = u32> {
         self.devices.keys().chain(self.deferred.keys()).copied()
@@ -225,6 +231,10 @@ impl PatternTable {
     pub(crate) fn remove_new(&mut self) {
         self.abandon();
         self.patterns.retain(|watched| watched.has_begun);
+        if self.filters {
+            // While they were there, less had to be known of each device.
+            self.unheard.extend(self.devices.keys());
+        }
         self.keep_matching();
     }
 
@@ -349,7 +359,7 @@ impl PatternTable {
         self.devices.insert(ifindex, Known { name, inode });
         // What is heard or read with no filter in place may have been queued, or read, when there was
         // one.
-        if self.filters && (self.was_filtered || !recovered) {
+        if self.is_dropping() && (self.was_filtered || !recovered) {
             self.unfiltered.insert(ifindex);
         }
         if inode.is_none() {

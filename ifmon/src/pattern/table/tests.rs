@@ -85,6 +85,7 @@ fn said(table: &mut PatternTable) -> Vec<String> {
 }
 
 const NO_LINKS: &[(u32, &str)] = &[];
+const NO_INODES: &[(&str, u64)] = &[];
 
 #[test]
 fn each_change_is_told_to_whom_it_concerns() {
@@ -235,6 +236,65 @@ fn after_a_loss_a_known_index_may_be_another_devices() {
     assert!(!table.needs_table());
 }
 
+/// Of four devices the inodes are known, and something was lost. Then each is heard of under the
+/// name by which it is known, or one that is new.
+#[test]
+fn another_device_with_the_same_index_is_told_by_its_inode() {
+    let mut table = table(&["*"], &[(2, "a2"), (3, "a3"), (4, "a4"), (5, "a5")]);
+    assert!(table.identify());
+    let old = [("a2", 102), ("a3", 103), ("a4", 104), ("a5", 105)];
+    read(&mut table, NO_LINKS, &old);
+    table.lost(None);
+    // Before it is read.
+    table.exists(2, name("b2"), false);
+    table.gone(3, Some(name("b3")), None);
+    table.exists(3, name("a3"), false);
+    table.read_table();
+    let now = [(2, "b2"), (3, "a3"), (4, "b4"), (5, "a5")];
+    let new = [("b2", 202), ("a3", 203), ("b4", 204), ("a5", 205)];
+    // While it is read: once more is read what may be about another one.
+    table.exists(4, name("b4"), false);
+    table.exists(5, name("a5"), false);
+    read(&mut table, &now, &new);
+    assert!(said(&mut table).is_empty());
+    assert_eq!(table.question(), Some(Question::NameOf(5)));
+    read(&mut table, &now, &new);
+    assert_eq!(
+        said(&mut table),
+        [
+            "* resynced lost None changed true of 4",
+            "* deleted a5 5, recovered",
+            "* appeared a5 5, recovered",
+            "* deleted a2 2, recovered",
+            "* appeared b2 2, recovered",
+            "* deleted a3 3, recovered",
+            "* appeared a3 3, recovered",
+            "* deleted a4 4, recovered",
+            "* appeared b4 4, recovered",
+        ]
+    );
+    assert!(!table.is_reading() && !table.needs_table());
+}
+
+/// Of which something is heard all the time.
+#[test]
+fn a_restless_device_is_read_so_often_and_no_more() {
+    let mut table = table(&["*"], &[(2, "a2")]);
+    assert!(table.identify());
+    read(&mut table, NO_LINKS, &[("a2", 102)]);
+    table.lost(None);
+    table.read_table();
+    for _ in 0..=ROUNDS {
+        assert!(table.is_reading());
+        table.exists(2, name("a2"), false);
+        read(&mut table, &[(2, "a2")], &[("a2", 102)]);
+    }
+    assert_eq!(
+        said(&mut table),
+        ["* resynced lost None changed false of 1"]
+    );
+}
+
 #[test]
 fn a_loss_while_it_is_read_begins_it_anew() {
     let mut table = table(&["a*"], &[(2, "a2")]);
@@ -290,6 +350,60 @@ fn an_interrupted_table_is_read_again_and_leaves_nobody_out() {
             "a* appeared a4 4, recovered"
         ]
     );
+}
+
+/// Nothing is heard of it, as no filter knows its index.
+#[test]
+fn what_matched_when_the_table_was_read_first_may_match_no_more() {
+    let mut table = table(&["a*"], NO_LINKS);
+    table.lost(None);
+    table.read_table();
+    for (one, is_interrupted) in [("a2", true), ("b2", false)] {
+        let links = vec![(2, name(one))];
+        let table_answer = LinkTable {
+            links,
+            is_interrupted,
+        };
+        table
+            .answer(Answer::Table(Ok(table_answer)))
+            .expect("answered");
+    }
+    read(&mut table, NO_LINKS, NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        ["a* resynced lost None changed false of 0"]
+    );
+}
+
+#[test]
+fn what_was_read_under_a_filter_is_looked_up_once_the_filter_knows_it() {
+    let mut table = table(&["a*"], NO_LINKS);
+    table.filters = true;
+    table.set_filtered(true);
+    table.lost(None);
+    table.read_table();
+    // Whatever it is called next is dropped. Then the filter is taken away for another reason.
+    table.set_filtered(false);
+    read(&mut table, &[(2, "a2")], NO_INODES);
+    assert!(table.has_unfiltered());
+    table.set_filtered(true);
+    said(&mut table);
+    assert!(table.read_unheard());
+    read(&mut table, &[(2, "b2")], NO_INODES);
+    assert_eq!(said(&mut table)[1], "a* renamed a2 2 to b2, recovered");
+}
+
+#[test]
+fn a_filter_that_drops_nothing_knows_no_index() {
+    let mut table = table(&["a*", "*0"], NO_LINKS);
+    table.filters = true;
+    table.set_filtered(true);
+    table.exists(2, name("a2"), false);
+    assert!(!table.is_dropping() && !table.has_unfiltered());
+    table.remove(&Pattern::new("*0").expect("a good pattern"));
+    table.exists(3, name("a3"), false);
+    assert!(table.is_dropping() && table.has_unfiltered());
+    assert_eq!(table.indexes().collect::<Vec<_>>(), [2, 3]);
 }
 
 #[test]
