@@ -24,7 +24,7 @@ use crate::{
     netns::on_a_thread,
 };
 
-/// Bytes of the ring buffer. A record is 160 bytes long.
+/// Bytes of the ring buffer. A record is 184 bytes long.
 const RING: u32 = 256 * 1024;
 /// The smallest sizes, for hosts with a tight limit on locked memory.
 const SMALL_RING: u32 = 4096;
