@@ -19,7 +19,7 @@ pub mod filter;
 mod object;
 mod wire;
 
-pub use object::{OBJECT, OBJECT_WITH_LOG};
+pub use object::{OBJECT, OBJECT_OF_NAMES, OBJECT_WITH_LOG};
 pub use wire::{
     Control, Counters, DeviceState, Leaving, Link, MASKS, Name, NameKey, NameMask, NameState,
     PatternSet, PatternState, Place, Record, USERSPACE_ID, flag,

@@ -1,7 +1,7 @@
 //! Every map of the programs, in one place.
 //!
 //! The loader sets the sizes; those here are only defaults. A map that a program does not use can
-//! be made with one entry. Hash maps are preallocated: a tracing program may not allocate on 5.10.
+//! be made with one entry; those of patterns are in an object of their own. Hash maps are preallocated: a tracing program may not allocate on 5.10.
 
 use core::{
     intrinsics::{AtomicOrdering::Relaxed, atomic_xadd},
@@ -54,24 +54,24 @@ static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
 static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
 
 /// In how many namespaces there are patterns.
-#[map]
+#[cfg_attr(feature = "patterns", map)]
 static PATTERNED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The patterns, by namespace.
-#[map]
+#[cfg_attr(feature = "patterns", map)]
 static PATTERNS: HashMap<u32, PatternSet> = HashMap::with_max_entries(1, 0);
 
 /// How much has happened to what may match, by namespace.
-#[map]
+#[cfg_attr(feature = "patterns", map)]
 static PATTERN_STATES: HashMap<u32, PatternState> = HashMap::with_max_entries(1, 0);
 
 /// Names of devices that may match a pattern, by namespace and index. Userspace inserts those that
 /// it finds with no name, which is that of no device.
-#[map]
+#[cfg_attr(feature = "patterns", map)]
 static MATCHING: HashMap<LinkWords, [u64; 2]> = HashMap::with_max_entries(1, 0);
 
 /// Devices that may match and are between two namespaces: one for each processor that moves one.
-#[map]
+#[cfg_attr(feature = "patterns", map)]
 static LEAVING: HashMap<u64, [u64; 5]> = HashMap::with_max_entries(64, 0);
 
 /// Of which namespace a socket hears, by its cookie. Netlink alone.
@@ -112,10 +112,11 @@ pub(crate) fn id_of(link: &Link) -> Option<u64> {
 /// Is there any pattern?
 #[inline(always)]
 pub(crate) fn has_patterns() -> bool {
-    PATTERNED.get_ptr(0).is_some_and(|count| {
-        // SAFETY: element 0 of a one-element array, and a whole word.
-        unsafe { count.read_volatile() != 0 }
-    })
+    cfg!(feature = "patterns")
+        && PATTERNED.get_ptr(0).is_some_and(|count| {
+            // SAFETY: element 0 of a one-element array, and a whole word.
+            unsafe { count.read_volatile() != 0 }
+        })
 }
 
 /// Is there any pattern in this namespace?

@@ -16,20 +16,26 @@ pub const OBJECT: Option<&[u8]> = objects().0;
 /// The same with a log.
 pub const OBJECT_WITH_LOG: Option<&[u8]> = objects().1;
 
-type Objects = (Option<&'static [u8]>, Option<&'static [u8]>);
+/// The same for names alone: its maps fit into 64 KiB.
+pub const OBJECT_OF_NAMES: Option<&[u8]> = objects().2;
+
+type Object = Option<&'static [u8]>;
+type Objects = (Object, Object, Object);
 
 #[cfg(all(target_arch = "x86_64", not(feature = "program")))]
 const fn objects() -> Objects {
     static PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64.o"));
     static LOG: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64-log.o"));
-    (Some(&PLAIN.0), Some(&LOG.0))
+    static NAMES: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-x86_64-names.o"));
+    (Some(&PLAIN.0), Some(&LOG.0), Some(&NAMES.0))
 }
 
 #[cfg(all(target_arch = "aarch64", not(feature = "program")))]
 const fn objects() -> Objects {
     static PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64.o"));
     static LOG: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64-log.o"));
-    (Some(&PLAIN.0), Some(&LOG.0))
+    static NAMES: &Aligned<[u8]> = &Aligned(*include_bytes!("../object/ifmon-aarch64-names.o"));
+    (Some(&PLAIN.0), Some(&LOG.0), Some(&NAMES.0))
 }
 
 #[cfg(any(
@@ -37,5 +43,5 @@ const fn objects() -> Objects {
     not(any(target_arch = "x86_64", target_arch = "aarch64"))
 ))]
 const fn objects() -> Objects {
-    (None, None)
+    (None, None, None)
 }

@@ -10,7 +10,7 @@ use aya::{
     programs::{ProgramError, ProgramType, kprobe::KProbeError},
     sys::{BpfHelper, is_helper_supported},
 };
-use ifmon_ebpf::{OBJECT, OBJECT_WITH_LOG};
+use ifmon_ebpf::{OBJECT, OBJECT_OF_NAMES, OBJECT_WITH_LOG};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
 use super::layout::Layout;
@@ -233,6 +233,8 @@ impl Load<'_> {
     pub(crate) fn object(&self) -> Result<(Ebpf, usize), Unavailable> {
         let code = if wants_log() { OBJECT_WITH_LOG } else { OBJECT };
         let code = code.ok_or(Unavailable::NoObject)?;
+        // The maps of patterns are small too, but each is a page at least.
+        let small = OBJECT_OF_NAMES.filter(|_| self.patterns == 0 && !wants_log());
         let Self {
             watches,
             patterns,
@@ -244,8 +246,14 @@ impl Load<'_> {
         let matching = if patterns == 0 { 1 } else { MATCHING };
         let patterns = patterns.next_power_of_two().max(SPARE_PATTERNS);
         let patterns = u32::try_from(patterns).unwrap_or(u32::MAX);
-        let roomy = (watches.max(WATCHES), matching, ring_bytes.unwrap_or(RING));
+        let roomy = (
+            code,
+            watches.max(WATCHES),
+            matching,
+            ring_bytes.unwrap_or(RING),
+        );
         let tight = (
+            small.unwrap_or(code),
             watches.max(8),
             matching.min(TIGHT_MATCHING),
             ring_bytes.unwrap_or(SMALL_RING),
@@ -254,12 +262,12 @@ impl Load<'_> {
         // Maps that were tried and given back count for a while longer, so where they are counted
         // (before 5.11, against a limit that is 64 KiB by default) the small ones come
         // first.
-        let sizes: &[(usize, u32, u32)] = match memlock_limit() {
+        let sizes: &[(&[u8], usize, u32, u32)] = match memlock_limit() {
             Some(limit) if limit < ROOMY_LIMIT => &[tight],
             _ => &[roomy, tight],
         };
         let constants = self.constants();
-        for &(watches, matching, ring) in sizes {
+        for &(code, watches, matching, ring) in sizes {
             let entries = u32::try_from(watches.next_power_of_two()).unwrap_or(u32::MAX);
             let devices = entries.saturating_mul(2);
             let mut loader = loader();

@@ -24,13 +24,56 @@ pub(super) struct Maps {
     links: HashMap<MapData, Link, u64>,
     namespaces: HashMap<MapData, u32, u32>,
     sockets: HashMap<MapData, u64, u32>,
-    patterned: Array<MapData, u32>,
-    patterns: HashMap<MapData, u32, PatternSet>,
-    pattern_states: HashMap<MapData, u32, PatternState>,
-    /// The keys are words on the kernel side, of the same bytes.
-    matching: HashMap<MapData, Link, Name>,
+    /// `None` where there is no memory for patterns.
+    patterns: Option<PatternMaps>,
     counters: PerCpuArray<MapData, Counters>,
     pub(super) control: Array<MapData, Control>,
+}
+
+/// Those of patterns.
+struct PatternMaps {
+    patterned: Array<MapData, u32>,
+    patterns: HashMap<MapData, u32, PatternSet>,
+    states: HashMap<MapData, u32, PatternState>,
+    /// The keys are words on the kernel side, of the same bytes.
+    matching: HashMap<MapData, Link, Name>,
+}
+
+impl PatternMaps {
+    fn take(object: &mut Ebpf) -> Result<Self, Unavailable> {
+        Ok(Self {
+            patterned: take(object, "PATTERNED")?,
+            patterns: take(object, "PATTERNS")?,
+            states: take(object, "PATTERN_STATES")?,
+            matching: take(object, "MATCHING")?,
+        })
+    }
+
+    fn insert(&mut self, netns: u32, set: PatternSet) -> io::Result<()> {
+        insert(&mut self.patterns, netns, set, 0)?;
+        self.count()
+    }
+
+    fn remove(&mut self, netns: u32) -> io::Result<()> {
+        remove(&mut self.patterns, &netns)?;
+        self.count()
+    }
+
+    /// While there is no pattern, the programs need not look for one.
+    fn count(&mut self) -> io::Result<()> {
+        let count = self.patterns.keys().count();
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.patterned.set(0, count, 0).map_err(cause)
+    }
+
+    fn remove_matching(&mut self, NetnsId(netns): NetnsId) -> io::Result<()> {
+        let here = |link: &Result<Link, _>| link.as_ref().is_ok_and(|link| link.netns == netns);
+        let links: Vec<Link> = self.matching.keys().filter(here).flatten().collect();
+        for link in links {
+            remove(&mut self.matching, &link)?;
+        }
+        Ok(())
+    }
 }
 
 impl Maps {
@@ -41,10 +84,10 @@ impl Maps {
             links: take(object, "LINKS")?,
             namespaces: take(object, "NAMESPACES")?,
             sockets: take(object, "SOCKETS")?,
-            patterned: take(object, "PATTERNED")?,
-            patterns: take(object, "PATTERNS")?,
-            pattern_states: take(object, "PATTERN_STATES")?,
-            matching: take(object, "MATCHING")?,
+            patterns: match object.map("PATTERNS") {
+                Some(_) => Some(PatternMaps::take(object)?),
+                None => None,
+            },
             counters: take(object, "COUNTERS")?,
             control: take(object, "CONTROL")?,
         })
@@ -78,21 +121,27 @@ impl Maps {
                 Reply::Done(remove(&mut self.namespaces, &netns))
             }
             Request::InsertPatterns(NetnsId(netns), set) => {
-                Reply::Done(self.insert_patterns(netns, *set))
+                Reply::Done(self.patterns().and_then(|maps| maps.insert(netns, *set)))
             }
-            Request::RemovePatterns(NetnsId(netns)) => Reply::Done(self.remove_patterns(netns)),
+            Request::RemovePatterns(NetnsId(netns)) => {
+                Reply::Done(self.patterns().and_then(|maps| maps.remove(netns)))
+            }
             Request::PatternState(NetnsId(netns)) => {
-                Reply::PatternState(get(&self.pattern_states, &netns))
+                Reply::PatternState(self.patterns().and_then(|maps| get(&maps.states, &netns)))
             }
             Request::InsertPatternState(NetnsId(netns)) => {
                 let state = PatternState::default();
-                Reply::Done(insert(&mut self.pattern_states, netns, state, 0))
+                let maps = self.patterns();
+                Reply::Done(maps.and_then(|maps| insert(&mut maps.states, netns, state, 0)))
             }
             Request::InsertMatching(link) => {
                 let nothing = Name::default().marked();
-                Reply::Done(insert(&mut self.matching, link, nothing, 0))
+                let maps = self.patterns();
+                Reply::Done(maps.and_then(|maps| insert(&mut maps.matching, link, nothing, 0)))
             }
-            Request::RemoveMatching(netns) => Reply::Done(self.remove_matching(netns)),
+            Request::RemoveMatching(netns) => {
+                Reply::Done(self.patterns().and_then(|maps| maps.remove_matching(netns)))
+            }
             Request::Enter(_)
             | Request::Leave(_)
             | Request::Record
@@ -122,30 +171,13 @@ impl Maps {
         Ok(sum)
     }
 
-    fn insert_patterns(&mut self, netns: u32, set: PatternSet) -> io::Result<()> {
-        insert(&mut self.patterns, netns, set, 0)?;
-        self.count_patterned()
-    }
-
-    fn remove_patterns(&mut self, netns: u32) -> io::Result<()> {
-        remove(&mut self.patterns, &netns)?;
-        self.count_patterned()
-    }
-
-    /// While there is no pattern, the programs need not look for one.
-    fn count_patterned(&mut self) -> io::Result<()> {
-        let count = self.patterns.keys().count();
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.patterned.set(0, count, 0).map_err(cause)
-    }
-
-    fn remove_matching(&mut self, NetnsId(netns): NetnsId) -> io::Result<()> {
-        let here = |link: &Result<Link, _>| link.as_ref().is_ok_and(|link| link.netns == netns);
-        let links: Vec<Link> = self.matching.keys().filter(here).flatten().collect();
-        for link in links {
-            remove(&mut self.matching, &link)?;
-        }
-        Ok(())
+    fn patterns(&mut self) -> io::Result<&mut PatternMaps> {
+        self.patterns.as_mut().ok_or_else(|| {
+            io::Error::other(
+                "the limit on locked memory is too small for patterns; raise it (ulimit -l, LimitMEMLOCK=) or \
+                 grant CAP_SYS_RESOURCE",
+            )
+        })
     }
 
     fn devices(&self) -> io::Result<Vec<(u64, DeviceState)>> {

@@ -14,31 +14,22 @@ use super::toolchain::Toolchain;
 use crate::{command, workspace};
 
 /// An object that is shipped. A kprobe finds its arguments in the processor's `pt_regs`, so there
-/// is one for each architecture; and one that logs, since a log that is switched off still costs a
-/// map and a third of the program.
+/// is one for each architecture; one that logs, since a log that is switched off still costs a map
+/// and a third of the program; and one that knows no patterns, whose maps fit into 64 KiB.
 #[derive(Clone, Copy)]
 pub(super) struct Variant {
     pub(super) arch: &'static str,
-    log: bool,
+    suffix: &'static str,
+    features: &'static str,
 }
 
-pub(super) const VARIANTS: [Variant; 4] = [
-    Variant {
-        arch: "x86_64",
-        log: false,
-    },
-    Variant {
-        arch: "x86_64",
-        log: true,
-    },
-    Variant {
-        arch: "aarch64",
-        log: false,
-    },
-    Variant {
-        arch: "aarch64",
-        log: true,
-    },
+pub(super) const VARIANTS: [Variant; 6] = [
+    Variant::usual("x86_64"),
+    Variant::log("x86_64"),
+    Variant::names("x86_64"),
+    Variant::usual("aarch64"),
+    Variant::log("aarch64"),
+    Variant::names("aarch64"),
 ];
 
 const PACKAGE: &str = "ifmon-ebpf";
@@ -64,14 +55,34 @@ pub(super) const PROFILE: [&str; 9] = [
 pub(super) const LINK_ARGS: [&str; 2] = ["--btf", "--disable-expand-memcpy-in-order"];
 
 impl Variant {
-    fn name(self) -> String {
-        let Self { arch, log } = self;
-        format!("{arch}{}", if log { "-log" } else { "" })
+    const fn usual(arch: &'static str) -> Self {
+        Self {
+            arch,
+            suffix: "",
+            features: "patterns",
+        }
+    }
+
+    const fn log(arch: &'static str) -> Self {
+        Self {
+            arch,
+            suffix: "-log",
+            features: "patterns,log",
+        }
+    }
+
+    const fn names(arch: &'static str) -> Self {
+        Self {
+            arch,
+            suffix: "-names",
+            features: "program",
+        }
     }
 
     /// Where the object is in the tree.
     pub(super) fn object(self) -> String {
-        format!("ifmon-ebpf/object/ifmon-{}.o", self.name())
+        let Self { arch, suffix, .. } = self;
+        format!("ifmon-ebpf/object/ifmon-{arch}{suffix}.o")
     }
 }
 
@@ -82,8 +93,7 @@ pub(super) fn object(
     variant: Variant,
     target_dir: &Path,
 ) -> Result<Vec<u8>> {
-    let Variant { arch, log } = variant;
-    let features = if log { "program,log" } else { "program" };
+    let Variant { arch, features, .. } = variant;
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(workspace::root())
