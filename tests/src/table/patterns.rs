@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Scenario, all, veth};
+use super::{ONCE, Scenario, all, only, veth};
 use crate::{
     stage::Stage,
     want::{appeared, deleted, moved, renamed},
@@ -22,11 +22,17 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("pattern: in two namespaces", two_namespaces),
     veth("pattern: a moved device has another name", moved_as),
     veth("pattern: the same index and name again", same_again),
-    veth("pattern: two hundred devices come and go", many),
-    veth("pattern: an interface that is called so", literal),
-    veth("pattern: --once", once),
-    veth("pattern: --must-exist and nothing matches", must_exist),
-    veth("pattern: --wait", wait),
+    veth("pattern: many devices come and go", many),
+    only(
+        ONCE,
+        veth("pattern: an interface that is called so", literal),
+    ),
+    only(ONCE, veth("pattern: --once", once)),
+    only(
+        ONCE,
+        veth("pattern: --must-exist and nothing matches", must_exist),
+    ),
+    only(ONCE, veth("pattern: --wait", wait)),
 ];
 
 fn made_and_deleted(stage: &mut Stage) -> Result<()> {
@@ -174,22 +180,22 @@ fn same_again(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-const MANY: u32 = 200;
 /// Beyond those that the other ends of the pairs get.
 const FIRST: u32 = 10_000;
 
 fn many(stage: &mut Stage) -> Result<()> {
+    let many = stage.repeated(200);
     let name = |index: u32| format!("wg{index}");
-    for index in FIRST..FIRST + MANY {
+    for index in FIRST..FIRST + many {
         stage.home.add(name(index), index)?;
     }
-    stage.watch_patterns(&[("wg*", MANY)], &[])?;
-    for index in FIRST..FIRST + MANY {
-        stage.home.add(name(index + MANY), index + MANY)?;
+    stage.watch_patterns(&[("wg*", many)], &[])?;
+    for index in FIRST..FIRST + many {
+        stage.home.add(name(index + many), index + many)?;
         stage.home.delete(index)?;
     }
-    for index in FIRST..FIRST + MANY {
-        let next = index + MANY;
+    for index in FIRST..FIRST + many {
+        let next = index + many;
         stage.see("wg*", appeared(next).of(&name(next)))?;
         stage.see("wg*", deleted(index).of(&name(index)))?;
     }
