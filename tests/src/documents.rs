@@ -8,11 +8,12 @@
 //! - `<!-- not tried: REASON -->`: the reason is one of [`REASONS`].
 
 /// What may keep a block from being tried.
-pub const REASONS: [&str; 4] = [
+pub const REASONS: [&str; 5] = [
     "it takes a cluster",
     "it takes packages that are published",
     "it is what builds and tests the tree",
     "it takes docker",
+    "it takes a terminal",
 ];
 
 /// What the blocks of the documents can be: commands, or what programs write or read.

@@ -13,10 +13,11 @@ use crate::workspace;
 #[path = "../../../tests/src/documents.rs"]
 mod blocks;
 
-const PAGES: [&str; 5] = [
+const PAGES: &[&str] = &[
     "README.md",
     "docs/certain.md",
     "docs/container-host.md",
+    "docs/who.md",
     "docs/kubernetes.md",
     "docs/tunnel-engine.md",
 ];
