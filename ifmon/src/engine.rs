@@ -416,7 +416,14 @@ impl<M: Asking> Engine<M> {
     /// The reply to what was asked, when nothing comes of it any more.
     fn refuse(&mut self, asked: Asked, outbox: &mut Outbox) -> Reply {
         match asked {
-            Asked::Drain(_) | Asked::Watch(_) | Asked::WatchPatterns(..) | Asked::Find { .. } => {
+            Asked::WatchPatterns(netns, patterns) => {
+                // That they are watched may be said already.
+                for pattern in &patterns {
+                    outbox.forget_pattern(netns, pattern);
+                }
+                Reply::Watched(Err(Error::Stopped))
+            }
+            Asked::Drain(_) | Asked::Watch(_) | Asked::Find { .. } => {
                 Reply::Watched(Err(Error::Stopped))
             }
             Asked::UnwatchPattern(netns, pattern) | Asked::ForgetPattern(netns, pattern) => {
