@@ -27,8 +27,9 @@ const TOO_MANY: u32 = 2000;
 const TOO_OFTEN: u32 = 200;
 /// A failure that lasts for ever.
 const FOR_EVER: u32 = u32::MAX;
-/// What fails so often in a row is tried again without a wait.
-const TOO_SOON: u32 = 12;
+/// What fails so often in a row is tried again without a wait. All names and patterns of a namespace
+/// that are looked up after a loss ask for a barrier or two each.
+const TOO_SOON: u32 = 20;
 const KINDS_OF_REQUESTS: usize = 32;
 
 /// A backend's side of the kernel.
