@@ -1,6 +1,7 @@
 //! What every scenario needs: a host to change, and a running ifmon to listen to. And the scenarios
 //! themselves.
 
+pub mod agent;
 pub mod backend;
 pub mod bench;
 pub mod calls;

@@ -4,13 +4,13 @@
 //! expects.
 
 use std::{
-    cell::Cell,
     fmt,
     fs::{self, File, OpenOptions},
     io,
     os::fd::AsRawFd as _,
     path::PathBuf,
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
@@ -67,7 +67,7 @@ pub struct Room {
     links: Links,
     namespace: Namespace,
     device: Device,
-    peers: Cell<u32>,
+    peers: AtomicU32,
 }
 
 impl Room {
@@ -82,7 +82,7 @@ impl Room {
             links: Links::new(&namespace)?,
             namespace,
             device,
-            peers: Cell::new(0),
+            peers: AtomicU32::new(0),
         })
     }
 
@@ -117,8 +117,7 @@ impl Room {
     }
 
     fn veth(&self, name: &[u8], index: u32) -> LinkMessage {
-        let number = self.peers.get();
-        self.peers.set(number + 1);
+        let number = self.peers.fetch_add(1, Ordering::Relaxed);
         let peer = LinkUnspec::new_with_name(&format!("peer{number}")).build();
         let peer = InfoData::Veth(InfoVeth::Peer(peer));
         named(

@@ -3,6 +3,7 @@
 
 mod blocked;
 mod broken;
+mod clients;
 mod death;
 mod ending;
 mod flood;
@@ -77,6 +78,7 @@ pub const PARTS: &[Part] = &[
         backends: UNPRIVILEGED,
         ..Part::all("broken", broken::broken)
     },
+    Part::all("clients", clients::clients),
     Part::all("privileges", death::privileges),
     Part::all("death", death::death),
     Part::all("soak", soak::soak),

@@ -44,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long)]
     quick: bool,
     /// Parts to run: storm, overflow, stopped, blocked, race, open (BPF), ending (tracing), broken
-    /// (netlink), privileges, death, soak (a million changes; with tracing, which is mostly
+    /// (netlink), clients, privileges, death, soak (a million changes; with tracing, which is mostly
     /// emulated, 200,000); all by default
     parts: Vec<String>,
 }

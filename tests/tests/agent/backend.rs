@@ -12,11 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use tests::{
+    agent::{Folder, Host, NOBODY, start, until},
     program::{self, Ifmon},
     room::{Device, Room},
 };
-
-use crate::host::{Folder, Host, NOBODY, start, until};
 
 /// The program of an ordinary user.
 fn client(room: &Room, folder: &Folder, args: &[&str]) -> Result<Ifmon> {

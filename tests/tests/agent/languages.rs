@@ -5,8 +5,7 @@ use std::{env, fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-
-use crate::host::{Host, NOBODY, Program, start};
+use tests::agent::{Host, NOBODY, Program, start};
 
 /// The README's own words, by an ordinary user, with the library that Python people take.
 #[test]

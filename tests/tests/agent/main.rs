@@ -3,7 +3,6 @@
 //! Each test makes network namespaces of its own, which takes root.
 
 mod backend;
-mod host;
 mod languages;
 
 use std::{
@@ -18,12 +17,11 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 use tests::{
+    agent::{Client, Folder, Host, NOBODY, start, until},
     open_files,
     program::{self, Ifmon},
     room::{Device, NamedNetns, Room},
 };
-
-use self::host::{Client, Folder, Host, NOBODY, start, until};
 
 #[test]
 fn users_are_told_of_their_own_namespace_and_not_who_made_a_change() -> Result<()> {
@@ -72,7 +70,7 @@ fn users_are_told_of_their_own_namespace_and_not_who_made_a_change() -> Result<(
         client.watch(&there)?;
         client.refused("io.ifmon.NotPermitted")?;
         client.call("io.ifmon.List", &json!({}), true)?;
-        let reply = client.next()?;
+        let reply = client.next_reply()?;
         let listed = reply["parameters"]["interfaces"]
             .as_array()
             .context("no list")?;
@@ -84,7 +82,7 @@ fn users_are_told_of_their_own_namespace_and_not_who_made_a_change() -> Result<(
     }
     let mut client = host.client(&host.room, 0)?;
     client.call("io.ifmon.List", &json!({}), false)?;
-    let reply = client.next()?;
+    let reply = client.next_reply()?;
     ensure!(
         reply["parameters"]["interfaces"].as_array().map(Vec::len) == Some(2),
         "{reply}"
@@ -245,7 +243,7 @@ fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
     other.call("io.ifmon.List", &json!({}), true)?;
     let mut listed = Vec::new();
     loop {
-        let reply = other.next()?;
+        let reply = other.next_reply()?;
         let part = reply["parameters"]["interfaces"]
             .as_array()
             .context("no list")?;
@@ -338,7 +336,7 @@ fn a_client_that_does_not_read_loses_its_own_events_alone() -> Result<()> {
     eager.expect("wg0", "recreated")?;
     let mut told = 0;
     let lost = loop {
-        let event = silent.next()?["parameters"].take();
+        let event = silent.next_reply()?["parameters"].take();
         if event["event"] == "resynced" {
             ensure!(event["changed"] == true, "{event}");
             break event["lost"].as_u64().context("no count")?;

@@ -13,50 +13,53 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use serde_json::{Value, json};
-use tests::{
+use crate::{
     program::{self, Ifmon, PATIENCE},
     room::{Device, Room},
     scratch::Scratch,
 };
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use serde_json::{Value, json};
 
 /// An ordinary user.
-pub(crate) const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// A folder that any user can look into.
-pub(crate) struct Folder(Scratch);
+pub struct Folder(Scratch);
 
 impl Folder {
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    pub fn new(name: &str) -> Result<Self> {
         let scratch = Scratch::new(name)?;
         fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
         Ok(Self(scratch))
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.path().join("run/io.ifmon")
     }
 }
 
 /// A host, and the agent on it.
-pub(crate) struct Host {
-    pub(crate) room: Room,
-    pub(crate) folder: Folder,
-    pub(crate) agent: Ifmon,
+pub struct Host {
+    pub room: Room,
+    pub folder: Folder,
+    pub agent: Ifmon,
 }
 
 impl Host {
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    pub fn new(name: &str) -> Result<Self> {
         Self::with(name, &[])
     }
 
-    pub(crate) fn with(name: &str, options: &[&str]) -> Result<Self> {
+    pub fn with(name: &str, options: &[&str]) -> Result<Self> {
         let room = Room::new(Device::Veth)?;
         let folder = Folder::new(name)?;
         let agent = start(&room, &folder, options)?;
@@ -67,18 +70,18 @@ impl Host {
         })
     }
 
-    pub(crate) fn client(&self, room: &Room, uid: u32) -> Result<Client> {
+    pub fn client(&self, room: &Room, uid: u32) -> Result<Client> {
         Client::connect(&self.folder, room, uid)
     }
 
-    pub(crate) fn info(&self) -> Result<Value> {
+    pub fn info(&self) -> Result<Value> {
         let mut client = self.client(&self.room, 0)?;
         client.call("io.ifmon.Info", &json!({}), false)?;
-        Ok(client.next()?["parameters"].take())
+        Ok(client.next_reply()?["parameters"].take())
     }
 }
 
-pub(crate) fn start(room: &Room, folder: &Folder, options: &[&str]) -> Result<Ifmon> {
+pub fn start(room: &Room, folder: &Folder, options: &[&str]) -> Result<Ifmon> {
     let mut command = Command::new(program::path());
     command.arg("--serve").arg(folder.socket());
     command.args(options);
@@ -91,7 +94,7 @@ pub(crate) fn start(room: &Room, folder: &Folder, options: &[&str]) -> Result<If
 }
 
 /// Waits until something is so.
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !is_so()? {
         if Instant::now() > deadline {
@@ -103,18 +106,18 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Resu
 }
 
 /// One connection.
-pub(crate) struct Client {
-    pub(crate) stream: UnixStream,
+pub struct Client {
+    pub stream: UnixStream,
     input: Vec<u8>,
 }
 
 impl Client {
     /// Connects as this user, from this namespace.
-    pub(crate) fn connect(folder: &Folder, room: &Room, uid: u32) -> Result<Self> {
+    pub fn connect(folder: &Folder, room: &Room, uid: u32) -> Result<Self> {
         Self::connect_as(folder, room, uid, uid)
     }
 
-    pub(crate) fn connect_as(folder: &Folder, room: &Room, uid: u32, gid: u32) -> Result<Self> {
+    pub fn connect_as(folder: &Folder, room: &Room, uid: u32, gid: u32) -> Result<Self> {
         let namespace = File::open(room.path())?;
         let path = folder.socket();
         let stream = thread::scope(|scope| {
@@ -139,19 +142,19 @@ impl Client {
         Ok(Self { stream, input })
     }
 
-    pub(crate) fn call(&mut self, method: &str, parameters: &Value, more: bool) -> Result<()> {
+    pub fn call(&mut self, method: &str, parameters: &Value, more: bool) -> Result<()> {
         let call = json!({ "method": method, "parameters": parameters, "more": more });
         let mut message = serde_json::to_vec(&call)?;
         message.push(0);
         Ok(self.stream.write_all(&message)?)
     }
 
-    pub(crate) fn watch(&mut self, parameters: &Value) -> Result<()> {
+    pub fn watch(&mut self, parameters: &Value) -> Result<()> {
         self.call("io.ifmon.Watch", parameters, true)
     }
 
     /// The next reply; `None` at the end.
-    pub(crate) fn reply(&mut self) -> Result<Option<Value>> {
+    pub fn reply(&mut self) -> Result<Option<Value>> {
         loop {
             if let Some(at) = self.input.iter().position(|byte| *byte == 0) {
                 let message: Vec<u8> = self.input.drain(..=at).collect();
@@ -168,13 +171,19 @@ impl Client {
         }
     }
 
-    pub(crate) fn next(&mut self) -> Result<Value> {
+    /// Is there something to read?
+    pub fn is_ready(&self) -> Result<bool> {
+        let mut readable = [PollFd::new(&self.stream, PollFlags::IN)];
+        Ok(self.input.contains(&0) || poll(&mut readable, Some(&Timespec::default()))? > 0)
+    }
+
+    pub fn next_reply(&mut self) -> Result<Value> {
         self.reply()?.context("the agent has closed the connection")
     }
 
     /// The next reply, which has to be this event of this interface.
-    pub(crate) fn expect(&mut self, interface: &str, event: &str) -> Result<Value> {
-        let mut reply = self.next()?;
+    pub fn expect(&mut self, interface: &str, event: &str) -> Result<Value> {
+        let mut reply = self.next_reply()?;
         let told = reply["parameters"].take();
         ensure!(
             told["event"] == event && told["interface"] == interface && reply["continues"] == true,
@@ -184,22 +193,22 @@ impl Client {
     }
 
     /// The next reply, which has to be this error.
-    pub(crate) fn refused(&mut self, error: &str) -> Result<Value> {
-        let mut reply = self.next()?;
+    pub fn refused(&mut self, error: &str) -> Result<Value> {
+        let mut reply = self.next_reply()?;
         ensure!(reply["error"] == error, "expected {error}, got {reply}");
         Ok(reply["parameters"].take())
     }
 }
 
 /// A program of an ordinary user, and the lines that it writes.
-pub(crate) struct Program {
+pub struct Program {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Program {
     /// Starts it in the namespace.
-    pub(crate) fn start(room: &Room, mut command: Command) -> Result<Self> {
+    pub fn start(room: &Room, mut command: Command) -> Result<Self> {
         command.uid(NOBODY).gid(NOBODY);
         // After the user has changed there is no right to go to a namespace.
         let namespace = File::open(room.path())?;
@@ -216,20 +225,20 @@ impl Program {
     }
 
     /// Starts it as whoever it is.
-    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
+    pub fn spawn(mut command: Command) -> Result<Self> {
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         Ok(Self { child, lines })
     }
 
     /// Waits for its end, which has to be a good one.
-    pub(crate) fn end(mut self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
         let status = self.child.wait()?;
         ensure!(status.success(), "it ended with {status}");
         Ok(())
     }
 
-    pub(crate) fn line(&mut self) -> Result<String> {
+    pub fn line(&mut self) -> Result<String> {
         self.lines
             .next()
             .context("it has ended")?
