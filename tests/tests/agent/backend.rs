@@ -18,7 +18,7 @@ use tests::{
 };
 
 /// The program of an ordinary user.
-fn client(room: &Room, folder: &Folder, args: &[&str]) -> Result<Ifmon> {
+pub(crate) fn client(room: &Room, folder: &Folder, args: &[&str]) -> Result<Ifmon> {
     // By a descriptor, which needs no way through folders.
     let file = File::open(program::path())?;
     let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));

@@ -1,11 +1,18 @@
 //! Clients in other languages, as an ordinary user runs them.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::agent::{Host, NOBODY, Program, start};
+use tests::agent::{Folder, Host, NOBODY, Program, start};
+
+/// Where the client in Go is.
+const GO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ifmon/clients/go");
 
 /// The README's own words, by an ordinary user, with the library that Python people take.
 #[test]
@@ -46,35 +53,42 @@ fn the_python_of_the_readme_works() -> Result<()> {
     Ok(())
 }
 
+/// Runs the go command where the client in Go is, and returns what that says.
+fn go(args: &[&str]) -> Result<String> {
+    let output = Command::new("go")
+        .args(args)
+        .current_dir(GO)
+        .env("CGO_ENABLED", "0")
+        .env("GO111MODULE", "on")
+        .env("GOFLAGS", "-mod=readonly")
+        .env("GOPROXY", "off")
+        .output()
+        .context("go is missing")?;
+    ensure!(output.status.success(), "go {args:?} fails: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Builds the examples of the client in Go, and returns the folder that they are in.
+pub(crate) fn go_examples(folder: &Folder) -> Result<PathBuf> {
+    let built = folder.path().join("go");
+    fs::create_dir(&built)?;
+    go(&["build", "-o", &built.to_string_lossy(), "./examples/..."])?;
+    Ok(built)
+}
+
 /// An engine in Go, and one that prints all, without cgo and without any library.
 #[test]
 fn engines_in_go_are_told_also_when_the_agent_was_away() -> Result<()> {
     let host = Host::new("go")?;
-    let built = host.folder.path().join("go");
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ifmon/clients/go");
-    let go = |args: &[&str]| -> Result<String> {
-        let output = Command::new("go")
-            .args(args)
-            .current_dir(&sources)
-            .env("CGO_ENABLED", "0")
-            .env("GO111MODULE", "on")
-            .env("GOFLAGS", "-mod=readonly")
-            .env("GOPROXY", "off")
-            .output()
-            .context("go is missing")?;
-        ensure!(output.status.success(), "go {args:?} fails: {output:?}");
-        Ok(String::from_utf8(output.stdout)?)
-    };
     go(&["vet", "./..."])?;
     let unformatted = Command::new("gofmt")
         .args(["-l", "."])
-        .current_dir(&sources)
+        .current_dir(GO)
         .output()?;
     ensure!(unformatted.stdout.is_empty(), "{unformatted:?}");
     let tested = go(&["test", "-count=1", "."])?;
     ensure!(tested.starts_with("ok"), "{tested}");
-    fs::create_dir(&built)?;
-    go(&["build", "-o", &built.to_string_lossy(), "./examples/..."])?;
+    let built = go_examples(&host.folder)?;
 
     let Host {
         room,

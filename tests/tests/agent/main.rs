@@ -4,6 +4,7 @@
 
 mod backend;
 mod languages;
+mod storm;
 
 use std::{
     fs,
