@@ -124,10 +124,13 @@ impl Names {
                 changed: true,
                 ..
             } => {
-                known.lost = Some(lost);
+                known.lost = Some(known.lost_with(lost));
                 return None;
             }
             What::Resynced { lost, ifindex, .. } => {
+                // What was to follow from a loss before can be lost too, and undone.
+                let lost = known.lost_with(lost);
+                known.lost = None;
                 if let (Some(ifindex), Some(device)) = (ifindex, &mut known.last) {
                     // After two moves the same device can have another index.
                     device.ifindex = ifindex;
@@ -262,6 +265,15 @@ enum Left {
 }
 
 impl Known {
+    /// How many events were lost, with these and those of which the agent has not yet said what has
+    /// changed.
+    fn lost_with(&self, lost: Option<u64>) -> Option<u64> {
+        match self.lost {
+            None => lost,
+            Some(before) => before.zip(lost).map(|(before, lost)| before + lost),
+        }
+    }
+
     fn leave(&mut self, to: Option<Place>) -> Left {
         self.held = false;
         self.is_deleted = to.is_none();
@@ -280,4 +292,42 @@ impl Found {
 
 fn holder(holder: Option<Device>) -> Observed {
     Observed { holder, away: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn what_follows_from_a_loss_can_be_lost_too() {
+        let name: InterfaceName = "wg0".parse().expect("a good name");
+        let mut names = Names::new(NetnsId(1));
+        let mark = names.new_mark();
+        let holder = names.begin(name, Some(Found { ifindex: 7, mark }));
+        let mut tell = |what| {
+            names.tell(Told {
+                name,
+                time: SystemTime::UNIX_EPOCH,
+                by: None,
+                what,
+            })
+        };
+        let resynced = |lost, changed| What::Resynced {
+            lost: Some(lost),
+            changed,
+            ifindex: Some(7),
+        };
+        assert!(tell(resynced(2, true)).is_none());
+        // It was undone meanwhile.
+        let signal = tell(resynced(3, false));
+        assert!(
+            matches!(signal, Some(Signal::Resync { observed, lost: Some(5), .. }) if observed.holder == holder),
+            "{signal:?}"
+        );
+        // So what comes next is an event like any other.
+        let signal = tell(What::Deleted);
+        assert!(matches!(signal, Some(Signal::Change { .. })), "{signal:?}");
+    }
 }
