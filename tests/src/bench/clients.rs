@@ -12,13 +12,16 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::event::{Timespec, epoll};
+use serde_json::json;
 
 use super::{
     figure::Figures,
     measure::Plan,
     process::{First, Usage},
+    report::number,
     statistics::quantile,
     subject::{WATCHED, WATCHED_INDEX},
+    unrelated,
 };
 use crate::{
     namespace::Namespace,
@@ -28,6 +31,8 @@ use crate::{
     scratch::Scratch,
 };
 
+/// That each client of many watches.
+const NAMES: usize = 10;
 const ROW: &str = "clients";
 const AGENT: &str = "ifmon --serve";
 const PEER: &str = "`ip monitor`";
@@ -53,7 +58,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     figures.push(ROW, what, AGENT, agent.memory, "KiB");
     figures.goal(peer.memory);
     figures.push(ROW, what, PEER, peer.memory, "KiB");
-    Ok(())
+    at_rest(plan, count, figures)
 }
 
 struct Outcome {
@@ -63,34 +68,100 @@ struct Outcome {
     memory: f64,
 }
 
-fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
-    let namespace = Namespace::new()?;
-    let scratch = Scratch::new("bench")?;
-    let path = scratch.path().join("agent");
-    let mut command = Command::new(program::path());
-    command.args(["--quiet", "--serve"]).arg(&path);
-    namespace.enter(&mut command)?;
-    let agent = Process(command.stdin(Stdio::null()).spawn()?);
-    let connect = || -> Result<UnixStream> { Ok(namespace.run(|| UnixStream::connect(&path))??) };
-    drop(wait_for(|| connect().ok())?);
-    let before = Usage::settled(agent.0.id())?.resident;
-    let mut clients = Vec::new();
-    for _ in 0..count {
-        let mut stream = connect()?;
-        let call = format!(
-            "{{\"method\":\"io.ifmon.Watch\",\"parameters\":{{\"interfaces\":[\"{WATCHED}\"]}},\"more\":true}}\0"
-        );
-        stream.write_all(call.as_bytes())?;
-        let mut reply = [0; 4096];
-        ensure!(stream.read(&mut reply)? > 0, "the agent closes a call");
-        clients.push(File::from(OwnedFd::from(stream)));
+/// An agent, and what its clients need.
+struct Agent {
+    namespace: Namespace,
+    process: Process,
+    scratch: Scratch,
+}
+
+impl Agent {
+    fn start() -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let scratch = Scratch::new("bench")?;
+        let mut command = Command::new(program::path());
+        command
+            .args(["--quiet", "--serve"])
+            .arg(scratch.path().join("agent"));
+        namespace.enter(&mut command)?;
+        let process = Process(command.stdin(Stdio::null()).spawn()?);
+        let agent = Self {
+            namespace,
+            process,
+            scratch,
+        };
+        drop(wait_for(|| agent.connect().ok())?);
+        Ok(agent)
     }
-    let after = Usage::settled(agent.0.id())?.resident;
-    let times = follow(&namespace, clients, changes)?;
-    Ok(Outcome {
-        times,
-        memory: (after as f64 - before as f64) / count as f64,
-    })
+
+    fn connect(&self) -> Result<UnixStream> {
+        let path = self.scratch.path().join("agent");
+        Ok(self.namespace.run(|| UnixStream::connect(path))??)
+    }
+
+    /// Clients that watch these names, and what memory each takes, in KiB.
+    fn clients(&self, count: usize, names: &[String]) -> Result<(Vec<File>, f64)> {
+        let before = self.usage()?.resident;
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let mut stream = self.connect()?;
+            let call = json!({
+                "method": "io.ifmon.Watch",
+                "parameters": { "interfaces": names },
+                "more": true,
+            });
+            stream.write_all(format!("{call}\0").as_bytes())?;
+            let mut told = 0;
+            while told < names.len() {
+                let mut replies = [0; 8192];
+                let read = stream.read(&mut replies)?;
+                ensure!(read > 0, "the agent closes a call");
+                told += replies[..read].iter().filter(|byte| **byte == 0).count();
+            }
+            clients.push(File::from(OwnedFd::from(stream)));
+        }
+        let after = self.usage()?.resident;
+        Ok((clients, (after as f64 - before as f64) / count as f64))
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        Usage::settled(self.process.0.id())
+    }
+}
+
+fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
+    let agent = Agent::start()?;
+    let (clients, memory) = agent.clients(count, &[WATCHED.to_owned()])?;
+    let times = follow(&agent.namespace, clients, changes)?;
+    Ok(Outcome { times, memory })
+}
+
+/// Many clients of many names, and changes that concern none of them.
+fn at_rest(plan: &Plan, count: usize, figures: &mut Figures) -> Result<()> {
+    let rounds = plan.scale(200, 0, 4);
+    let agent = Agent::start()?;
+    let names: Vec<String> = (0..NAMES).map(|number| format!("wg{number}")).collect();
+    let (clients, memory) = agent.clients(count, &names)?;
+    let mut requests = Requests::new(&agent.namespace)?;
+    let before = agent.usage()?.switches;
+    for _ in 0..rounds {
+        unrelated::round(&mut requests)?;
+    }
+    let woken = agent.usage()?.switches - before;
+    let told = Waiting::new(&clients)?.ready(0)?.len();
+    ensure!(
+        told == 0,
+        "{told} clients were told what does not concern them"
+    );
+    let what = format!(
+        "wake-ups for {} changes of others, {count} clients of {NAMES} names",
+        number(f64::from(rounds * unrelated::CHANGES_OF_ROUND))
+    );
+    figures.push(ROW, &what, AGENT, woken as f64, "");
+    figures.goal(5.0);
+    let what = format!("memory a client of {NAMES} names");
+    figures.push(ROW, &what, AGENT, memory, "KiB");
+    Ok(())
 }
 
 fn of_peer(count: usize, changes: usize) -> Result<Outcome> {

@@ -20,13 +20,15 @@ const ROW: &str = "unrelated";
 const PAIRS: u32 = 50;
 /// Changes that each pair goes through, its two creations and deletions included.
 const CHANGES: u32 = 10;
+/// Changes of a round.
+pub(super) const CHANGES_OF_ROUND: u32 = PAIRS * CHANGES;
 const GROUP: u32 = 7;
 /// The index of the first link, above those that the kernel gives to the peers.
 const FIRST: u32 = 1_000_000;
 
 pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let rounds = plan.scale(200, 20, 4);
-    let changes = number(f64::from(rounds * PAIRS * CHANGES));
+    let changes = number(f64::from(rounds * CHANGES_OF_ROUND));
     let namespace = Namespace::new()?;
     let mut requests = Requests::new(&namespace)?;
     requests.add_bridge(WATCHED, WATCHED_INDEX)?;
@@ -72,7 +74,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
 }
 
 /// Creates pairs, changes one end of each, and deletes them.
-fn round(requests: &mut Requests) -> Result<()> {
+pub(super) fn round(requests: &mut Requests) -> Result<()> {
     for pair in 0..PAIRS {
         let name = format!("veth{pair}a");
         requests.add_pair(&name, &format!("veth{pair}b"), FIRST + pair, GROUP)?;
