@@ -10,11 +10,11 @@ use crate::{
 
 pub(super) const TABLE: &[Scenario] = &[
     all("pattern: made and deleted", made_and_deleted),
-    all(
+    veth(
         "pattern: renamed into it, within it and out of it",
         renamed_in_and_out,
     ),
-    all("pattern: moved away and back", moved_away_and_back),
+    veth("pattern: moved away and back", moved_away_and_back),
     veth("pattern: renamed in the next moment", renamed_at_once),
     veth("pattern: several, and names beside them", several),
     veth("pattern: with no star", brackets),
