@@ -160,7 +160,7 @@ enum Undo {
     Device,
     /// The programs have not touched it.
     Link,
-    /// Nor replaced it by then, so that what was removed was nobody else's.
+    /// Nor have they by then, so that what was removed was nobody else's.
     DeviceAgain,
     RemoveDevice,
     Namespace,
@@ -702,7 +702,9 @@ impl Begin {
             }
             (Undo::Link, _) => Step::Undo(at, Undo::DeviceAgain),
             (Undo::DeviceAgain, reply) => {
-                if !matches!(reply, Reply::Device(Ok(Some(_)))) {
+                let is_untouched =
+                    matches!(reply, Reply::Device(Ok(Some(device))) if device.opened == 0);
+                if !is_untouched {
                     core.has_failed();
                 }
                 Step::Undo(at, Undo::RemoveDevice)

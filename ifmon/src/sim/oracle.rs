@@ -117,7 +117,10 @@ impl Follower {
         let first = follower.beliefs.first()?;
         let id = |belief: &Belief| belief.told.holder.map(|device| device.id);
         let first = id(first);
-        follower.rested = first.filter(|_| follower.beliefs.iter().all(|one| id(one) == first));
+        // Its inode could not be read, perhaps; once all is at rest it was.
+        let is_known = means.calm && !means.can_lose;
+        follower.rested =
+            first.filter(|_| is_known && follower.beliefs.iter().all(|one| id(one) == first));
         if let Some(identity) = expected {
             let holders = follower.beliefs.iter().map(|belief| belief.told.holder);
             let mut is_met = holders.flat_map(|holder| {
