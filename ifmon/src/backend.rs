@@ -31,7 +31,7 @@ pub(crate) struct Options {
     pub(crate) choice: BackendChoice,
     /// How many watches there shall be room for.
     pub(crate) capacity: usize,
-    /// How many patterns are watched from the start.
+    /// In how many namespaces there may be patterns.
     pub(crate) patterns: usize,
     /// Bytes of the queue between the kernel and the process.
     pub(crate) receive_buffer: Option<u32>,

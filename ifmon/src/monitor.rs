@@ -109,6 +109,15 @@ impl Builder {
         self
     }
 
+    /// Makes room for patterns in this many network namespaces, if that is more than there are at
+    /// the start. The BPF backends cannot make more room later: their programs for patterns take
+    /// longer to be loaded, so that where this is not called, and the start has none, they are
+    /// those for names alone, and [`Handle::watch`] refuses a pattern.
+    pub fn pattern_capacity(mut self, namespaces: usize) -> Self {
+        self.options.patterns = namespaces;
+        self
+    }
+
     /// Bytes of the queue between the kernel and this process: the socket's receive buffer, or the
     /// ring buffer of the BPF backends (rounded up to a power of two of pages). 4 MiB and 256
     /// KiB if this is not called.
@@ -155,8 +164,9 @@ impl Builder {
             agent = AgentChoice::Nobody;
         }
         let is_pattern = |target: &&Target| target.name().is_none();
-        options.patterns = targets.iter().filter(is_pattern).count();
-        options.capacity = options.capacity.max(targets.len() - options.patterns);
+        let patterns = targets.iter().filter(is_pattern).count();
+        options.patterns = options.patterns.max(patterns);
+        options.capacity = options.capacity.max(targets.len() - patterns);
         let shared = Arc::new(Shared::default());
         let (commands, receiver) = mpsc::channel(1);
         let (kind, task) = backend::start(options, &agent, receiver, Arc::clone(&shared))?;

@@ -417,3 +417,32 @@ fn an_expected_device_that_is_not_there_is_told() {
         }
     });
 }
+
+/// Programs for names alone are loaded where no pattern is to be expected.
+#[test]
+fn a_pattern_needs_room_from_the_start_with_bpf_alone() {
+    with_each_backend(async |namespace, kind| {
+        let pattern = || Target::pattern("wg*").expect("a good pattern");
+        let (mut monitor, handle) = start(kind, &["lo"]).await;
+        told(&mut monitor).await;
+        match handle.watch(pattern()).await {
+            Ok(()) => assert!(!kind.is_ebpf(), "{kind}"),
+            Err(Error::Filter(error)) => {
+                assert!(kind.is_ebpf(), "{kind}");
+                assert!(error.to_string().contains("pattern_capacity"), "{error}");
+            }
+            Err(error) => panic!("{kind}: {error:?}"),
+        }
+
+        let builder = Monitor::builder().backend(BackendChoice::Only(kind));
+        let monitor = builder.watch("lo").pattern_capacity(1).start().await;
+        let mut monitor = monitor.expect("the backend works");
+        told(&mut monitor).await;
+        let watched = monitor.handle().watch(pattern()).await;
+        assert!(watched.is_ok(), "{kind}: {watched:?}");
+        told(&mut monitor).await;
+        ip(namespace, "link add wg7 type veth peer name p7\n");
+        assert_eq!(words(&mut monitor).await, ["wg7 appeared"], "{kind}");
+        ip(namespace, "link del wg7\n");
+    });
+}

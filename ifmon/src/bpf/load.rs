@@ -222,7 +222,7 @@ pub(crate) struct Load<'a> {
     pub(crate) layout: Option<&'a Layout>,
     pub(crate) who: Who,
     pub(crate) watches: usize,
-    /// How many patterns, each perhaps in a namespace of its own.
+    /// In how many namespaces there may be patterns.
     pub(crate) patterns: usize,
     pub(crate) ring_bytes: Option<u32>,
 }
@@ -231,43 +231,39 @@ impl Load<'_> {
     /// Parses the object, creates its maps and sets its constants. Says how many watches there is
     /// room for.
     pub(crate) fn object(&self) -> Result<(Ebpf, usize), Unavailable> {
-        let code = if wants_log() { OBJECT_WITH_LOG } else { OBJECT };
+        // With patterns the verifier walks twelve times as many instructions, and each of their maps
+        // is a page at least.
+        let code = match self.patterns {
+            _ if wants_log() => OBJECT_WITH_LOG,
+            0 => OBJECT_OF_NAMES,
+            _ => OBJECT,
+        };
         let code = code.ok_or(Unavailable::NoObject)?;
-        // The maps of patterns are small too, but each is a page at least.
-        let small = OBJECT_OF_NAMES.filter(|_| self.patterns == 0 && !wants_log());
         let Self {
             watches,
             patterns,
             ring_bytes,
             ..
         } = *self;
-        // Some later should not need a restart, but those that watch names alone should not need
-        // the memory.
-        let matching = if patterns == 0 { 1 } else { MATCHING };
+        // Some later should not need a restart.
         let patterns = patterns.next_power_of_two().max(SPARE_PATTERNS);
         let patterns = u32::try_from(patterns).unwrap_or(u32::MAX);
-        let roomy = (
-            code,
-            watches.max(WATCHES),
-            matching,
-            ring_bytes.unwrap_or(RING),
-        );
+        let roomy = (watches.max(WATCHES), MATCHING, ring_bytes.unwrap_or(RING));
         let tight = (
-            small.unwrap_or(code),
             watches.max(8),
-            matching.min(TIGHT_MATCHING),
+            TIGHT_MATCHING,
             ring_bytes.unwrap_or(SMALL_RING),
         );
         let mut last = None;
         // Maps that were tried and given back count for a while longer, so where they are counted
         // (before 5.11, against a limit that is 64 KiB by default) the small ones come
         // first.
-        let sizes: &[(&[u8], usize, u32, u32)] = match memlock_limit() {
+        let sizes: &[(usize, u32, u32)] = match memlock_limit() {
             Some(limit) if limit < ROOMY_LIMIT => &[tight],
             _ => &[roomy, tight],
         };
         let constants = self.constants();
-        for &(code, watches, matching, ring) in sizes {
+        for &(watches, matching, ring) in sizes {
             let entries = u32::try_from(watches.next_power_of_two()).unwrap_or(u32::MAX);
             let devices = entries.saturating_mul(2);
             let mut loader = loader();

@@ -24,7 +24,7 @@ pub(super) struct Maps {
     links: HashMap<MapData, Link, u64>,
     namespaces: HashMap<MapData, u32, u32>,
     sockets: HashMap<MapData, u64, u32>,
-    /// `None` where there is no memory for patterns.
+    /// `None` where there was no pattern at the start.
     patterns: Option<PatternMaps>,
     counters: PerCpuArray<MapData, Counters>,
     pub(super) control: Array<MapData, Control>,
@@ -174,8 +174,8 @@ impl Maps {
     fn patterns(&mut self) -> io::Result<&mut PatternMaps> {
         self.patterns.as_mut().ok_or_else(|| {
             io::Error::other(
-                "the limit on locked memory is too small for patterns; raise it (ulimit -l, LimitMEMLOCK=) or \
-                 grant CAP_SYS_RESOURCE",
+                "the BPF programs know names alone, since there was no pattern at the start; \
+                 ask for room with Builder::pattern_capacity",
             )
         })
     }
