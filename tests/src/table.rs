@@ -36,6 +36,8 @@ pub struct Scenario {
     pub devices: Devices,
     /// Which backends it is for.
     pub backends: &'static [BackendKind],
+    /// Played on an emulated processor, too.
+    pub is_for_emulated: bool,
     /// Plays it.
     pub play: fn(&mut Stage) -> Result<()>,
 }
@@ -54,6 +56,7 @@ const fn all(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenario
         name,
         devices: Devices::All,
         backends: &BACKENDS,
+        is_for_emulated: true,
         play,
     }
 }
@@ -63,6 +66,7 @@ const fn veth(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenari
         name,
         devices: Devices::Veth,
         backends: &BACKENDS,
+        is_for_emulated: true,
         play,
     }
 }
@@ -71,6 +75,15 @@ const fn veth(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenari
 const fn only(backends: &'static [BackendKind], scenario: Scenario) -> Scenario {
     Scenario {
         backends,
+        ..scenario
+    }
+}
+
+/// What others show of each kernel as well: it is left out where everything takes many times as
+/// long.
+const fn native(scenario: Scenario) -> Scenario {
+    Scenario {
+        is_for_emulated: false,
         ..scenario
     }
 }

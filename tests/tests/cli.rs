@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs::OpenOptions,
     io::{BufRead as _, BufReader},
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     process::{Command, Output, Stdio},
 };
 
@@ -233,6 +233,14 @@ fn signals_end_it_cleanly() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut command = words(&["--json", "--backend", "netlink", LOOPBACK]);
         command.env("NO_COLOR", "1");
+        // Whoever runs the tests may have it ignored, as nohup(1) does, and it would stay so.
+        // SAFETY: between fork and exec, and signal(2) may be called there.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            });
+        }
         let ifmon = Ifmon::spawn(command).expect("ifmon starts");
         ifmon.expect(LOOPBACK, "watching").expect("it is there");
         ifmon.signal(signal).expect("it runs");

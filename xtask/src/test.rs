@@ -218,10 +218,10 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
-/// Does any input break a parser? A minute is not much; `cargo xtask fuzz --seconds N` takes as
+/// Does any input break a parser? Half a minute is not much; `cargo xtask fuzz --seconds N` takes as
 /// long as one likes.
 fn parsers() -> Result<Counts> {
-    const SECONDS: u64 = 60;
+    const SECONDS: u64 = 30;
     println!("fuzzing the parsers for {SECONDS} s");
     Ok(match fuzz::run_all(SECONDS)? {
         fuzz::Outcome::Clean => Counts {

@@ -2,27 +2,30 @@
 
 use anyhow::Result;
 
-use super::{ONCE, Scenario, all, only, veth};
+use super::{ONCE, Scenario, native, only, veth};
 use crate::{
     stage::Stage,
     want::{appeared, deleted, moved, renamed},
 };
 
 pub(super) const TABLE: &[Scenario] = &[
-    all("pattern: made and deleted", made_and_deleted),
+    veth("pattern: made and deleted", made_and_deleted),
     veth(
         "pattern: renamed into it, within it and out of it",
         renamed_in_and_out,
     ),
     veth("pattern: moved away and back", moved_away_and_back),
-    veth("pattern: renamed in the next moment", renamed_at_once),
-    veth("pattern: several, and names beside them", several),
-    veth("pattern: with no star", brackets),
-    veth("pattern: what matches changes and has its name", silent),
-    veth("pattern: in two namespaces", two_namespaces),
     veth("pattern: a moved device has another name", moved_as),
     veth("pattern: the same index and name again", same_again),
-    veth("pattern: many devices come and go", many),
+    native(veth("pattern: renamed in the next moment", renamed_at_once)),
+    native(veth("pattern: several, and names beside them", several)),
+    native(veth("pattern: with no star", brackets)),
+    native(veth(
+        "pattern: what matches changes and has its name",
+        silent,
+    )),
+    native(veth("pattern: in two namespaces", two_namespaces)),
+    native(veth("pattern: many devices come and go", many)),
     only(
         ONCE,
         veth("pattern: an interface that is called so", literal),

@@ -21,10 +21,10 @@ const MEMORY: u32 = 768;
 
 /// The backends that are tried on a kernel: all that it has, where all are asked for.
 ///
-/// Otherwise each of them is tried on the oldest kernel and on the newest, and `netlink-ebpf`, whose
-/// verifier, helpers and messages differ most from one to the other, on all. In between one of
-/// `fentry` and `kprobe` stands for both: they run the same program behind another entry. What
-/// needs no BPF is tried on this host, too, and so on fewer of the others.
+/// Otherwise all are tried on the oldest kernel, those of BPF on the newest, and `netlink-ebpf`, whose
+/// verifier, helpers and messages differ most from one to the other, on all. In between, and on the
+/// newest for ARM, one of `fentry` and `kprobe` stands for both: they run the same program behind
+/// another entry. What needs no BPF is tried on this host, too.
 fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
     const WITH_FENTRY: [&str; 5] = [
         "fentry",
@@ -39,9 +39,8 @@ fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
         (Arch::X86_64, "bookworm") => &["fentry", "netlink-ebpf"],
         (Arch::X86_64, "trixie") => &["kprobe", "netlink-ebpf"],
         (Arch::Aarch64, "bullseye" | "bookworm") => &["kprobe", "netlink-ebpf"],
-        (Arch::Aarch64, "trixie") => &["fentry", "netlink-ebpf"],
-        (Arch::Aarch64, "sid") => &["fentry", "kprobe", "netlink-ebpf"],
-        (Arch::X86_64, "sid") => &["fentry", "kprobe", "netlink-ebpf", "netlink"],
+        (Arch::Aarch64, "trixie" | "sid") => &["fentry", "netlink-ebpf"],
+        (Arch::X86_64, "sid") => &["fentry", "kprobe", "netlink-ebpf"],
         _ => &WITH_FENTRY,
     };
     let has_fentry = has_fentry(kernel, arch);

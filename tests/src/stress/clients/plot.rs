@@ -164,19 +164,10 @@ impl Plot {
                 self.left(ifindex, Departure::Moved);
                 Change::MoveAway(ifindex)
             }
-            (2..52, Some(name)) => {
-                if is_here {
-                    self.left(ifindex, Departure::Renamed(name.clone()));
-                }
-                self.came(ifindex, &name);
-                if is_here {
-                    Change::Rename(ifindex, name)
-                } else {
-                    Change::MoveBack(ifindex, name)
-                }
-            }
-            (_, _) => {
-                let name = format!("o{ifindex}-{}", random.below(1000));
+            (roll, free) => {
+                let name = free
+                    .filter(|_| roll < 52)
+                    .unwrap_or_else(|| format!("o{ifindex}-{}", random.below(1000)));
                 if is_here {
                     self.left(ifindex, Departure::Renamed(name.clone()));
                 }
