@@ -94,6 +94,14 @@ impl Netlink {
         }
     }
 
+    /// The subscription to a namespace, which is made if there is none.
+    fn subscription(&mut self, netns: NetnsId) -> &mut Subscription {
+        let filtered = self.filtered;
+        self.subscriptions
+            .entry(netns)
+            .or_insert_with(|| Subscription::new(netns, filtered))
+    }
+
     /// The subscription may have something to do.
     fn activate(&mut self, netns: NetnsId) {
         if self.queued.insert(netns) {
@@ -137,11 +145,7 @@ impl Netlink {
                 self.command = Some(Command::UnwatchPattern(netns, pattern));
             }
             Command::WatchPatterns { netns, patterns } => {
-                let filtered = self.filtered;
-                let subscription = self
-                    .subscriptions
-                    .entry(netns)
-                    .or_insert_with(|| Subscription::new(netns, filtered));
+                let subscription = self.subscription(netns);
                 if subscription.is_drained() || subscription.is_idle() {
                     subscription.join_patterns(patterns);
                 } else {
@@ -150,11 +154,7 @@ impl Netlink {
                 self.activate(netns);
             }
             Command::Watch { netns, wanted } => {
-                let filtered = self.filtered;
-                let subscription = self
-                    .subscriptions
-                    .entry(netns)
-                    .or_insert_with(|| Subscription::new(netns, filtered));
+                let subscription = self.subscription(netns);
                 if subscription.is_drained() || subscription.is_idle() {
                     subscription.join(wanted);
                 } else {
