@@ -117,7 +117,8 @@ impl Followed {
     }
 
     /// Are the lines what happened, each change once and in order? What `resynced` stands for may
-    /// be missing in its place, and no more than that.
+    /// be missing in its place, and no more than that. A device that came while that was lost, and
+    /// was called otherwise at its end, is another one to the watch when it returns.
     ///
     /// With a filter that is to learn the index of each new device (`learns`), what that does next
     /// may go unheard: it needs no line where it was undone, nor where the device is gone,
@@ -125,14 +126,19 @@ impl Followed {
     pub(super) fn explain(&self, happened: &[(&str, u64)], learns: bool) -> Result<()> {
         // How many of the changes may be accounted for.
         let mut places = vec![0];
+        let mut is_after_loss = false;
         for (number, told) in self.told.iter().enumerate().skip(1) {
             let from = places.first().copied().unwrap_or_default();
             match (told.event.as_str(), told.lost) {
                 ("resynced", Some(lost)) => {
                     let lost = usize::try_from(lost)?;
                     places.iter_mut().for_each(|place| *place += lost);
+                    is_after_loss = true;
                 }
-                ("resynced", None) => places = (from..=happened.len()).collect(),
+                ("resynced", None) => {
+                    places = (from..=happened.len()).collect();
+                    is_after_loss = true;
+                }
                 _ if told.recovered => {}
                 (event, _) => {
                     places.retain(|&place| {
@@ -142,12 +148,14 @@ impl Followed {
                         };
                         happened.get(place).is_some_and(|&(happened, index)| {
                             let same = happened == event
+                                || is_after_loss && (happened, event) == ("returned", "recreated")
                                 || learns
                                     && (happened, event) == ("renamed", "deleted")
                                     && was_last();
                             same && told.index == Some(index)
                         })
                     });
+                    is_after_loss = false;
                     places.iter_mut().for_each(|place| *place += 1);
                     let Some(&from) = places.first() else {
                         bail!(
@@ -241,4 +249,41 @@ pub(super) fn begin(ifmon: &Ifmon) -> Result<Followed> {
         }
     }
     Ok(followed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn followed(lines: &[(&str, Option<u64>)]) -> Followed {
+        let told = |&(event, lost): &(&str, Option<u64>)| Told {
+            event: event.to_owned(),
+            index: (event != "resynced").then_some(7),
+            recovered: false,
+            lost,
+        };
+        Followed {
+            told: lines.iter().map(told).collect(),
+            ..Followed::new()
+        }
+    }
+
+    #[test]
+    fn a_device_that_came_in_a_loss_is_another_one_when_it_returns() {
+        let happened = ["renamed", "recreated", "renamed", "returned"].map(|event| (event, 7));
+        let begin = [("watching", None), ("renamed", None)];
+        let lost = [("resynced", Some(2))];
+        for (lines, is_right) in [
+            ([("recreated", None)], true),
+            ([("returned", None)], true),
+            ([("appeared", None)], false),
+        ] {
+            let lines = [&begin[..], &lost, &lines].concat();
+            let explained = followed(&lines).explain(&happened, false);
+            assert_eq!(explained.is_ok(), is_right, "{lines:?}");
+        }
+        let lines = [&begin[..], &[("recreated", None)]].concat();
+        let happened = ["renamed", "returned"].map(|event| (event, 7));
+        assert!(followed(&lines).explain(&happened, false).is_err());
+    }
 }
