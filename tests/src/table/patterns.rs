@@ -9,14 +9,14 @@ use crate::{
 };
 
 pub(super) const TABLE: &[Scenario] = &[
-    veth("pattern: made and deleted", made_and_deleted),
     veth(
-        "pattern: renamed into it, within it and out of it",
+        "pattern: renamed into it, within it and out of it, and made again",
         renamed_in_and_out,
     ),
     veth("pattern: moved away and back", moved_away_and_back),
-    veth("pattern: a moved device has another name", moved_as),
-    veth("pattern: the same index and name again", same_again),
+    native(veth("pattern: made and deleted", made_and_deleted)),
+    native(veth("pattern: a moved device has another name", moved_as)),
+    native(veth("pattern: the same index and name again", same_again)),
     native(veth("pattern: renamed in the next moment", renamed_at_once)),
     native(veth("pattern: several, and names beside them", several)),
     native(veth("pattern: with no star", brackets)),
@@ -68,6 +68,10 @@ fn renamed_in_and_out(stage: &mut Stage) -> Result<()> {
     stage.home.rename(100, "eth8")?;
     stage.home.rename(100, "wg9")?;
     stage.see("wg*", appeared(100).of("wg9"))?;
+    stage.home.delete(100)?;
+    stage.home.add("wg0", 100)?;
+    stage.see("wg*", deleted(100).of("wg9"))?;
+    stage.see("wg*", appeared(100).of("wg0"))?;
     stage.nothing_more(&[])
 }
 
