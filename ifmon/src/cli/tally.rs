@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, hash::Hash};
 use ifmon::{Container, Event, EventKind, NetnsId, Origin};
 use serde::Serialize;
 
-use super::output::{facts::Facts, stderr::printable};
+use super::output::{facts::Facts, stderr::printable, text::container};
 
 /// How many makers are told apart, and how many namespaces. A host has hundreds of containers;
 /// whoever comes after these many is counted all the same, under nobody's name.
@@ -82,14 +82,7 @@ impl Maker {
 impl fmt::Display for Maker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Container { runtime, id } => {
-                if let Some(runtime) = runtime {
-                    write!(f, "{runtime} ")?;
-                }
-                // Docker's habit of twelve digits of an id is everybody's; a name is not cut.
-                let digits = id.get(..12).filter(|_| id.len() == 64);
-                write!(f, "container {}", printable(digits.unwrap_or(id)))
-            }
+            Self::Container { runtime, id } => f.write_str(&container(*runtime, id)),
             Self::Unit(name) | Self::Comm(name) => f.write_str(&printable(name)),
             Self::Unknown => f.write_str("somebody"),
         }

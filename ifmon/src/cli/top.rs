@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     namespaces::Namespaces,
-    output::{facts::Facts, json::timestamp},
+    output::{facts::Facts, json::timestamp, text::losses},
     tally::{Counts, Tally, busiest},
 };
 
@@ -128,8 +128,7 @@ impl Top {
         if let Some(recent) = recent.front_mut() {
             recent.event(event, facts);
         }
-        let time = timestamp(event.time);
-        newest.push_front(format!("{} {line}", time.get(11..19).unwrap_or(&time)));
+        newest.push_front(format!("{} {line}", time_of_day(event.time)));
         newest.truncate(NEWEST);
     }
 
@@ -254,14 +253,9 @@ impl Top {
     }
 
     fn title(&self, shown: &Shown) -> String {
-        let lost = match shown.total.lost() {
-            Some(0) => "none lost".to_owned(),
-            Some(lost) => format!("{lost} lost and made good"),
-            None => "some lost and made good".to_owned(),
-        };
+        let lost = losses(shown.total.lost());
         let since = self.begun.elapsed().as_secs();
         let (hours, minutes, seconds) = (since / 3600, since / 60 % 60, since % 60);
-        let time = timestamp(SystemTime::now());
         let paused = if self.paused.is_some() {
             ", PAUSED"
         } else {
@@ -270,7 +264,7 @@ impl Top {
         format!(
             "ifmon by {}, {} for {hours}:{minutes:02}:{seconds:02}, {lost}{paused}",
             self.backend,
-            time.get(11..19).unwrap_or(&time),
+            time_of_day(SystemTime::now()),
         )
     }
 
@@ -314,6 +308,12 @@ impl Top {
     fn is_wanted(&self, text: &str) -> bool {
         text.to_lowercase().contains(&self.filter.to_lowercase())
     }
+}
+
+/// To the second, in UTC.
+fn time_of_day(time: SystemTime) -> String {
+    let time = timestamp(time);
+    time.get(11..19).unwrap_or(&time).to_owned()
 }
 
 /// The rows of all that are in the total.

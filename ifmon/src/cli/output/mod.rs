@@ -10,7 +10,7 @@ pub(crate) mod line;
 pub(crate) mod stderr;
 pub(crate) mod stdout;
 mod summary;
-mod text;
+pub(crate) mod text;
 
 use std::{
     io,
@@ -120,7 +120,8 @@ impl Output {
         let facts = Facts::of(event, &mut self.origins, &self.mine);
         let line = Line::event(event, &facts, self.namespaces.name(event.netns));
         let restart = facts.calls_for_restart(event);
-        let wants_fields = self.has_commands || self.journal.is_some();
+        let has_line = matches!(self.sums, Sums::None);
+        let wants_fields = self.has_commands || has_line && self.journal.is_some();
         let fields = wants_fields.then(|| line.to_environment());
         let text = |text: &Option<text::Writer>| match text {
             Some(text) => text.event(event, &facts, &self.namespaces),
@@ -289,7 +290,8 @@ impl Output {
             };
             let (netns, _) = stopped.watch;
             let line = Line::stopped(&stopped, self.namespaces.name(netns));
-            let fields = line.to_environment();
+            let wants_fields = self.hooks.is_some() || self.journal.is_some();
+            let fields = wants_fields.then(|| line.to_environment());
             if let Sums::None = self.sums {
                 let text = match &self.text {
                     Some(text) => text.stopped(&stopped, &self.namespaces),
@@ -298,9 +300,9 @@ impl Output {
                 let Self {
                     stdout, journal, ..
                 } = self;
-                push(stdout, journal, text, Priority::Info, Some(&fields));
+                push(stdout, journal, text, Priority::Info, fields.as_ref());
             }
-            if let Some(hooks) = &self.hooks {
+            if let (Some(hooks), Some(fields)) = (&self.hooks, fields) {
                 hooks.push(job("stopped", fields), None, None);
             }
         }

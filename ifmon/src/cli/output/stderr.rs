@@ -10,12 +10,9 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    net::SendFlags,
-};
+use rustix::{event::PollFlags, net::SendFlags};
 
-use super::journal::prefix;
+use super::{journal::prefix, stdout::is_ready};
 
 /// What a pipe takes in one piece, without the line feed. A longer message is cut.
 const LONGEST: usize = 4095;
@@ -76,12 +73,7 @@ impl Stderr {
                 Ok(())
             }
             None => {
-                let now = Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                };
-                let mut file = [PollFd::new(&stderr, PollFlags::OUT)];
-                if poll(&mut file, Some(&now))? == 0 {
+                if !is_ready(&stderr, PollFlags::OUT)? {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 rustix::io::write(&stderr, message)?;

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What a pipe takes in one piece (`include/uapi/linux/limits.h`).
@@ -34,6 +35,15 @@ impl AsFd for Watched {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Would a read or a write not wait right now?
+pub(crate) fn is_ready(file: impl AsFd, flags: PollFlags) -> io::Result<bool> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    Ok(poll(&mut [PollFd::new(&file, flags)], Some(&now))? > 0)
 }
 
 impl Stdout {
@@ -94,18 +104,12 @@ impl Stdout {
     /// Returns once a write of up to [`PIPE_BUF`] bytes would not block, which `poll(2)` promises
     /// for a pipe.
     async fn writable(&self) -> io::Result<()> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let Some(waits) = &self.waits else {
             return Ok(());
         };
         loop {
             let mut ready = waits.writable().await?;
-            let mut file = [PollFd::new(&self.file, PollFlags::OUT)];
-            let now = Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            if poll(&mut file, Some(&now))? > 0 {
+            if is_ready(&self.file, PollFlags::OUT)? {
                 ready.retain_ready();
                 return Ok(());
             }

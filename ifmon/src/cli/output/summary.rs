@@ -9,7 +9,7 @@ use ifmon::NetnsId;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::json::timestamp;
+use super::{json::timestamp, text::losses};
 use crate::cli::{
     namespaces::Namespaces,
     tally::{Counts, Maker, Tally, busiest},
@@ -125,11 +125,7 @@ fn text(tally: &Tally, time: SystemTime, seconds: Duration, namespaces: &Namespa
         timestamp(time),
         seconds.as_secs_f64(),
         Said(tally.all, 0),
-        match tally.lost() {
-            Some(0) => "none lost".to_owned(),
-            Some(lost) => format!("{lost} lost and made good"),
-            None => "some lost and made good".to_owned(),
-        }
+        losses(tally.lost())
     );
     rows(&mut text, &busiest(&tally.makers), |maker| {
         format!("by {maker}")

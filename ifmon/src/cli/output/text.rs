@@ -73,13 +73,7 @@ impl Writer {
             let changes = counted(seen, "change");
             let _ = write!(text, " out of {changes} of all interfaces");
         }
-        match stopped.lost {
-            Some(0) => text.push_str(", none lost"),
-            Some(lost) => {
-                let _ = write!(text, ", {lost} lost and made good");
-            }
-            None => text.push_str(", some lost and made good"),
-        }
+        let _ = write!(text, ", {}", losses(stopped.lost));
         self.line(
             stopped.time,
             &place(stopped.watch, stopped.pattern.as_ref(), namespaces),
@@ -145,17 +139,29 @@ fn who(actor: &Actor, origin: &Origin) -> String {
     who + &whence(origin)
 }
 
-/// The nearest that is known of where somebody comes from. Docker's habit of twelve digits of an id
-/// is everybody's; a name is not cut.
+/// How much was lost on the way; `None` where not all was counted.
+pub(crate) fn losses(lost: Option<u64>) -> String {
+    match lost {
+        Some(0) => "none lost".to_owned(),
+        Some(lost) => format!("{lost} lost and made good"),
+        None => "some lost and made good".to_owned(),
+    }
+}
+
+/// Names a container. Docker's habit of twelve digits of an id is everybody's; a name is not cut.
+pub(crate) fn container(runtime: Option<&str>, id: &str) -> String {
+    let runtime = runtime.map_or_else(String::new, |runtime| format!("{runtime} "));
+    let digits = id.get(..12).filter(|_| id.len() == 64);
+    format!("{runtime}container {}", printable(digits.unwrap_or(id)))
+}
+
+/// The nearest that is known of where somebody comes from.
 fn whence(origin: &Origin) -> String {
     let Origin {
         container, unit, ..
     } = origin;
     if let Some(Container { runtime, id, .. }) = container {
-        let runtime = runtime.map_or_else(String::new, |runtime| format!("{runtime} "));
-        let digits = id.get(..12).filter(|_| id.len() == 64);
-        let id = printable(digits.unwrap_or(id));
-        return format!(" in {runtime}container {id}");
+        return format!(" in {}", self::container(*runtime, id));
     }
     unit.as_ref()
         .map_or_else(String::new, |unit| format!(" in {}", printable(unit)))

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::PollFlags,
     termios::{
         LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
     },
@@ -15,15 +15,11 @@ use rustix::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::Size;
+use crate::cli::output::stdout::is_ready;
 
 /// Another screen, without a cursor, and back.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
 const LEAVE: &[u8] = b"\x1b[?25h\x1b[?1049l";
-
-const NOW: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
 
 /// A terminal that gives each key at once and shows none. As it was, once this is dropped.
 #[derive(Debug)]
@@ -83,9 +79,8 @@ impl Terminal {
             let Ok(mut ready) = self.keys.readable().await else {
                 return Vec::new();
             };
-            let mut file = [PollFd::new(&self.keys.get_ref().0, PollFlags::IN)];
             // The shell has the same terminal, so it is not set to never wait.
-            if !poll(&mut file, Some(&NOW)).is_ok_and(|count| count > 0) {
+            if !is_ready(&self.keys.get_ref().0, PollFlags::IN).unwrap_or(false) {
                 ready.clear_ready();
                 continue;
             }
