@@ -209,12 +209,19 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
         },
         ..Change::default()
     };
+    // First, while there is little else that the verifier, and the stack, have to keep.
+    let mut from_patterns = 1;
+    if kernel.has_patterns()
+        && let Some(patterns) = kernel.patterns(notice.here.netns)
+    {
+        from_patterns = distance(patterns, &notice.here.name);
+    }
     if track(kernel, notice, &mut change) {
         give_up(kernel, &mut change);
         take(kernel, &mut change);
     }
     if kernel.has_patterns() {
-        compare(kernel, notice, &mut change);
+        compare(kernel, notice, from_patterns == 0, &mut change);
     }
 
     let is_matched = change.flags != 0;
@@ -402,7 +409,7 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
 
 /// Does it concern a pattern? Keeps `MATCHING` true.
 #[inline(always)]
-fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, change: &mut Change) {
+fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &mut Change) {
     let Notice {
         event,
         ref here,
@@ -423,7 +430,7 @@ fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, change: &mut Change) {
     let Some(patterns) = kernel.patterns(here.netns) else {
         return;
     };
-    let (is_open, epoch, matches) = (patterns.open, patterns.epoch, matches(patterns, &here.name));
+    let (is_open, epoch) = (patterns.open, patterns.epoch);
     // The watch has ended with its namespace, and another one has its number.
     if !kernel.has_namespace(here.netns) {
         return;
@@ -479,22 +486,31 @@ fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, change: &mut Change) {
     }
 }
 
-/// Has a name what the names have in common that match one of these patterns? Without a branch, of
-/// which there would be as many as masks.
+/// How much of a name differs from what all names have in common that match one of these patterns:
+/// 0 where nothing does.
+///
+/// Without a branch, since the verifier would go on in two ways from each. A comparison with zero
+/// is one, in whatever way it is written, so what differs is multiplied: that is zero where one of
+/// the factors is, and of factors below 2³² none overflows.
 #[inline(always)]
-fn matches(patterns: &PatternSet, name: &Name) -> bool {
+fn distance(patterns: &PatternSet, name: &Name) -> u64 {
     let Name([first, second]) = *name;
-    let mut misses = 1;
+    let mut product = 1;
     for NameMask {
         bytes: Name(bytes),
         mask: Name(mask),
     } in &patterns.masks
     {
         let differs = (first ^ bytes[0]) & mask[0] | (second ^ bytes[1]) & mask[1];
-        // 1 for any number but 0.
-        misses &= (differs | differs.wrapping_neg()) >> 63;
+        product = fold(fold(differs).wrapping_mul(product));
     }
-    misses == 0
+    product
+}
+
+/// A number below 2³² that is 0 where this one is.
+#[inline(always)]
+const fn fold(number: u64) -> u64 {
+    number >> 32 | number & 0xffff_ffff
 }
 
 /// Begins to take notes about a device, and gives it an id.

@@ -77,6 +77,8 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
         netns: maps::netns_of_socket(cookie)?,
         ifindex: header.ifindex,
     };
+    // Before the ways part, so that the verifier walks to it once.
+    let name = name::<CALLS>(packet)?;
     // Where a device went that nobody knows is nobody's concern.
     let (mut nsid, mut to_ifindex) = (0, 0);
     let event = if !is_deletion {
@@ -89,7 +91,7 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
         Event::Deleted
     };
     let here = Place {
-        name: name::<CALLS>(packet)?,
+        name,
         netns: link.netns,
         ifindex: link.ifindex,
     };
