@@ -117,10 +117,11 @@ const AT_ONCE: usize = 2;
 /// Does all of them, beginning in this order.
 fn work_off<'a>(
     jobs: Vec<Job<'a>>,
+    is_whole: bool,
     work: impl Fn(Job<'a>) -> Result<Counts> + Sync,
 ) -> Result<Counts> {
     let names = jobs.iter().map(|job| job.name()).collect();
-    let progress = Mutex::new(Progress::new(names));
+    let progress = Mutex::new(Progress::new(names, is_whole));
     let waiting = Mutex::new(jobs.into_iter());
     let worker = || {
         let mut total = Counts::default();
@@ -197,7 +198,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     if filter.is_none() {
         jobs.push(Job::Object);
     }
-    total.add(work_off(jobs, |job| match job {
+    total.add(work_off(jobs, filter.is_none(), |job| match job {
         Job::Here => here(&programs, filter, &matrix),
         Job::There(arch, kernel) => Ok(machines.run(kernel, arch, filter, &matrix)),
         Job::Object => shipped_object(),

@@ -22,9 +22,10 @@ const MEMORY: u32 = 768;
 /// The backends that are tried on a kernel: all that it has, where all are asked for.
 ///
 /// Otherwise all are tried on the oldest kernel, those of BPF on the newest, and `netlink-ebpf`, whose
-/// verifier, helpers and messages differ most from one to the other, on all. In between, and on the
-/// newest for ARM, one of `fentry` and `kprobe` stands for both: they run the same program behind
-/// another entry. What needs no BPF is tried on this host, too.
+/// verifier, helpers and messages differ most from one to the other, on all; for ARM on the oldest
+/// and the newest, since nothing of it depends on the processor. In between, and on the newest for
+/// ARM, one of `fentry` and `kprobe` stands for both: they run the same program behind another
+/// entry. What needs no BPF is tried on this host, too.
 fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
     const WITH_FENTRY: [&str; 5] = [
         "fentry",
@@ -38,8 +39,10 @@ fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
         _ if all => &WITH_FENTRY,
         (Arch::X86_64, "bookworm") => &["fentry", "netlink-ebpf"],
         (Arch::X86_64, "trixie") => &["kprobe", "netlink-ebpf"],
-        (Arch::Aarch64, "bullseye" | "bookworm") => &["kprobe", "netlink-ebpf"],
-        (Arch::Aarch64, "trixie" | "sid") => &["fentry", "netlink-ebpf"],
+        (Arch::Aarch64, "bullseye") => &["kprobe", "netlink-ebpf"],
+        (Arch::Aarch64, "bookworm") => &["kprobe"],
+        (Arch::Aarch64, "trixie") => &["fentry"],
+        (Arch::Aarch64, "sid") => &["fentry", "netlink-ebpf"],
         (Arch::X86_64, "sid") => &["fentry", "kprobe", "netlink-ebpf"],
         _ => &WITH_FENTRY,
     };

@@ -15,11 +15,15 @@ pub(super) struct Progress {
     left: Vec<String>,
     begun: usize,
     count: usize,
+    /// Where the times are kept, if they are worth it.
+    file: Option<PathBuf>,
 }
 
 impl Progress {
-    pub(super) fn new(jobs: Vec<String>) -> Self {
-        let times = fs::read_to_string(file()).unwrap_or_default();
+    /// A run of a part of the tests says nothing about how long the next whole one takes.
+    pub(super) fn new(jobs: Vec<String>, is_whole: bool) -> Self {
+        let file = workspace::target_dir().join("test-times");
+        let times = fs::read_to_string(&file).unwrap_or_default();
         let times = times.lines().filter_map(|line| {
             let (seconds, job) = line.split_once(' ')?;
             Some((job.to_owned(), seconds.parse().ok()?))
@@ -29,6 +33,7 @@ impl Progress {
             count: jobs.len(),
             left: jobs,
             begun: 0,
+            file: is_whole.then_some(file),
         }
     }
 
@@ -52,7 +57,9 @@ impl Progress {
         let text: String = lines
             .map(|(job, seconds)| format!("{seconds} {job}\n"))
             .collect();
-        let _ = fs::write(file(), text);
+        if let Some(file) = &self.file {
+            let _ = fs::write(file, text);
+        }
         let took = format!("{job} took {} s", time.as_secs());
         let known: Option<Vec<u64>> = self
             .left
@@ -68,10 +75,6 @@ impl Progress {
             (left, None) => format!("{took}; {left} left"),
         }
     }
-}
-
-fn file() -> PathBuf {
-    workspace::target_dir().join("test-times")
 }
 
 /// The rows that took longest.
@@ -113,6 +116,7 @@ mod tests {
             left: jobs.iter().map(|&job| job.to_owned()).collect(),
             begun: 0,
             count: jobs.len(),
+            file: None,
         }
     }
 
