@@ -2,6 +2,7 @@
 //! tarball, all with the same static program.
 
 mod check;
+mod completions;
 mod crates;
 mod deb;
 mod documents;

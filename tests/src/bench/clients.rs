@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     mem::MaybeUninit,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Instant,
 };
 
@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{
     figure::Figures,
     measure::Plan,
-    process::{First, Usage},
+    process::{First, Process, Usage},
     report::number,
     statistics::quantile,
     subject::{WATCHED, WATCHED_INDEX},
@@ -125,7 +125,7 @@ impl Agent {
     }
 
     fn usage(&self) -> Result<Usage> {
-        Usage::settled(self.process.0.id())
+        Usage::settled(self.process.pid())
     }
 }
 
@@ -193,7 +193,7 @@ fn of_peer(count: usize, changes: usize) -> Result<Outcome> {
     }
     let mut memory = 0.0;
     for process in &processes {
-        memory += proportional(process.0.id())?;
+        memory += proportional(process.pid())?;
     }
     let times = follow(&namespace, pipes, changes)?;
     Ok(Outcome {
@@ -292,16 +292,4 @@ fn proportional(pid: u32) -> Result<f64> {
         .find_map(|line| line.strip_prefix("Pss:"))
         .and_then(|value| value.split_whitespace().next()?.parse().ok())
         .context("no Pss")
-}
-
-/// Is ended with this.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let Self(child) = self;
-        // Both fail only when it has ended already.
-        let _ = child.kill();
-        let _ = child.wait();
-    }
 }

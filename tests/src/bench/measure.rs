@@ -6,17 +6,19 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{
-    bystanders, clients, figure::Figures, latency, start, subject::Subject, unrelated, watches,
+    bystanders, churn, clients, figure::Figures, latency, start, subject::Subject, unrelated,
+    watches,
 };
 use crate::program;
 
 /// The rows, by the names that `--only` takes.
-const ROWS: [(&str, Row); 7] = [
+const ROWS: [(&str, Row); 8] = [
     ("unrelated", unrelated::measure),
     ("bystanders", bystanders::measure),
     ("watches", watches::measure),
     ("latency", latency::measure),
     ("clients", clients::measure),
+    ("churn", churn::measure),
     ("start", start::measure),
     ("size", size),
 ];

@@ -7,6 +7,7 @@
 mod bpf;
 mod bystanders;
 mod chart;
+mod churn;
 mod clients;
 mod figure;
 mod latency;
@@ -31,6 +32,7 @@ pub fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["measure", options @ ..] => measure::run(options),
+        ["container"] => churn::container(),
         ["peer", "poll", interface] => peer::poll(interface),
         ["peer", "subscribe", interface] => peer::subscribe(interface),
         ["report", options @ ..] => report::run(options),

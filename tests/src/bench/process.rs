@@ -3,13 +3,45 @@
 use std::{
     fs, io,
     path::Path,
+    process::Child,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 
 use crate::program::PATIENCE;
+
+/// A process that is ended with this.
+pub(super) struct Process(pub(super) Child);
+
+impl Process {
+    pub(super) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<Error> {
+        match self.0.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(anyhow!("it ended with {status}")),
+            Err(error) => Some(error.into()),
+        }
+    }
+
+    pub(super) fn end(&mut self) {
+        let Self(child) = self;
+        // Both fail only when it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
 
 /// What all threads of a process have used.
 #[derive(Clone, Copy, Debug, Default)]

@@ -3,13 +3,16 @@
 use std::{
     env,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{lines::Lines, process::Usage};
+use super::{
+    lines::Lines,
+    process::{Process, Usage},
+};
 use crate::requests::Requests;
 use crate::{
     namespace::Namespace,
@@ -78,7 +81,7 @@ impl Subject {
         matches!(self, Self::Ifmon(backend) if backend != "netlink-unfiltered")
     }
 
-    fn command(self, interfaces: &[String]) -> Result<Command> {
+    pub(super) fn command(self, interfaces: &[String]) -> Result<Command> {
         let peer = |mode| -> Result<Command> {
             let mut command = Command::new(env::current_exe()?);
             command.args(["peer", mode]);
@@ -110,7 +113,7 @@ impl Subject {
 
 /// A program that runs, and is ended with this.
 pub(super) struct Running {
-    child: Child,
+    process: Process,
     lines: Option<Lines>,
     /// From its start until it was ready; not known of `ip monitor`, which does not say.
     pub(super) start: Duration,
@@ -133,7 +136,7 @@ impl Running {
         let stdout = child.stdout.take().context("no standard output")?;
         // Ended with this if anything fails from here on.
         let mut running = Self {
-            child,
+            process: Process(child),
             lines: Some(Lines::new(stdout)),
             start: Duration::ZERO,
         };
@@ -168,7 +171,7 @@ impl Running {
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// What it prints.
@@ -181,13 +184,5 @@ impl Running {
         if let Some(lines) = self.lines.take() {
             lines.discard_in_background();
         }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Item, VERSION, write};
+use super::{Item, VERSION, completions, write};
 use crate::{
     command,
     host::{self, Missing},
@@ -36,7 +36,7 @@ pub(super) fn package(package: &Path, items: &[Item], root: &Path) -> Result<()>
     println!("installed {} files", items.len());
     program(&root.join("usr/bin/ifmon"))?;
     unit(root)?;
-    completions(root)?;
+    completions::check(root)?;
     man_pages(root)?;
 
     enable(root)?;
@@ -179,53 +179,6 @@ fn unit(root: &Path) -> Result<()> {
         "systemd-analyze verify: {said}"
     );
     println!("the unit is valid");
-    Ok(())
-}
-
-/// Every shell that is there must be able to read its own. Of bash's it is seen what they offer.
-fn completions(root: &Path) -> Result<()> {
-    for (shell, path) in [
-        ("bash", "usr/share/bash-completion/completions/ifmon"),
-        ("zsh", "usr/share/zsh/vendor-completions/_ifmon"),
-        ("fish", "usr/share/fish/vendor_completions.d/ifmon.fish"),
-    ] {
-        if host::is_program(shell) {
-            command::output(Command::new(shell).arg("-n").arg(root.join(path)))?;
-            println!("the completions for {shell} can be read");
-            if shell == "bash" {
-                offers(&root.join(path))?;
-            }
-        } else {
-            println!("left out: {shell} is not there to read its completions");
-        }
-    }
-    Ok(())
-}
-
-/// What bash offers for the last of some words.
-fn offers(completions: &Path) -> Result<()> {
-    const SCRIPT: &str = r#". "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
-        _ifmon_with_names "$1" "${!#}" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
-    for (words, offered, not_offered) in [
-        (&[""][..], "lo", "--json"),
-        (&["--json", "l"], "lo", "--json"),
-        (&["--"], "--json", "lo"),
-        (&["--"], "--json", "--open-filter"),
-        (&["--backend", ""], "netlink-ebpf", "lo"),
-    ] {
-        let said = command::output(
-            Command::new("bash")
-                .args(["-c", SCRIPT])
-                .arg(completions)
-                .arg("ifmon")
-                .args(words),
-        )?;
-        ensure!(
-            said.lines().any(|line| line == offered)
-                && said.lines().all(|line| line != not_offered),
-            "after ifmon {words:?} bash offers {said:?}"
-        );
-    }
     Ok(())
 }
 
