@@ -56,6 +56,7 @@ mod bpf;
 #[cfg(not(all(feature = "ebpf", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 #[path = "without_bpf.rs"]
 mod bpf;
+mod budget;
 mod driver;
 mod engine;
 mod error;

@@ -6,13 +6,10 @@ mod path;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Instant};
 
 use self::hierarchy::{Hierarchy, Tree};
-use crate::Actor;
+use crate::{Actor, budget::Budget};
 
 /// Cgroups that are remembered, those included that were looked for in vain.
 const REMEMBERED: usize = 512;
@@ -128,7 +125,9 @@ struct Memory {
     origins: VecDeque<(u64, Origin)>,
     /// Every cgroup of the last search: one search serves all that have been made before it.
     tree: Tree,
-    budget: Budget,
+    /// A host where many short-lived cgroups change interfaces would cost a search for each of
+    /// them, which are gone before they can be found.
+    budget: Budget<20>,
 }
 
 impl Memory {
@@ -160,32 +159,5 @@ impl Memory {
         }
         self.origins.push_back((cgroup, origin.clone()));
         origin
-    }
-}
-
-/// Limits the time that searches take. A host where many short-lived cgroups change interfaces
-/// would cost a search for each of them, which are gone before they can be found.
-#[derive(Debug, Default)]
-struct Budget {
-    debt: Duration,
-    since: Option<Instant>,
-}
-
-impl Budget {
-    /// What may be spent at once.
-    const BURST: Duration = Duration::from_millis(100);
-    /// The part of the time that may be spent in the long run: one in so many, on one processor.
-    const SHARE: u32 = 20;
-
-    fn allows(&mut self, now: Instant) -> bool {
-        if let Some(since) = self.since.replace(now) {
-            let paid = now.saturating_duration_since(since) / Self::SHARE;
-            self.debt = self.debt.saturating_sub(paid);
-        }
-        self.debt < Self::BURST
-    }
-
-    fn spend(&mut self, took: Duration) {
-        self.debt += took;
     }
 }

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod backend;
 pub mod bench;
 pub mod calls;
+pub mod cgroup;
 pub mod documents;
 pub mod format;
 pub mod links;

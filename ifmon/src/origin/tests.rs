@@ -532,7 +532,7 @@ fn one_search_serves_all_cgroups_that_there_are() {
 #[test]
 fn searches_take_a_small_part_of_the_time() {
     let folder = Folder::new("origin-budget");
-    let host = Host::new(&folder, Budget::BURST / 2);
+    let host = Host::new(&folder, Budget::<20>::BURST / 2);
     let mut memory = Memory::default();
     let late = host.make("late.service");
     for gone in 0..100 {
@@ -548,7 +548,7 @@ fn searches_take_a_small_part_of_the_time() {
     let later = host.make("later.service");
     assert_eq!(host.ask(&mut memory, later), None);
     // What was not looked for is not taken for gone.
-    host.now.set(host.now.get() + Budget::BURST * Budget::SHARE);
+    host.now.set(host.now.get() + Budget::<20>::BURST * 20);
     assert_eq!(
         host.ask(&mut memory, later).as_deref(),
         Some("/later.service")

@@ -1,16 +1,12 @@
 //! Where a change came from, in cgroups as container runtimes make them.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Scenario, only, veth};
 use crate::{
     backend::{self, EBPF},
+    cgroup::Cgroup,
     stage::{Stage, left_out},
     want::{Want, renamed, returned},
 };
@@ -24,43 +20,7 @@ const A: &str = "6f0a1d2c3b4e5f60718293a4b5c6d7e8f9000102030405060708090a0b0c0d0
 const Z: &str = "f9ab8e7d4c5f6aa9827364b5a4d7c6f9e8aaabacadaeafa0a1a2a3abacadaeaf";
 const UID: &str = "8f1e3c5a-6b7d-4e2f-9a0b-1c2d3e4f5a6b";
 
-/// Where version 2 of cgroups is mounted.
-const ROOT: &str = "/sys/fs/cgroup";
-
-/// A cgroup that this process is in. It is left and deleted when dropped, with all above it.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn enter(path: &str) -> Result<Self> {
-        let directory = Path::new(ROOT).join(path.trim_start_matches('/'));
-        fs::create_dir_all(&directory).context("cannot make a cgroup")?;
-        let cgroup = Self(directory);
-        move_to(&cgroup.0).context("cannot enter a cgroup")?;
-        Ok(cgroup)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let Self(directory) = self;
-        let _ = move_to(Path::new(ROOT));
-        // Up to the first that others use.
-        for directory in directory.ancestors() {
-            if fs::remove_dir(directory).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-fn move_to(cgroup: &Path) -> io::Result<()> {
-    fs::write(cgroup.join("cgroup.procs"), "0")
-}
-
 fn innermost_container(stage: &mut Stage) -> Result<()> {
-    if !Path::new(ROOT).join("cgroup.procs").exists() {
-        return left_out(format!("no cgroups of version 2 at {ROOT}"));
-    }
     if !backend::who(stage.backend)?.contains("cgroup") {
         return left_out("this kernel does not tell a socket filter the cgroup");
     }
@@ -101,7 +61,8 @@ fn innermost_container(stage: &mut Stage) -> Result<()> {
         ),
     ];
     for (path, container, unit, pod) in places {
-        let cgroup = Cgroup::enter(&path)?;
+        let cgroup = Cgroup::new(&path)?;
+        cgroup.enter()?;
         let told = |want: Want| {
             want.from("cgroup_path", json!(path))
                 .from("container", container.clone())
