@@ -44,6 +44,7 @@ fn check(message: &Message<'_>) {
         None => {
             // Of no use without a link message, and asked for none the less.
             let _ = message.address();
+            assert_eq!(message.other_end(), None);
             assert!(message.nsid().is_none_or(|nsid| nsid >= 0));
             assert!(message.nsid().is_none() || message.error().is_none());
             return;
@@ -53,6 +54,7 @@ fn check(message: &Message<'_>) {
     assert!((1..16).contains(&name.as_bytes().len()));
     assert!(message.address().len() <= message.body.len());
     assert_eq!((message.nsid(), message.error()), (None, None));
+    assert!(message.other_end().is_none_or(|other| other.ifindex > 0));
 }
 
 /// Reads the running kernel's BTF, as far as the BPF programs need it.

@@ -34,8 +34,8 @@
 //! After an event the watch goes on. When events are lost on the way (the kernel's queue
 //! overflowed), the state is read again, [`EventKind::Resynced`] says so, and only what has changed
 //! becomes an event. Dropping the monitor ends it. Watches are added and removed through a
-//! [`Handle`]. [`Origins`] says in which container or unit an [`Actor`] is. Everything runs on the
-//! caller's tokio runtime.
+//! [`Handle`]. [`Origins`] says in which container or unit an [`Actor`] is, [`Peers`] in which one the
+//! other end of a veth is. Everything runs on the caller's tokio runtime.
 //!
 //! `examples/` has an engine that restarts with its tunnel, the interfaces of a container, and use
 //! from blocking code.
@@ -76,6 +76,7 @@ mod origin;
 mod outbox;
 mod packed;
 mod pattern;
+mod peer;
 mod readiness;
 mod retry;
 mod signal;
@@ -98,5 +99,6 @@ pub use name::{InterfaceName, InvalidName};
 pub use netns::{Netns, NetnsId};
 pub use origin::{Container, Origin, Origins};
 pub use pattern::{InvalidPattern, Pattern};
+pub use peer::{Peer, Peers};
 pub use signal::Counters;
 pub use target::{Identity, Target};

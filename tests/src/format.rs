@@ -86,7 +86,8 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
             || name == "netns_name" && line[name].is_string()
             || name == "pattern" && is_pattern
             || name == "matches" && counts
-            || name == "to_netns_name" && event == "moved" && line[name].is_string();
+            || name == "to_netns_name" && event == "moved" && line[name].is_string()
+            || name == "peer" && event == "appeared" && is_pattern && is_peer(&line[name]);
         ensure!(
             known || matches!(name, "recovered" | "own") && line[name] == true,
             "{name} does not belong here: {line}"
@@ -108,6 +109,16 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
         "a time that cannot be: {line}"
     );
     Ok(time)
+}
+
+/// Has the other end of a pair what it has to have, and nothing that is unknown beside that?
+fn is_peer(peer: &Value) -> bool {
+    let container = &peer["container"];
+    is_number(&peer["ifindex"])
+        && (is_number(&peer["netns"]) || peer.get("netns").is_some_and(Value::is_null))
+        && peer.get("netns_name").is_none_or(Value::is_string)
+        && (peer.get("container").is_none() || container["id"].is_string())
+        && peer.as_object().is_some_and(|fields| fields.len() <= 4)
 }
 
 fn is_number(value: &Value) -> bool {

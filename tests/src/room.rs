@@ -141,6 +141,12 @@ impl Room {
             .with_context(|| format!("cannot add {name} with a peer elsewhere"))
     }
 
+    /// The index of a link that was made without one.
+    pub fn index_of(&self, name: &str) -> Result<u32> {
+        let index = self.links.index_of(name)?;
+        index.with_context(|| format!("there is no {name}"))
+    }
+
     /// Makes a bridge.
     pub fn add_bridge(&self, name: &str, index: u32) -> Result<()> {
         self.links

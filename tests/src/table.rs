@@ -13,6 +13,7 @@ mod namespaces;
 mod origins;
 mod others;
 mod patterns;
+mod peers;
 mod restarts;
 mod silence;
 mod start;
@@ -97,6 +98,7 @@ pub fn scenarios() -> impl Iterator<Item = Scenario> {
         names::TABLE,
         namespaces::TABLE,
         patterns::TABLE,
+        peers::TABLE,
         start::TABLE,
         origins::TABLE,
         others::TABLE,

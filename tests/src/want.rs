@@ -113,6 +113,11 @@ impl Want {
         self
     }
 
+    /// Of a pair: where the other end is; null where there is none.
+    pub fn with_peer(self, peer: Value) -> Self {
+        self.with("peer", peer)
+    }
+
     /// It was found by reading the state, so that nobody knows who did it.
     pub fn recovered(mut self) -> Self {
         self.recovered = true;

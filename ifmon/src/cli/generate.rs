@@ -305,6 +305,17 @@ The new name (\fBrenamed\fR).
 .BR to_netns ", " to_ifindex ", " to_netns_name
 Where the device went (\fBmoved\fR), as far as that is known.
 .TP
+.B peer
+The other end of a pair, in \fBappeared\fR of a pattern:
+.B ifindex
+in its namespace,
+.BR netns ,
+.B netns_name
+where it has a name, and
+.B container
+(as in \fBby\fR) where a process in that namespace shows one. It says what was so when the event was read: one end is often
+moved into a container only after that.
+.TP
 .B old_ifindex
 Of the device that had the name before (\fBrecreated\fR).
 .TP
@@ -557,7 +568,7 @@ mod tests {
             .filter(|word| !word.starts_with('#'))
             // One of the service alone: an answer to `Sync`.
             .chain(events.split(", ").filter(|event| *event != "synced"))
-            .chain(["stopped", "reason", "seen", "delivered", "own"])
+            .chain(["stopped", "reason", "seen", "delivered", "own", "peer"])
         {
             let escaped = word.replace('-', "\\-");
             let named = text.lines().any(|line| {

@@ -64,7 +64,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     let elsewhere =
         !args.netns.is_empty() || args.interfaces.iter().any(|target| target.netns.is_some());
     let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
-    let (builder, watches, namespaces) = watches::builder(&mut args, directory.as_mut())?;
+    let (builder, watches, places) = watches::builder(&mut args, directory.as_mut())?;
     let monitor = builder.start().await?;
     let backend = monitor.backend();
     if elsewhere {
@@ -92,13 +92,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
             let limit = args.exec_timeout;
             Restarts::new(children, Shell { command, limit }, monitor.handle())
         });
-    let output = Output::open(
-        &args,
-        namespaces,
-        children.as_ref(),
-        &monitor.handle(),
-        backend,
-    )?;
+    let output = Output::open(&args, places, children.as_ref(), &monitor.handle(), backend)?;
     notifier.watch_over(monitor.handle());
     let mut run = Run {
         #[cfg(feature = "metrics")]

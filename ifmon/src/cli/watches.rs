@@ -4,7 +4,9 @@
 use std::{ffi::OsStr, num::NonZeroU32};
 
 use anyhow::Context as _;
-use ifmon::{Builder, Event, EventKind, Identity, InterfaceName, Monitor, Netns, NetnsId, Pattern};
+use ifmon::{
+    Builder, Event, EventKind, Identity, InterfaceName, Monitor, Netns, NetnsId, Pattern, Peers,
+};
 
 use super::{
     Misused,
@@ -192,10 +194,11 @@ impl Watches {
 pub(crate) fn builder(
     args: &mut Args,
     mut state: Option<&mut Directory>,
-) -> anyhow::Result<(Builder, Watches, Namespaces)> {
+) -> anyhow::Result<(Builder, Watches, (Namespaces, Peers))> {
     let mut watches = Vec::new();
     let mut patterns = Vec::new();
     let mut namespaces = Namespaces::new();
+    let mut peers = Peers::new();
     let mut builder = Monitor::builder()
         .backend(args.backend.into())
         .open_filter(args.open_filter);
@@ -210,6 +213,12 @@ pub(crate) fn builder(
         namespaces.add(netns.id(), asked);
         if let Some(state) = &mut state {
             state.enter(netns);
+        }
+        let has_pattern = |target: &Target| matches!(target.what, What::Pattern(_));
+        if wanted.iter().any(has_pattern)
+            && let Err(error) = peers.enter(netns)
+        {
+            log::debug!("no peers are told of namespace {}: {error}", netns.id());
         }
         for target in wanted {
             let name = match &target.what {
@@ -255,6 +264,6 @@ pub(crate) fn builder(
     Ok((
         builder.watch_all(targets),
         Watches::new(watches, patterns),
-        namespaces,
+        (namespaces, peers),
     ))
 }

@@ -16,6 +16,7 @@ pub(crate) mod uapi {
     pub(crate) const RTM_NEWNSID: u16 = 88;
     pub(crate) const RTM_GETNSID: u16 = 90;
     pub(crate) const NETNSA_NSID: u16 = 1;
+    pub(crate) const NETNSA_PID: u16 = 2;
     pub(crate) const NETNSA_FD: u16 = 3;
     pub(crate) const NLM_F_REQUEST: u16 = 1;
     pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
@@ -23,7 +24,11 @@ pub(crate) mod uapi {
     pub(crate) const AF_UNSPEC: u8 = 0;
     pub(crate) const IFLA_ADDRESS: u16 = 1;
     pub(crate) const IFLA_IFNAME: u16 = 3;
+    pub(crate) const IFLA_LINK: u16 = 5;
+    pub(crate) const IFLA_LINKINFO: u16 = 18;
+    pub(crate) const IFLA_INFO_KIND: u16 = 1;
     pub(crate) const IFLA_EXT_MASK: u16 = 29;
+    pub(crate) const IFLA_LINK_NETNSID: u16 = 37;
     pub(crate) const IFLA_NEW_NETNSID: u16 = 45;
     pub(crate) const IFLA_NEW_IFINDEX: u16 = 49;
     pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
@@ -72,6 +77,16 @@ pub(crate) struct Moved {
     pub(crate) nsid: i32,
     /// Its index there (since 5.1).
     pub(crate) ifindex: Option<u32>,
+}
+
+/// The other end of a device that is one end of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OtherEnd {
+    /// Its index in its namespace.
+    pub(crate) ifindex: u32,
+    /// Its namespace's id in the numbering of the one asked: `None` where it is that one, negative
+    /// where it has none.
+    pub(crate) nsid: Option<i32>,
 }
 
 /// One message of a datagram.
@@ -149,6 +164,33 @@ impl<'a> Message<'a> {
         attributes(self.body.get(IFINFO..).unwrap_or_default())
             .find(|attribute| attribute.kind == IFLA_ADDRESS)
             .map_or(&[], |attribute| attribute.value)
+    }
+
+    /// The other end of a pair. `IFLA_LINK` alone does not make one: that of a VLAN or a tunnel is
+    /// the device below it.
+    pub(crate) fn other_end(&self) -> Option<OtherEnd> {
+        const PAIRS: [&[u8]; 2] = [b"veth", b"netkit"];
+        let own = self.link()?.ifindex();
+        let mut is_pair = false;
+        let mut ifindex = None;
+        let mut nsid = None;
+        for Attribute { kind, value, .. } in attributes(self.body.get(IFINFO..)?) {
+            match kind {
+                IFLA_LINKINFO => {
+                    let kind = attributes(value).find(|info| info.kind == IFLA_INFO_KIND);
+                    let kind = kind.and_then(|kind| kind.value.strip_suffix(b"\0"));
+                    is_pair = kind.is_some_and(|kind| PAIRS.contains(&kind));
+                }
+                IFLA_LINK => ifindex = Some(u32_at(value, 0)?),
+                IFLA_LINK_NETNSID => nsid = Some(i32::from_ne_bytes(value.try_into().ok()?)),
+                _ => {}
+            }
+        }
+        // Before Linux 5.11 (`rtnl_fill_ifinfo` of `net/core/rtnetlink.c`) it is left out where it
+        // is the same number, in another namespace.
+        let ifindex = ifindex.or_else(|| nsid.map(|_| own));
+        let ifindex = ifindex.filter(|&ifindex| is_pair && ifindex != 0)?;
+        Some(OtherEnd { ifindex, nsid })
     }
 
     /// The id in an `RTM_NEWNSID`; `None` where the namespace has none (`NETNSA_NSID_NOT_ASSIGNED`,
@@ -240,11 +282,12 @@ pub(crate) fn get_links(sequence: u32) -> Vec<u8> {
     message
 }
 
-/// Builds an `RTM_GETNSID` for the namespace that an open file stands for.
-pub(crate) fn get_nsid(sequence: u32, file: u32) -> Vec<u8> {
+/// Builds an `RTM_GETNSID` for the namespace of an open file (`NETNSA_FD`) or of a process
+/// (`NETNSA_PID`).
+pub(crate) fn get_nsid(sequence: u32, kind: u16, whose: u32) -> Vec<u8> {
     // `struct rtgenmsg`, padded.
     let mut message = request(RTM_GETNSID, sequence, 4);
-    attribute(&mut message, NETNSA_FD, &file.to_ne_bytes());
+    attribute(&mut message, kind, &whose.to_ne_bytes());
     finish(message)
 }
 

@@ -13,8 +13,8 @@ use std::{
 
 use super::{
     message::{
-        LinkMessage, Message, get_link, get_links, get_nsid, messages,
-        uapi::{NLM_F_DUMP_INTR, NLMSG_DONE},
+        LinkMessage, Message, OtherEnd, get_link, get_links, get_nsid, messages,
+        uapi::{NETNSA_FD, NETNSA_PID, NLM_F_DUMP_INTR, NLMSG_DONE},
     },
     socket::Socket,
 };
@@ -107,10 +107,36 @@ impl Query {
             return Ok(None);
         };
         let file = file.as_raw_fd().unsigned_abs();
-        let question = get_nsid(self.next(), file);
+        self.nsid(NETNSA_FD, file)
+    }
+
+    /// The same of the namespace that a process is in. Unlike `/proc/PID/ns/net` that takes no
+    /// privilege: the kernel (`rtnl_net_getid` of `net/core/net_namespace.c`) looks for the process
+    /// and asks no more.
+    pub(crate) fn nsid_of_process(&mut self, pid: u32) -> io::Result<Option<i32>> {
+        self.nsid(NETNSA_PID, pid)
+    }
+
+    fn nsid(&mut self, kind: u16, whose: u32) -> io::Result<Option<i32>> {
+        let question = get_nsid(self.next(), kind, whose);
         Ok(self
             .exchange(&question, |message| Some(message.nsid()))?
             .flatten())
+    }
+
+    /// The other end of the device that has this index and this name now, where it is one end of a
+    /// pair.
+    pub(crate) fn other_end(
+        &mut self,
+        ifindex: u32,
+        name: &InterfaceName,
+    ) -> io::Result<Option<OtherEnd>> {
+        let question = get_link(self.next(), ifindex, None);
+        let answer = self.exchange(&question, |message| {
+            let is_it = message.link()?.name() == *name;
+            Some(message.other_end().filter(|_| is_it))
+        })?;
+        Ok(answer.flatten())
     }
 
     /// Returns once every change of a link that had begun before has ended, and was told to all who

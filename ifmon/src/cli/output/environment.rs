@@ -35,6 +35,16 @@ impl Line<'_> {
                     }
                     continue;
                 }
+                Value::Peer(peer) => {
+                    let mut peer = (*peer).clone();
+                    if let Some(netns_name) = peer.netns_name.take() {
+                        variables.push((variable(&name, "netns_name"), netns_name));
+                    }
+                    if let Ok(peer) = serde_json::to_value(peer) {
+                        flatten(&name, peer, &mut variables);
+                    }
+                    continue;
+                }
             };
             variables.push((name, value));
         }

@@ -3,7 +3,7 @@
 
 use std::{ffi::OsString, time::SystemTime};
 
-use ifmon::{BackendKind, Event, Field, Netns, Origin, Origins, Pattern};
+use ifmon::{BackendKind, Event, Field, Netns, Origin, Origins, Pattern, Peer};
 
 use crate::cli::{mine::Mine, watches::Watch};
 
@@ -49,6 +49,8 @@ pub(crate) struct Facts {
     pub(crate) own: bool,
     /// What `ip netns` calls the namespace that a device went to.
     pub(crate) to_netns_name: Option<OsString>,
+    /// The other end of a pair.
+    pub(crate) peer: Option<Peer>,
 }
 
 impl Facts {
@@ -75,6 +77,7 @@ impl Facts {
             origin,
             own,
             to_netns_name: to_netns.and_then(name).map(|(name, _)| name),
+            peer: None,
         }
     }
 

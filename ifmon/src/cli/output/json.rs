@@ -39,6 +39,7 @@ impl Serialize for Value<'_> {
             Self::Pattern(pattern) => serializer.collect_str(pattern),
             Self::NetnsName(name) => serializer.collect_str(&name.display()),
             Self::By(actor, origin) => By::of(actor, origin).serialize(serializer),
+            Self::Peer(peer) => peer.serialize(serializer),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, time::SystemTime};
 
-use ifmon::{Actor, BackendKind, Event, Field, InterfaceName, NetnsId, Origin, Pattern};
+use ifmon::{Actor, BackendKind, Event, Field, InterfaceName, NetnsId, Origin, Pattern, Peer};
 
 use super::facts::{Facts, Stopped};
 use crate::cli::watches::Watch;
@@ -26,6 +26,7 @@ pub(super) enum Value<'a> {
     Pattern(&'a Pattern),
     NetnsName(&'a OsStr),
     By(&'a Actor, &'a Origin),
+    Peer(&'a Peer),
 }
 
 impl From<Option<u64>> for Value<'_> {
@@ -83,6 +84,9 @@ impl<'a> Line<'a> {
         }
         if let Some(name) = &facts.to_netns_name {
             line.add("to_netns_name", Value::NetnsName(name));
+        }
+        if let Some(peer) = &facts.peer {
+            line.add("peer", Value::Peer(peer));
         }
         if facts.own {
             line.add("own", Value::Flag(true));

@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ifmon::{BackendKind, Counters, Event, Handle, InterfaceName, Origins};
+use ifmon::{BackendKind, Counters, Event, EventKind, Handle, InterfaceName, Origins, Peers};
 use tokio::time::{Instant, timeout};
 
 use self::{
@@ -53,6 +53,7 @@ pub(crate) struct Output {
     hooks: Option<Hooks>,
     has_commands: bool,
     origins: Origins,
+    peers: Peers,
     mine: Vec<Mine>,
     namespaces: Namespaces,
 }
@@ -79,7 +80,7 @@ pub(crate) struct Told {
 impl Output {
     pub(crate) fn open(
         args: &Args,
-        namespaces: Namespaces,
+        (namespaces, peers): (Namespaces, Peers),
         children: Option<&Children>,
         monitor: &Handle,
         backend: BackendKind,
@@ -104,6 +105,7 @@ impl Output {
             hooks,
             has_commands: children.is_some(),
             origins: Origins::default(),
+            peers,
             mine: args.mine.clone(),
             namespaces,
         })
@@ -117,10 +119,17 @@ impl Output {
     /// Takes an event. That never waits, so that nothing is lost when the end comes meanwhile; see
     /// [`Self::is_ready`].
     pub(crate) fn event(&mut self, event: &Event, told: Option<state::Told>) -> Told {
-        let facts = Facts::of(event, &mut self.origins, &self.mine);
+        let mut facts = Facts::of(event, &mut self.origins, &self.mine);
+        let has_line = matches!(self.sums, Sums::None);
+        let is_of_pattern = event.pattern.is_some();
+        if let EventKind::Appeared { .. } = event.kind
+            && is_of_pattern
+            && (has_line || self.has_commands)
+        {
+            facts.peer = self.peers.of(event);
+        }
         let line = Line::event(event, &facts, self.namespaces.name(event.netns));
         let restart = facts.calls_for_restart(event);
-        let has_line = matches!(self.sums, Sums::None);
         let wants_fields = self.has_commands || has_line && self.journal.is_some();
         let fields = wants_fields.then(|| line.to_environment());
         let text = |text: &Option<text::Writer>| match text {

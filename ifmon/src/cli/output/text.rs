@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::SystemTime};
 
 use anstyle::{AnsiColor, Style};
-use ifmon::{Actor, Container, Event, EventKind, InterfaceName, Origin, Pattern};
+use ifmon::{Actor, Container, Event, EventKind, InterfaceName, NetnsId, Origin, Pattern, Peer};
 
 use super::{
     facts::{Facts, Stopped},
@@ -34,6 +34,9 @@ impl Writer {
         };
         if let EventKind::Watching { .. } = event.kind {
             let _ = write!(text, ", by {}", event.backend);
+        }
+        if let Some(peer) = &facts.peer {
+            let _ = write!(text, ", {}", other_end(peer, event.netns, namespaces));
         }
         if event.recovered {
             text.push_str(", found by reading the state again");
@@ -139,6 +142,18 @@ fn who(actor: &Actor, origin: &Origin) -> String {
     who + &whence(origin)
 }
 
+/// The nearest that is known of where the other end of a pair is.
+fn other_end(peer: &Peer, netns: NetnsId, namespaces: &Namespaces) -> String {
+    let Peer { ifindex, .. } = peer;
+    let place = match (&peer.container, peer.netns) {
+        (Some(Container { runtime, id, .. }), _) => container(*runtime, id),
+        (None, Some(there)) if there == netns => return format!("peer is ifindex {ifindex}"),
+        (None, Some(there)) => namespaces.describe(there, peer.netns_name.as_deref()),
+        (None, None) => "another network namespace".to_owned(),
+    };
+    format!("peer is ifindex {ifindex} in {place}")
+}
+
 /// How much was lost on the way; `None` where not all was counted.
 pub(crate) fn losses(lost: Option<u64>) -> String {
     match lost {
@@ -191,6 +206,43 @@ mod tests {
             ),
         ] {
             assert_eq!(whence(&Origin::from_cgroup_path(path)), said);
+        }
+    }
+
+    #[test]
+    fn of_a_peer_the_nearest_that_is_known_is_told() {
+        let (here, there) = (NetnsId(1), NetnsId(2));
+        let container = Origin::from_cgroup_path("/lxc.payload.web").container;
+        assert!(container.is_some());
+        for (netns, netns_name, container, said) in [
+            (Some(here), None, None, "peer is ifindex 8"),
+            (Some(here), Some("web"), None, "peer is ifindex 8"),
+            (
+                None,
+                None,
+                None,
+                "peer is ifindex 8 in another network namespace",
+            ),
+            (Some(there), None, None, "peer is ifindex 8 in namespace 2"),
+            (
+                Some(there),
+                Some("a\nb"),
+                None,
+                "peer is ifindex 8 in namespace a\\nb",
+            ),
+            (
+                Some(there),
+                Some("a"),
+                container,
+                "peer is ifindex 8 in lxc container web",
+            ),
+        ] {
+            let mut peer = Peer::default();
+            peer.ifindex = 8;
+            peer.netns = netns;
+            peer.netns_name = netns_name.map(Into::into);
+            peer.container = container;
+            assert_eq!(other_end(&peer, here, &Namespaces::new()), said);
         }
     }
 }

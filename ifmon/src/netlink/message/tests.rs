@@ -113,6 +113,60 @@ fn an_alias_that_is_not_utf8_hides_no_deletion() {
 }
 
 #[test]
+fn a_pair_has_another_end_and_nothing_else_has() {
+    let info = |kind: &[u8]| {
+        let mut info = Vec::new();
+        // `IFLA_INFO_DATA`, which may come first.
+        attribute(&mut info, 2, b"data");
+        attribute(&mut info, IFLA_INFO_KIND, kind);
+        info
+    };
+    let lower = 9_u32.to_ne_bytes();
+    let nsid = |nsid: i32| nsid.to_ne_bytes();
+    let here = OtherEnd {
+        ifindex: 9,
+        nsid: None,
+    };
+    let there = |nsid| OtherEnd {
+        ifindex: 9,
+        nsid: Some(nsid),
+    };
+    let other_end = |kind: &[u8], more: &[(u16, &[u8])]| {
+        let info = info(kind);
+        let mut all: Vec<(u16, &[u8])> = vec![(IFLA_IFNAME, b"wg0\0")];
+        all.extend(more);
+        all.push((IFLA_LINKINFO, &info));
+        let message = message(RTM_NEWLINK, AF_UNSPEC, 7, &all);
+        messages(&message).next().and_then(|new| new.other_end())
+    };
+    let link = (IFLA_LINK, &lower[..]);
+    for kind in [&b"veth\0"[..], b"netkit\0"] {
+        assert_eq!(other_end(kind, &[link]), Some(here));
+        for id in [0, 3, -1] {
+            let with_id = [link, (IFLA_LINK_NETNSID, &nsid(id)[..])];
+            assert_eq!(other_end(kind, &with_id), Some(there(id)));
+        }
+        let same = OtherEnd {
+            ifindex: 7,
+            nsid: Some(3),
+        };
+        let id_alone = [(IFLA_LINK_NETNSID, &nsid(3)[..])];
+        assert_eq!(other_end(kind, &id_alone), Some(same));
+        // The other end is going.
+        assert_eq!(other_end(kind, &[]), None);
+        assert_eq!(other_end(kind, &[(IFLA_LINK, &[0; 4])]), None);
+    }
+    // What is below a tunnel is no other end of it.
+    for kind in [&b"vlan\0"[..], b"veth", b"vethx\0", b""] {
+        assert_eq!(other_end(kind, &[link]), None);
+    }
+    let attributes: [(u16, &[u8]); 2] = [(IFLA_IFNAME, b"eth0\0"), link];
+    let physical = message(RTM_NEWLINK, AF_UNSPEC, 7, &attributes);
+    let physical = messages(&physical).next().expect("a message");
+    assert_eq!(physical.other_end(), None);
+}
+
+#[test]
 fn survives_depth() {
     let mut nested = Vec::new();
     // An attribute holds 65,531 bytes at most, its header has 4.
@@ -139,7 +193,7 @@ proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         for message in messages(&bytes) {
-            let _ = (message.link(), message.error());
+            let _ = (message.link(), message.error(), message.other_end());
         }
     }
 
