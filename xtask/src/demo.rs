@@ -3,6 +3,7 @@
 
 mod picture;
 mod stage;
+mod top;
 
 use std::{
     env, fs,
@@ -34,6 +35,15 @@ pub(crate) struct Options {
     #[arg(long)]
     record: bool,
 
+    /// Write the picture of the screen of `ifmon --top`, ifmon/assets/top.svg, instead; as root, on
+    /// this host
+    #[arg(long, conflicts_with = "record")]
+    top: bool,
+
+    /// That screen, inside the namespaces that were made for it, with this program
+    #[arg(long, hide = true, value_name = "PROGRAM")]
+    inside_top: Option<PathBuf>,
+
     /// The demo itself, inside the namespaces that were made for it, with this program
     #[arg(long, hide = true, value_name = "PROGRAM")]
     inside: Option<PathBuf>,
@@ -61,9 +71,19 @@ const TOOLS: &[Tool] = &[
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let Options {
         record,
+        top,
+        inside_top,
         inside,
         color,
     } = options;
+    if let Some(program) = inside_top {
+        top::perform(&program)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if top {
+        top::record()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(program) = inside {
         perform(&program, color)?;
         return Ok(ExitCode::SUCCESS);

@@ -20,12 +20,13 @@ pub(super) fn svg(title: &str, text: &str) -> String {
     let width = (COLUMNS as f32 * CELL_WIDTH) as usize + 2 * MARGIN;
     let height = BAR + lines.len() * LINE_HEIGHT + MARGIN;
     let title = escape(title);
+    let x = |column: usize| MARGIN as f32 + column as f32 * CELL_WIDTH;
     let mut svg = format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">
 <title>{title}</title>
 <style>
 text {{ font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: #1f2328; white-space: pre }}
-.dim {{ fill: #6e7781 }} .bold {{ font-weight: bold }} .red {{ fill: #cf222e }} .green {{ fill: #1a7f37 }} .yellow {{ fill: #9a6700 }}
+.dim {{ fill: #6e7781 }} .reverse {{ fill: #ffffff }} .bold {{ font-weight: bold }} .red {{ fill: #cf222e }} .green {{ fill: #1a7f37 }} .yellow {{ fill: #9a6700 }}
 </style>
 <rect x="0.5" y="0.5" width="{inner_width}" height="{inner_height}" rx="8" fill="#ffffff" stroke="#d0d7de"/>
 <circle cx="20" cy="17" r="5" fill="#d0d7de"/><circle cx="38" cy="17" r="5" fill="#d0d7de"/><circle cx="56" cy="17" r="5" fill="#d0d7de"/>
@@ -39,20 +40,35 @@ text {{ font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
         let mut column = 0;
         for Span { style, text } in line {
             let width = text.chars().count();
-            // SVG viewers differ in what they make of white space at either end.
-            let word = text.trim();
-            if !word.is_empty() {
-                let before = width - text.trim_start().chars().count();
-                // Each span is put where it belongs and stretched to its width, whatever the
-                // viewer's font is.
+            if style.reverse {
                 let _ = writeln!(
                     svg,
-                    r#"<text x="{:.1}" y="{y}" textLength="{:.1}"{}>{}</text>"#,
-                    MARGIN as f32 + (column + before) as f32 * CELL_WIDTH,
-                    word.chars().count() as f32 * CELL_WIDTH,
-                    style.class(),
-                    escape(word),
+                    r##"<rect x="{:.1}" y="{}" width="{:.1}" height="{LINE_HEIGHT}" fill="#1f2328"/>"##,
+                    x(column),
+                    y + 5 - LINE_HEIGHT,
+                    width as f32 * CELL_WIDTH,
                 );
+            }
+            // SVG viewers differ in what they make of white space at either end, and of more than
+            // one space.
+            let mut begin = column;
+            for part in text.split("  ") {
+                let width = part.chars().count();
+                let word = part.trim();
+                if !word.is_empty() {
+                    let before = width - part.trim_start().chars().count();
+                    // Each is put where it belongs and stretched to its width, whatever the
+                    // viewer's font is.
+                    let _ = writeln!(
+                        svg,
+                        r#"<text x="{:.1}" y="{y}" textLength="{:.1}"{}>{}</text>"#,
+                        x(begin + before),
+                        word.chars().count() as f32 * CELL_WIDTH,
+                        style.class(),
+                        escape(word),
+                    );
+                }
+                begin += width + 2;
             }
             column += width;
         }
@@ -66,6 +82,7 @@ text {{ font: 14px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
 struct Style {
     bold: bool,
     dim: bool,
+    reverse: bool,
     color: Option<&'static str>,
 }
 
@@ -76,6 +93,7 @@ impl Style {
             "" | "0" => *self = Self::default(),
             "1" => self.bold = true,
             "2" => self.dim = true,
+            "7" => self.reverse = true,
             "31" => self.color = Some("red"),
             "32" => self.color = Some("green"),
             "33" => self.color = Some("yellow"),
@@ -87,6 +105,7 @@ impl Style {
         let classes: Vec<_> = [
             self.bold.then_some("bold"),
             self.dim.then_some("dim"),
+            self.reverse.then_some("reverse"),
             self.color,
         ]
         .into_iter()
@@ -183,6 +202,22 @@ mod tests {
         );
         assert!(picture.contains("1 &lt; 2"), "{picture}");
         assert!(picture.contains("<title>a &amp; b</title>"), "{picture}");
+    }
+
+    #[test]
+    fn columns_keep_their_places() {
+        let picture = svg("", "\x1b[7m 1   2 3\x1b[0m");
+        let places: Vec<&str> = picture
+            .lines()
+            .filter(|line| line.contains("reverse\">"))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                r#"<text x="28.4" y="49" textLength="8.4" class="reverse">1</text>"#,
+                r#"<text x="62.0" y="49" textLength="25.2" class="reverse">2 3</text>"#,
+            ]
+        );
     }
 
     #[test]
