@@ -8,6 +8,7 @@ pub mod calls;
 pub mod cgroup;
 pub mod documents;
 pub mod format;
+pub mod holder;
 pub mod links;
 pub mod namespace;
 pub mod obstacle;

@@ -77,7 +77,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     }
     let mut before = Vec::new();
     for recorder in &recorders {
-        before.push(Usage::settled(recorder.process.pid())?);
+        before.push(recorder.usage(0)?);
     }
     let begin = Instant::now();
     let happened = churn(&mut containers, changes)?;
@@ -87,7 +87,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     figures.push(ROW, "changes a second", "the host", rate, "");
 
     for (recorder, before) in recorders.iter().zip(before) {
-        let after = Usage::settled(recorder.process.pid())?;
+        let after = recorder.usage(happened.iter().map(Vec::len).sum())?;
         let subject = recorder.subject.name();
         let mut push = |what: &str, value, unit| figures.push(ROW, what, &subject, value, unit);
         let cpu = (after.cpu - before.cpu) as f64 / 1e3;
@@ -360,6 +360,25 @@ impl Recorder {
             process,
             path,
         }))
+    }
+
+    /// What it has used by the time that it has written down so many changes.
+    fn usage(&self, changes: usize) -> Result<Usage> {
+        let pid = self.process.pid();
+        match self.subject {
+            Recorded::By(_) => Usage::settled(pid),
+            // It is never at rest.
+            Recorded::Bpftrace => {
+                wait_for(|| {
+                    let text = fs::read_to_string(&self.path).ok()?;
+                    let is_one =
+                        |line: &&str| line.starts_with("new veth") || line.starts_with("gone veth");
+                    (text.lines().filter(is_one).count() >= changes).then_some(())
+                })
+                .context("bpftrace does not write down all")?;
+                Usage::of(pid)
+            }
+        }
     }
 
     /// How many of the changes it has told; of ifmon that has to be all of them, those of each

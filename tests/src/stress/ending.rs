@@ -136,7 +136,7 @@ fn round(settings: &Settings) -> Result<u64> {
     ensure!(
         outcome.status.code() == Some(1)
             && followed_alone.resyncs > 0
-            && followed_alone.holder.is_none(),
+            && followed_alone.holder.0.is_none(),
         "alone, ended with {} after {:?}",
         outcome.status,
         followed_alone.told.last()

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
+    holder::Holder,
     links::{Kind, Links},
     program::Ifmon,
 };
@@ -28,8 +29,7 @@ pub(super) struct Told {
 /// The state that follows from the lines so far.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
-    /// Index of the interface, while there is one.
-    pub(super) holder: Option<u64>,
+    pub(super) holder: Holder,
     /// The lines, in order.
     pub(super) told: Vec<Told>,
     pub(super) resyncs: u64,
@@ -65,40 +65,15 @@ impl Followed {
         let recovered = line["recovered"] == true;
         ensure!(self.began != (event == "watching"), "out of place: {line}");
         match event {
-            "watching" => {
-                self.began = true;
-                self.holder = index;
-            }
-            "deleted" | "renamed" | "moved" => {
-                ensure!(
-                    self.holder.is_some() && self.holder == index,
-                    "{:?} has the name: {line}",
-                    self.holder
-                );
-                self.holder = None;
-            }
-            "appeared" | "returned" => {
-                ensure!(
-                    self.holder.is_none(),
-                    "{:?} has the name: {line}",
-                    self.holder
-                );
-                self.holder = index;
-            }
-            "recreated" => {
-                ensure!(
-                    self.holder.is_none() || recovered,
-                    "{:?} has the name: {line}",
-                    self.holder
-                );
-                self.holder = index;
-            }
+            "watching" => self.began = true,
+            "deleted" | "renamed" | "moved" | "appeared" | "returned" | "recreated" => {}
             "resynced" => {
                 self.resyncs += 1;
                 self.lost = self.lost.zip(lost).map(|(sum, lost)| sum + lost);
             }
             _ => bail!("what is this? {line}"),
         }
+        self.holder.take(line)?;
         let restart = ["deleted", "renamed", "moved", "recreated"].contains(&event);
         ensure!(line["restart"] == restart, "restart is wrong: {line}");
         self.recovered += u64::from(recovered);
@@ -229,7 +204,7 @@ impl Followed {
     pub(super) fn expect(&self, links: &Links) -> Result<()> {
         let truth = links.index_of(WATCHED)?.map(u64::from);
         ensure!(
-            self.holder == truth,
+            self.holder == Holder(truth),
             "the lines say that {:?} has the name, and {truth:?} has it; the last: {:?}",
             self.holder,
             self.told.iter().rev().take(10).collect::<Vec<_>>()

@@ -66,7 +66,7 @@ pub(super) fn race(settings: &Settings) -> Result<String> {
             followed.until_mark(&ifmon, &links)?;
             followed.until_truth(&ifmon, &links)?;
             lines += followed.told.len();
-            present += u32::from(followed.holder.is_some());
+            present += u32::from(followed.holder.0.is_some());
             Ok(())
         };
         let result = (1..=starts).try_for_each(|number| {

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::{
     agent::{Client, Folder, Host, start, until},
+    holder::Holder,
     program::Ifmon,
     room::Room,
 };
@@ -77,50 +78,20 @@ fn kill(room: &Room, folder: &Folder, mut agent: Ifmon, made: &AtomicU64) -> Res
 /// What a client believes, line by line.
 #[derive(Debug, Default)]
 struct Belief {
-    holder: Option<u64>,
+    holder: Holder,
     resyncs: u32,
 }
 
 impl Belief {
     fn take(&mut self, line: &Value) -> Result<()> {
-        let index = line["ifindex"].as_u64().filter(|&index| index != 0);
-        let event = line["event"].as_str().context("no event")?;
-        match event {
-            "deleted" | "renamed" | "moved" => {
-                ensure!(
-                    self.holder.is_some() && self.holder == index,
-                    "{:?} has the name: {line}",
-                    self.holder
-                );
-                self.holder = None;
-            }
-            "appeared" | "returned" => {
-                ensure!(
-                    self.holder.is_none(),
-                    "{:?} has the name: {line}",
-                    self.holder
-                );
-                self.holder = index;
-            }
-            "recreated" => {
-                ensure!(
-                    self.holder.is_none() || line["recovered"] == true,
-                    "{:?} has the name: {line}",
-                    self.holder
-                );
-                self.holder = index;
-            }
-            "resynced" => self.resyncs += 1,
-            "stopped" => {}
-            _ => self.holder = index,
-        }
-        Ok(())
+        self.resyncs += u32::from(line["event"] == "resynced");
+        self.holder.take(line)
     }
 
     /// What comes next is the end of that device and the beginning of another, and nothing that is
     /// left from the storm. Whoever comes back to the agent meanwhile is told of both in one.
     fn until_next(&mut self, mut next: impl FnMut() -> Result<Value>) -> Result<()> {
-        while self.holder != Some(NEXT) {
+        while self.holder != Holder(Some(NEXT)) {
             let line = next()?;
             self.take(&line)?;
             ensure!(
@@ -168,7 +139,7 @@ fn the_last_word_is_right_after_the_agent_was_killed_in_the_midst_of_a_storm() -
     room.add("wg0", LAST as u32)?;
     let next = |client: &Ifmon| client.next()?.context("it has ended");
     for (client, belief) in &mut all {
-        while belief.holder != Some(LAST) {
+        while belief.holder != Holder(Some(LAST)) {
             belief.take(&next(client)?)?;
         }
     }
@@ -180,7 +151,7 @@ fn the_last_word_is_right_after_the_agent_was_killed_in_the_midst_of_a_storm() -
         for line in client.stop()?.lines {
             belief.take(&line)?;
         }
-        ensure!(belief.holder == Some(NEXT), "{belief:?}");
+        ensure!(belief.holder == Holder(Some(NEXT)), "{belief:?}");
     }
     agent.stop()?;
     Ok(())
