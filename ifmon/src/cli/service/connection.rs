@@ -129,7 +129,7 @@ impl Connection {
             oneway,
         } = call;
         let answer = match method {
-            Ok(Method::Watch(watch)) if more && !oneway => match self.begin(watch) {
+            Ok(Method::Watch(watch)) if more && !oneway => match self.begin(watch).await {
                 Ok(()) => return self.follow().await,
                 Err(fault) => fault.reply(),
             },
@@ -152,7 +152,7 @@ impl Connection {
         self.write(&answer).await
     }
 
-    fn begin(&self, watch: Watch) -> Result<(), Fault> {
+    async fn begin(&self, watch: Watch) -> Result<(), Fault> {
         self.peer.may_watch(&self.agent.home)?;
         let Watch { targets, netns } = watch;
         let place = match netns {
@@ -164,6 +164,9 @@ impl Connection {
                 self.agent.find(&netns)?
             }
         };
+        // Others may watch the name, and what the client knows be ahead of what they were told.
+        let synced = self.agent.sync().await;
+        synced.map_err(|error| Refusal::Failed(error.to_string()))?;
         self.agent.watch(self.id, &place, &targets)
     }
 

@@ -385,6 +385,11 @@ impl Hub {
         let Some(name) = self.names.get_mut(&watch) else {
             return;
         };
+        if std::mem::take(&mut name.is_ending) {
+            // There is nothing to end, and a watch that begins after this must not be ended by it.
+            let ends = |request: &Request| matches!(request, Request::Unwatch(at) if *at == watch);
+            self.requests.retain(|request| !ends(request));
+        }
         let Some(&asker) = name.clients.keys().next() else {
             self.names.remove(&watch);
             if let Some(namespace) = self.namespaces.get_mut(&watch.0) {

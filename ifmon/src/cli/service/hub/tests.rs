@@ -682,3 +682,28 @@ fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
     };
     assert_eq!(told.split_off(limits::QUEUED_EVENTS), [resynced, moved]);
 }
+
+#[test]
+fn what_ended_a_watch_that_failed_does_not_end_the_next_one() {
+    let place = place();
+    let targets = BTreeMap::from([(interface("wg0"), None)]);
+    let mut hub = Hub::default();
+    let come = |hub: &mut Hub| {
+        let id = hub.connect(Owner::Root, Trust::Plain).expect("room");
+        assert_eq!(hub.watch(id, &place, &targets, later()), Ok(()));
+        id
+    };
+    come(&mut hub);
+    let request = hub.request().expect("a request");
+    hub.done(request, Err("no room".to_owned()));
+    // Another client comes and goes before the library has time.
+    let id = come(&mut hub);
+    hub.disconnect(id);
+    let first = hub.request().expect("a request");
+    assert!(matches!(first, Request::Watch { .. }), "{first:?}");
+    hub.done(first, Ok(()));
+    let second = hub.request().expect("a request");
+    assert!(matches!(second, Request::Unwatch(_)), "{second:?}");
+    hub.done(second, Ok(()));
+    assert!(hub.request().is_none() && hub.names.is_empty());
+}
