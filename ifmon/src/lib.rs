@@ -57,6 +57,8 @@ mod bpf;
 #[path = "without_bpf.rs"]
 mod bpf;
 mod budget;
+#[cfg(all(test, feature = "cli"))]
+mod cli;
 mod driver;
 mod engine;
 mod error;
@@ -88,6 +90,12 @@ mod signal;
 mod sim;
 mod target;
 mod tracker;
+
+// The program is tested here, where the simulator can have clients for what it serves.
+#[cfg(all(test, feature = "cli"))]
+extern crate self as ifmon;
+#[cfg(all(test, feature = "cli"))]
+const _: fn() -> std::process::ExitCode = cli::main;
 
 pub use backend::Check;
 pub use error::Error;

@@ -115,6 +115,12 @@ impl Netns {
         }
     }
 
+    /// One of a simulated host.
+    #[cfg(all(test, feature = "cli"))]
+    pub(crate) const fn simulated(id: NetnsId) -> Self {
+        Self { file: None, id }
+    }
+
     /// The names that `ip netns` gave, and the namespaces that have them.
     pub fn names() -> impl Iterator<Item = (OsString, NetnsId)> {
         fs::read_dir(NAMES)

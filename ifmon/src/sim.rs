@@ -5,18 +5,22 @@
 //! `IFMON_SIM_SEED` says where to begin, `IFMON_SIM_STEPS` how far to go. A run that fails is made
 //! as small as it gets, and told.
 
-#[cfg(feature = "agent")]
+#[cfg(feature = "cli")]
 mod agent;
 mod bpf;
+#[cfg(feature = "cli")]
+mod clients;
 mod host;
 mod netlink;
 mod oracle;
 mod patterns;
 mod run;
+#[cfg(feature = "cli")]
+mod serving;
 mod shrink;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     panic::{self, AssertUnwindSafe},
     sync::Once,
     time::Instant,
@@ -33,19 +37,20 @@ use crate::BackendKind;
 /// One life, from its decisions.
 fn live<S: Side>(kind: BackendKind, decisions: &mut Decisions) -> Sum {
     decisions.turn();
-    let setting = Setting::decide(kind, decisions);
-    let mut run = Run::<S>::new(setting, false);
+    let setting = Setting::decide::<S>(kind, decisions);
+    let mut run = Run::<S>::new(setting);
     run.live(decisions);
     run.sum
 }
 
 /// The same, told step by step.
-fn tell<S: Side>(kind: BackendKind, decisions: &mut Decisions) -> String {
+fn retell<S: Side>(kind: BackendKind, decisions: &mut Decisions) -> String {
+    STORY.set(Some(Vec::new()));
     decisions.turn();
-    let setting = Setting::decide(kind, decisions);
-    let mut run = Run::<S>::new(setting, true);
+    let setting = Setting::decide::<S>(kind, decisions);
+    let mut run = Run::<S>::new(setting);
     let result = panic::catch_unwind(AssertUnwindSafe(|| run.live(decisions)));
-    let mut story = run.story.unwrap_or_default();
+    let mut story = STORY.take().unwrap_or_default();
     if story.len() > 2 * SHOWN {
         let end = story.len() - SHOWN;
         story.splice(SHOWN..end, [String::from("[…]")]);
@@ -67,7 +72,22 @@ fn reason(payload: Option<Box<dyn std::any::Any + Send>>) -> String {
     }
 }
 
+/// Adds to what is told of the run, when that is wanted.
+fn tell(line: impl FnOnce() -> String) {
+    STORY.with_borrow_mut(|story| {
+        if let Some(story) = story {
+            story.push(line());
+        }
+    });
+}
+
+fn is_told() -> bool {
+    STORY.with_borrow(Option::is_some)
+}
+
 thread_local! {
+    /// What is told of the run, step by step.
+    static STORY: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
     /// What fails in this thread is caught, and told in other ways.
     static IS_QUIET: Cell<bool> = const { Cell::new(false) };
 }
@@ -108,7 +128,7 @@ fn live_many<S: Side>(kind: BackendKind, steps: u64, seed: u64) -> Sum {
                     panic::catch_unwind(AssertUnwindSafe(|| live::<S>(kind, decisions))).is_err()
                 };
                 let small = shrink::shrink(seed, count, fails);
-                let story = tell::<S>(kind, &mut small.again());
+                let story = retell::<S>(kind, &mut small.again());
                 be_quiet(false);
                 panic!(
                     "{kind}, IFMON_SIM_SEED={seed}, after {} steps of {lives} lives: {first}\n\n\
@@ -129,8 +149,15 @@ fn live_many<S: Side>(kind: BackendKind, steps: u64, seed: u64) -> Sum {
 
 /// How far to go, and with which seed.
 fn tell_what_happened<S: Side>(kind: BackendKind) {
+    assert!(S::KINDS.contains(&kind));
     let number = |variable: &str| std::env::var(variable).ok()?.parse().ok();
-    let steps = number("IFMON_SIM_STEPS").unwrap_or(STEPS);
+    // With an agent, several monitors live at a time.
+    let usual = if S::BEHIND.is_empty() {
+        STEPS
+    } else {
+        STEPS / 10
+    };
+    let steps = number("IFMON_SIM_STEPS").unwrap_or(usual);
     let seed = number("IFMON_SIM_SEED").unwrap_or(1);
     let sum = live_many::<S>(kind, steps, seed);
     // It is not idle.
@@ -141,11 +168,13 @@ fn tell_what_happened<S: Side>(kind: BackendKind) {
         counts.iter().all(|&count| count > steps / 10_000),
         "{sum:?}"
     );
+    let is_served = S::BEHIND.is_empty() || sum.served > steps / 100;
+    assert!(is_served, "{sum:?}");
 }
 
 /// Lines of a story that are shown at its beginning, and at its end.
 const SHOWN: usize = 100;
-/// Of each test.
+/// Of each test, but for those of the agent.
 const STEPS: u64 = 1_000_000;
 
 #[test]
@@ -158,10 +187,16 @@ fn the_whole_monitor_tells_what_happened_by_netlink_unfiltered() {
     tell_what_happened::<Sockets>(BackendKind::NetlinkUnfiltered);
 }
 
-#[cfg(feature = "agent")]
+#[cfg(feature = "cli")]
 #[test]
-fn the_whole_monitor_tells_what_happened_by_an_agent_that_comes_and_goes() {
-    tell_what_happened::<agent::Service>(BackendKind::Agent);
+fn the_agent_tells_all_its_clients_what_happened_by_netlink() {
+    tell_what_happened::<agent::Service<Sockets>>(BackendKind::Agent);
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_agent_tells_all_its_clients_what_happened_by_bpf() {
+    tell_what_happened::<agent::Service<Programs>>(BackendKind::Agent);
 }
 
 #[test]

@@ -159,6 +159,12 @@ impl Agent {
         }
     }
 
+    /// What the agent is asked for.
+    #[cfg(test)]
+    pub(crate) fn asked(&self) -> impl Iterator<Item = InterfaceName> {
+        self.calls.values().flat_map(|call| &call.names).copied()
+    }
+
     #[cfg(test)]
     pub(crate) fn others(&self) -> &Netlink {
         &self.others

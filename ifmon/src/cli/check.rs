@@ -154,13 +154,14 @@ fn yes(value: Option<bool>) -> String {
     value.map_or_else(unknown, |value| if value { "yes" } else { "no" }.to_owned())
 }
 
-const fn lockdown(mode: Lockdown) -> &'static str {
-    match mode {
-        Lockdown::None => "none",
-        Lockdown::Integrity => "integrity",
-        Lockdown::Confidentiality => "confidentiality",
-        _ => "unknown",
-    }
+fn lockdown(mode: Lockdown) -> &'static str {
+    let words = [
+        (Lockdown::None, "none"),
+        (Lockdown::Integrity, "integrity"),
+        (Lockdown::Confidentiality, "confidentiality"),
+    ];
+    let word = words.into_iter().find(|&(known, _)| known == mode);
+    word.map_or("unknown", |(_, word)| word)
 }
 
 fn capabilities(facts: &Facts) -> String {

@@ -1,156 +1,144 @@
-//! An agent that comes and goes, and the kernel as the netlink meets it that stands in for it.
+//! An agent that comes and goes, who else asks it, and the kernel as the netlink meets it that
+//! stands in for it.
 
-use std::collections::{BTreeMap, VecDeque};
-
-use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use super::{
-    host::{self, Host, Notice, Spot, Told},
+    clients::Client,
+    host::{self, Host, Notice, Spot},
     netlink::{self, Sockets},
     patterns,
-    run::{Side, failure},
+    run::{Setting, Side, failure},
+    serving::{Process, Wire, WireId, Wires},
     shrink::Decisions,
+    tell,
 };
 use crate::{
-    BackendKind, Counters, EventKind, Field,
+    BackendKind, Counters,
     agent::{CallId, Reply, Request, core::Agent},
     machine::Source,
 };
 
-/// The namespace in which the agent is asked.
+/// The namespace in which the agent is asked by the library.
 const HOME: usize = 0;
 const OWN_KINDS: usize = 4;
+/// So many others ask it at a time.
+const CLIENTS: usize = 4;
 
-/// The agent, and sockets.
+/// The agent with its kernel's side, its clients, and sockets.
 #[derive(Debug)]
-pub(crate) struct Service {
-    is_up: bool,
-    calls: BTreeMap<CallId, Call>,
+pub(crate) struct Service<A: Side> {
+    setting: Setting,
+    process: Option<Process<A>>,
+    wires: Wires,
+    last_wire: WireId,
+    /// Those of the library.
+    calls: BTreeMap<CallId, WireId>,
+    clients: Vec<Client>,
     sockets: Sockets,
+    rests: u32,
+    /// How many events the clients were told.
+    served: u64,
 }
 
-/// A connection, as the agent has it.
-#[derive(Debug, Default)]
-struct Call {
-    names: Vec<Told>,
-    /// What it has not sent yet.
-    late: VecDeque<u8>,
-    sent: VecDeque<u8>,
-    is_ready: bool,
-    has_ended: bool,
-}
-
-impl Call {
-    fn say(&mut self, parameters: &Value) {
-        self.put(&json!({ "parameters": parameters, "continues": true }));
+impl<A: Side> Service<A> {
+    fn connect(&mut self, decisions: &mut Decisions, space: usize) -> WireId {
+        let room = [1 << 20, 100, 1000][decisions.index(3)];
+        self.last_wire += 1;
+        self.wires.insert(self.last_wire, Wire::new(space, room));
+        self.last_wire
     }
 
-    fn put(&mut self, reply: &Value) {
-        self.late.extend(reply.to_string().bytes());
-        self.late.push_back(0);
+    fn die(&mut self) {
+        tell(|| String::from("  agent: dies"));
+        self.process = None;
+        self.wires.values_mut().for_each(Wire::end);
     }
 
-    fn send(&mut self) {
-        self.is_ready |= !self.late.is_empty();
-        self.sent.append(&mut self.late);
+    fn start(&mut self) {
+        if self.process.is_none() {
+            tell(|| String::from("  agent: starts"));
+            self.process = Some(Process::new(self.setting));
+        }
     }
 
-    fn end(&mut self) {
-        self.has_ended = true;
-        self.is_ready = true;
-    }
-}
-
-fn event(spot: Spot, kind: &EventKind) -> Value {
-    let mut event = json!({
-        "time": "1970-01-01T00:00:00Z",
-        "event": kind.as_str(),
-        "interface": spot.name.to_string(),
-        "ifindex": kind.ifindex(),
-    });
-    for (name, field) in kind.fields() {
-        event[name] = match field {
-            Field::Name(name) => name.to_string().into(),
-            Field::Netns(netns) => netns.map(|netns| netns.0).into(),
-            Field::Number(number) => number.into(),
-            Field::Flag(flag) => flag.into(),
+    /// The agent does one thing; false when it has nothing to do.
+    fn serve_clients(&mut self, decisions: &mut Decisions, host: &Host) -> bool {
+        let Some(process) = &mut self.process else {
+            return false;
         };
+        let any = process.turn(decisions, host, &mut self.wires);
+        if process.has_ended() {
+            self.die();
+        }
+        any
     }
-    event
-}
 
-impl Service {
-    fn call(
-        &mut self,
-        decisions: &mut Decisions,
-        host: &Host,
-        id: CallId,
-        message: &[u8],
-    ) -> Reply {
-        if !self.is_up {
-            // It is up again some time.
-            self.is_up = decisions.below(3) == 0;
-            if !self.is_up {
-                return Reply::Done(Err(failure()));
+    /// A client does something.
+    fn ask(&mut self, decisions: &mut Decisions, host: &Host) {
+        let at = decisions.index(CLIENTS);
+        if at >= self.clients.len() {
+            if decisions.chance(3) {
+                let client = Client::new(decisions, host, self.setting.means_of_client());
+                self.clients.extend(client);
             }
+            return;
         }
-        let mut call = Call::default();
-        let text = message.strip_suffix(&[0]).expect("it ends with NUL");
-        let asked: Value = serde_json::from_slice(text).expect("it is JSON");
-        let names = asked["parameters"]["interfaces"].as_array();
-        for name in names.expect("it names something") {
-            let name = name.as_str().and_then(|name| name.parse().ok());
-            let spot = Spot {
-                space: HOME,
-                era: 0,
-                name: name.expect("a good name"),
-            };
-            call.names.push(Told::new(spot, &host.now));
+        if decisions.chance(30) {
+            // It ends, in the midst of whatever it does.
+            let client = self.clients.swap_remove(at);
+            tell(|| format!("  {client}: goes"));
+            client.hang_up(&mut self.wires);
+            return;
         }
-        match decisions.below(24) {
-            // It is asleep.
-            22 => call.names.clear(),
-            23 => {
-                call.names.clear();
-                call.put(
-                    &json!({ "error": "io.ifmon.TooMany", "parameters": { "what": "clients" } }),
-                );
-            }
-            _ => {
-                for at in 0..call.names.len() {
-                    let Told { spot, holder, .. } = call.names[at];
-                    let ifindex = holder.map(|device| device.ifindex);
-                    call.say(&event(spot, &EventKind::Watching { ifindex }));
-                }
-            }
+        if self.clients[at].is_away() && self.process.is_some() {
+            let wire = self.connect(decisions, self.clients[at].space);
+            self.clients[at].call(wire);
+            return;
         }
-        self.calls.insert(id, call);
-        Reply::Done(Ok(()))
+        self.served += self.clients[at].turn(decisions, host, &mut self.wires);
     }
 
     fn receive(&mut self, decisions: &mut Decisions, id: CallId) -> Reply {
-        let call = self.calls.get_mut(&id).expect("a call that is there");
+        let wire = self.calls.get(&id).and_then(|id| self.wires.get_mut(id));
+        let wire = wire.expect("a call that is there");
         let count = match decisions.below(4) {
             3 => 1 + decisions.index(200),
             _ => 4096,
         };
-        let bytes: Vec<u8> = call.sent.drain(..count.min(call.sent.len())).collect();
+        let count = count.min(wire.to_client.len());
+        let bytes: Vec<u8> = wire.to_client.drain(..count).collect();
         Reply::Received(match bytes.len() {
-            0 if call.has_ended => Err(failure()),
+            0 if wire.has_ended => Err(failure()),
             0 => Ok(None),
             _ => Ok(Some(bytes)),
         })
     }
 }
 
-impl Side for Service {
+impl<A: Side> Side for Service<A> {
     type Machine = Agent;
 
-    fn new(_: BackendKind, room: usize, is_crowded: bool) -> Self {
+    const KINDS: &'static [BackendKind] = &[BackendKind::Agent];
+    const BEHIND: &'static [BackendKind] = A::KINDS;
+
+    fn new(setting: Setting) -> Self {
         Self {
-            is_up: true,
+            setting,
+            process: Some(Process::new(setting)),
+            wires: Wires::new(),
+            last_wire: 0,
             calls: BTreeMap::new(),
-            sockets: Sockets::new(BackendKind::Netlink, room, is_crowded),
+            clients: Vec::new(),
+            sockets: Sockets::new(Setting {
+                kind: BackendKind::Netlink,
+                ..setting
+            }),
+            rests: 0,
+            served: 0,
         }
     }
 
@@ -185,28 +173,36 @@ impl Side for Service {
     }
 
     fn serve(&mut self, decisions: &mut Decisions, host: &Host, request: Request) -> Reply {
-        if decisions.chance(4) {
-            self.calls.values_mut().for_each(Call::send);
-        }
         match request {
-            Request::Call(id, message) => self.call(decisions, host, id, &message),
-            Request::Send(id, _) => {
-                let call = self.calls.get_mut(&id).expect("a call that is there");
-                if call.has_ended {
+            Request::Call(id, message) => {
+                if decisions.below(3) == 0 {
+                    self.start();
+                }
+                if self.process.is_none() {
                     return Reply::Done(Err(failure()));
                 }
-                if decisions.below(24) == 23 {
-                    // It is asleep.
-                    return Reply::Done(Ok(()));
+                let wire = self.connect(decisions, HOME);
+                self.calls.insert(id, wire);
+                if let Some(wire) = self.wires.get_mut(&wire) {
+                    wire.to_agent = message;
                 }
-                call.say(
-                    &json!({ "time": "1970-01-01T00:00:00Z", "event": "synced", "interface": "" }),
-                );
+                Reply::Done(Ok(()))
+            }
+            Request::Send(id, message) => {
+                let wire = self.calls.get(&id).and_then(|id| self.wires.get_mut(id));
+                let wire = wire.expect("a call that is there");
+                if wire.has_ended {
+                    return Reply::Done(Err(failure()));
+                }
+                wire.to_agent.extend(message);
                 Reply::Done(Ok(()))
             }
             Request::Receive(id) => self.receive(decisions, id),
             Request::Hang(id) => {
-                self.calls.remove(&id).expect("a call that is there");
+                let wire = self.calls.remove(&id).expect("a call that is there");
+                if let Some(wire) = self.wires.get_mut(&wire) {
+                    wire.is_hung_up = true;
+                }
                 Reply::Done(Ok(()))
             }
             Request::Netlink(request) => {
@@ -216,32 +212,83 @@ impl Side for Service {
     }
 
     fn notice(&mut self, decisions: &mut Decisions, host: &Host, misses: bool, notice: Notice) {
-        for call in self.calls.values_mut().filter(|call| !call.has_ended) {
-            for at in 0..call.names.len() {
-                if let Some(kind) = call.names[at].tell(&host.now) {
-                    let spot = call.names[at].spot;
-                    call.say(&event(spot, &kind));
-                }
-            }
-            if !decisions.chance(4) {
-                call.send();
-            }
-        }
-        if decisions.chance(30) {
-            self.is_up = false;
-            self.calls.values_mut().for_each(Call::end);
+        if let Some(process) = &mut self.process {
+            process.notice(decisions, host, misses, notice);
         }
         self.sockets.notice(decisions, host, misses, notice);
+        self.turn(decisions, host);
     }
 
     fn finish(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.finish();
+        }
         self.sockets.finish();
     }
 
+    fn turn(&mut self, decisions: &mut Decisions, host: &Host) {
+        match decisions.below(1000) {
+            999 => self.die(),
+            970..999 => self.start(),
+            950..970 => {
+                if let Some(process) = &mut self.process {
+                    process.is_asleep = decisions.chance(4);
+                }
+            }
+            _ => {}
+        }
+        for _ in 0..decisions.below(8) {
+            self.serve_clients(decisions, host);
+        }
+        for _ in 0..decisions.below(3) {
+            self.ask(decisions, host);
+        }
+        self.wires
+            .retain(|_, wire| !(wire.is_hung_up && wire.has_ended));
+    }
+
+    fn rest(&mut self, host: &Host) -> Option<Instant> {
+        let mut none = Decisions::none();
+        self.start();
+        if let Some(process) = &mut self.process {
+            process.is_asleep = false;
+            process.heal(true);
+        }
+        loop {
+            let mut more = self
+                .process
+                .as_mut()
+                .is_some_and(|process| process.rest(host, &mut self.wires));
+            if self.process.as_ref().is_some_and(Process::has_ended) {
+                self.die();
+                self.start();
+                more = true;
+            }
+            for at in 0..self.clients.len() {
+                if self.clients[at].is_away() {
+                    let wire = self.connect(&mut none, self.clients[at].space);
+                    self.clients[at].call(wire);
+                    more = true;
+                }
+                more |= self.clients[at].rest(host, &mut self.wires);
+            }
+            self.wires
+                .retain(|_, wire| !(wire.is_hung_up && wire.has_ended));
+            if !more {
+                return self.process.as_ref().and_then(Process::until);
+            }
+        }
+    }
+
+    fn served(&self) -> u64 {
+        self.served
+    }
+
     fn take_ready(&mut self, mut ready: impl FnMut(Source)) {
-        for call in self.calls.values_mut() {
-            call.send();
-            if std::mem::take(&mut call.is_ready) {
+        for id in self.calls.values() {
+            if let Some(wire) = self.wires.get_mut(id)
+                && std::mem::take(&mut wire.is_ready)
+            {
                 ready(Source::Call);
             }
         }
@@ -254,7 +301,10 @@ impl Side for Service {
     }
 
     fn is_holding(&self, space: usize) -> bool {
-        space == HOME || self.sockets.is_holding(space)
+        space == HOME
+            || self.sockets.is_holding(space)
+            || self.clients.iter().any(|client| client.space == space)
+            || (self.process.as_ref()).is_some_and(|process| process.is_holding(space))
     }
 
     /// An agent cannot be asked for any.
@@ -262,29 +312,38 @@ impl Side for Service {
         space != HOME
     }
 
+    /// What was said of the name in the call that has it.
+    fn changes(&self, spot: &Spot) -> Option<(u32, u64)> {
+        let process = self.process.as_ref().filter(|_| spot.space == HOME)?;
+        let changes = |id: &WireId| Some((*id as u32, process.changes(*id, spot.name)?));
+        // A call before may have had it too.
+        self.calls.values().rev().find_map(changes)
+    }
+
     fn check_rest(
-        &self,
+        &mut self,
         host: &Host,
         machine: &Agent,
         watched: &[Spot],
         patterns: &[patterns::Place],
     ) {
+        self.rests += 1;
         let (own, others): (Vec<Spot>, Vec<Spot>) =
             watched.iter().partition(|spot| spot.space == HOME);
-        for spot in &own {
-            let mut names = self.calls.values().flat_map(|call| &call.names);
-            assert!(
-                names.any(|told| told.spot == *spot),
-                "nobody asks for {spot:?}"
-            );
-        }
-        for call in self.calls.values() {
-            let is_of_use = call.names.iter().any(|told| own.contains(&told.spot));
-            assert!(is_of_use && call.sent.is_empty(), "{call:?} is left");
-        }
+        let asked: BTreeSet<_> = machine.asked().collect();
+        let own: BTreeSet<_> = own.iter().map(|spot| spot.name).collect();
+        assert_eq!(asked, own, "the agent is asked for these");
         assert!(!self.sockets.is_holding(HOME), "nobody has to stand in");
         self.sockets
             .check_rest(host, machine.others(), &others, patterns);
+        let process = self.process.as_mut().expect("it was started");
+        process.check_rest(host, &self.wires);
+        process.heal(false);
+        for client in &mut self.clients {
+            client.check_rest(host, self.rests.is_multiple_of(2));
+        }
+        let count = self.calls.len() + self.clients.len();
+        assert_eq!(self.wires.len(), count, "{:?}", self.wires);
     }
 
     fn check_counters(&self, counters: &Counters, _: bool) {

@@ -14,10 +14,10 @@ use ifmon_ebpf::{
 };
 
 use super::{
-    host::{self, Device, Host, Notice, SPACES, Spot, netns},
+    host::{self, Conduct, Device, Host, Notice, SPACES, Spot, netns},
     netlink::{KINDS_OF_QUESTIONS, answer, kind_of, no_answer, waits},
     patterns,
-    run::{Side, failure},
+    run::{Setting, Side, failure},
     shrink::Decisions,
 };
 use crate::{
@@ -295,7 +295,15 @@ impl Programs {
 impl Side for Programs {
     type Machine = Bpf;
 
-    fn new(kind: BackendKind, room: usize, is_crowded: bool) -> Self {
+    const KINDS: &'static [BackendKind] = &[BackendKind::Fentry, BackendKind::NetlinkEbpf];
+
+    fn new(setting: Setting) -> Self {
+        let Setting {
+            kind,
+            is_crowded,
+            conduct: Conduct { room, .. },
+            ..
+        } = setting;
         let watches = if is_crowded { LITTLE_ROOM } else { MUCH_ROOM };
         Self {
             hook: if kind == BackendKind::NetlinkEbpf {
@@ -577,7 +585,7 @@ impl Side for Programs {
     }
 
     fn check_rest(
-        &self,
+        &mut self,
         host: &Host,
         machine: &Bpf,
         watched: &[Spot],

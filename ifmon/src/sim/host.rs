@@ -3,10 +3,13 @@
 //! A change is made in steps, as a kernel makes it under RTNL: first it can be seen, then those who
 //! listen are told. Between two steps a system call that does not need RTNL may come.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::{Duration, Instant, SystemTime},
+};
 
 use super::shrink::Decisions;
-use crate::{EventKind, InterfaceName, NetnsId, Pattern};
+use crate::{EventKind, InterfaceName, NetnsId, Pattern, machine::Now};
 
 /// Few of each, so that everything meets everything. The first namespace never ends.
 pub(crate) const SPACES: usize = 2;
@@ -140,6 +143,8 @@ pub(crate) struct Host {
     pub(crate) changes: u64,
     /// The state in which the question was asked that is answered next.
     pub(crate) asked_at: usize,
+    start: Instant,
+    time: Duration,
 }
 
 impl State {
@@ -222,7 +227,21 @@ impl Host {
             travellers: HashSet::new(),
             changes: 0,
             asked_at: 0,
+            start: Instant::now(),
+            time: Duration::from_secs(1_000_000),
         }
+    }
+
+    pub(crate) fn clock(&self) -> Now {
+        Now {
+            instant: self.start + self.time,
+            wall: SystemTime::UNIX_EPOCH + self.time,
+            boot: self.time,
+        }
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.time += time;
     }
 
     /// Where in the states the present one is.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io};
 use super::{
     host::{self, Device, Host, Notice, SPACES, netns},
     patterns,
-    run::{Side, failure},
+    run::{Setting, Side, failure},
     shrink::Decisions,
 };
 use crate::{
@@ -178,10 +178,12 @@ pub(crate) const KINDS_OF_QUESTIONS: usize = 7;
 impl Side for Sockets {
     type Machine = Netlink;
 
-    fn new(kind: BackendKind, room: usize, _is_crowded: bool) -> Self {
+    const KINDS: &'static [BackendKind] = &[BackendKind::Netlink, BackendKind::NetlinkUnfiltered];
+
+    fn new(setting: Setting) -> Self {
         Self {
-            filtered: kind == BackendKind::Netlink,
-            room,
+            filtered: setting.kind == BackendKind::Netlink,
+            room: setting.conduct.room,
             sockets: [None, None],
             read: 0,
             has_lost: false,
@@ -292,7 +294,7 @@ impl Side for Sockets {
     }
 
     fn check_rest(
-        &self,
+        &mut self,
         host: &Host,
         machine: &Netlink,
         watched: &[host::Spot],

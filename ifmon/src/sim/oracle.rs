@@ -19,6 +19,11 @@ pub(crate) struct Means {
     pub(crate) is_lossless: bool,
     /// Is it said of each loss whom it hit? Then all else has to be told as what it was.
     pub(crate) is_exact: bool,
+    /// Does what was told, and said to be lost, come to as many changes as there were?
+    pub(crate) is_counted: bool,
+    /// It is a client of the agent, which may know what became of an expected device that it saw
+    /// with the name; and what is to follow from a loss can be lost too.
+    pub(crate) is_served: bool,
     /// What was known before a message was missed counts for nothing, but for inodes.
     pub(crate) forgets: bool,
     /// What had a name before is forgotten for want of room, when a loss hides another holder.
@@ -159,6 +164,12 @@ impl Follower {
         }
     }
 
+    /// Who was told to have the name.
+    #[cfg(feature = "cli")]
+    pub(crate) const fn known(&self) -> Option<u32> {
+        self.known
+    }
+
     /// Takes a verdict.
     pub(crate) fn take(&mut self, kind: &EventKind, recovered: bool, host: &Host) {
         if let EventKind::Resynced {
@@ -169,8 +180,10 @@ impl Follower {
         {
             assert!(!self.means.is_lossless, "resynced, and nothing was lost");
             self.expected.take_if(|_| self.is_expected_perhaps);
+            self.follows.take_if(|_| self.means.is_served);
             assert!(self.follows.is_none() && self.expected.is_none());
-            self.accounted += lost.unwrap_or_default();
+            // Where all are counted, somebody else counts from now on.
+            self.accounted = lost.map_or(0, |lost| self.accounted + lost);
             self.is_obscured |= self.means.can_forget;
             if self.means.is_exact {
                 assert!(lost.is_some_and(|lost| lost > 0), "{kind:?}");
@@ -228,6 +241,10 @@ impl Follower {
                 .map(|belief| belief.next(host))
                 .collect::<Vec<_>>()
         );
+        if recovered && self.means.is_served {
+            // How a device left is remembered, and others came and went since.
+            self.skip(self.known, host);
+        }
     }
 
     /// What was told is true again, whatever happened in between.
@@ -404,8 +421,15 @@ impl Follower {
     /// Takes the verdict on a device that was expected and does not hold the name.
     fn take_expected(&mut self, kind: &EventKind, expected: Identity, host: &Host) {
         let old = expected.ifindex;
+        let before = host.states[..=self.window.1]
+            .iter()
+            .filter_map(|state| state.holder(self.spot))
+            .find(|device| self.means.is_served && device.ifindex == old);
+        if let Some(device) = before {
+            self.remember(device);
+        }
         for belief in &mut self.beliefs {
-            if belief.told.holder.is_none() {
+            if belief.told.holder.is_none() && belief.told.last.is_none() {
                 belief.told.last = Some((u32::MAX, old));
             }
         }
@@ -427,9 +451,33 @@ impl Follower {
                             let there = expected.inode.and_then(|inode| state.by_id(inode as u32));
                             *kind == departure(spot, old, there, state)
                         })
+                    || before.is_some_and(|device| {
+                        host.states[..=self.window.1].iter().any(|state| {
+                            let truth = departure(spot, old, state.by_id(device.id), state);
+                            self.says(kind, true, &truth, false)
+                        })
+                    })
             }
         });
         assert!(is_true, "{kind:?}, expected {expected:?}");
+    }
+
+    /// The agent may know the expected device, and may not.
+    fn remember(&mut self, device: Device) {
+        let last = Some((device.id, device.ifindex));
+        let known: Vec<_> = self
+            .beliefs
+            .iter()
+            .filter(|belief| belief.told.holder.is_none())
+            .map(|belief| Belief {
+                told: Told {
+                    last,
+                    ..belief.told
+                },
+                ..*belief
+            })
+            .collect();
+        self.beliefs.extend(known);
     }
 
     /// Is the verdict one on the device that was told to have the name?
@@ -514,11 +562,15 @@ impl Follower {
         assert_eq!(self.expected, None, "nothing was said of it");
         self.check_up_to(host, host.states.len() - 1);
         if let Some((epoch, count)) = changes
-            && self.means.is_exact
+            && self.means.is_counted
             && !host.is_over(self.spot)
         {
             let rest = count.checked_sub(self.accounted);
             let rest = rest.unwrap_or_else(|| panic!("{self:?}, of {count} changes"));
+            assert!(
+                self.means.is_exact || rest == 0,
+                "{self:?}, of {count} changes"
+            );
             if let Some((same, before)) = self.counted
                 && same == epoch
             {

@@ -3,14 +3,16 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt, io,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use super::{
     host::{self, Conduct, Host, Notice, SPACES, Spot},
+    is_told,
     oracle::{Follower, Means},
     patterns,
     shrink::Decisions,
+    tell,
 };
 use crate::{
     BackendKind, Counters, Error, Event, EventKind, Identity, InterfaceName, NetnsId, Pattern,
@@ -30,13 +32,18 @@ const FOR_EVER: u32 = u32::MAX;
 /// What fails so often in a row is tried again without a wait. All names and patterns of a namespace
 /// that are looked up after a loss ask for a barrier or two each.
 const TOO_SOON: u32 = 20;
-const KINDS_OF_REQUESTS: usize = 32;
+pub(crate) const KINDS_OF_REQUESTS: usize = 32;
 
 /// A backend's side of the kernel.
 pub(crate) trait Side: fmt::Debug {
     type Machine: Asking + fmt::Debug;
 
-    fn new(kind: BackendKind, room: usize, is_crowded: bool) -> Self;
+    /// Which backends it can be the kernel's side of.
+    const KINDS: &'static [BackendKind];
+    /// Which backends the agent can have, where it is asked.
+    const BEHIND: &'static [BackendKind] = &[];
+
+    fn new(setting: Setting) -> Self;
     fn machine(&self) -> Self::Machine;
     /// Kinds of requests: each can fail for a while.
     fn kind_of(request: &Request<Self>) -> usize;
@@ -56,6 +63,16 @@ pub(crate) trait Side: fmt::Debug {
     fn notice(&mut self, decisions: &mut Decisions, host: &Host, misses: bool, notice: Notice);
     /// What was begun in the kernel is done.
     fn finish(&mut self) {}
+    /// Others on the host do something.
+    fn turn(&mut self, _: &mut Decisions, _: &Host) {}
+    /// How much they were told.
+    fn served(&self) -> u64 {
+        0
+    }
+    /// They do all that there is to do by now; says when there is more.
+    fn rest(&mut self, _: &Host) -> Option<Instant> {
+        None
+    }
     /// Says where something came since it was asked last.
     fn take_ready(&mut self, ready: impl FnMut(Source));
     /// Where something can come.
@@ -72,7 +89,7 @@ pub(crate) trait Side: fmt::Debug {
     }
     /// At rest: is what the kernel has what these watches need, and no more?
     fn check_rest(
-        &self,
+        &mut self,
         host: &Host,
         machine: &Self::Machine,
         watched: &[Spot],
@@ -81,18 +98,35 @@ pub(crate) trait Side: fmt::Debug {
     fn check_counters(&self, counters: &Counters, is_faulty: bool);
 }
 
-type Request<S> = <<S as Side>::Machine as Machine>::Request;
-type Answer<S> = <<S as Side>::Machine as Machine>::Answer;
+pub(crate) type Request<S> = <<S as Side>::Machine as Machine>::Request;
+pub(crate) type Answer<S> = <<S as Side>::Machine as Machine>::Answer;
 
 /// Why a request failed, for want of a better reason.
 pub(crate) fn failure() -> io::Error {
     io::Error::from_raw_os_error(libc::EIO)
 }
 
+/// Does a request of a kind fail, which fails so often still?
+pub(crate) fn strikes(fault: &mut u32, can_fail: bool, decisions: &mut Decisions) -> bool {
+    if *fault == 0 && can_fail && decisions.chance(60) {
+        *fault = [1, 1, 3, 20, FOR_EVER][decisions.index(5)];
+    }
+    *fault > 0
+}
+
+/// It did.
+pub(crate) fn endure(fault: &mut u32) {
+    if *fault != FOR_EVER {
+        *fault -= 1;
+    }
+}
+
 /// How a run goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
     pub(crate) kind: BackendKind,
+    /// What the agent has as its backend.
+    pub(crate) behind: Option<BackendKind>,
     pub(crate) conduct: Conduct,
     /// There is room for the notes about few devices.
     pub(crate) is_crowded: bool,
@@ -107,10 +141,12 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    pub(crate) fn decide(kind: BackendKind, decisions: &mut Decisions) -> Self {
+    pub(crate) fn decide<S: Side>(kind: BackendKind, decisions: &mut Decisions) -> Self {
         let pick = |decisions: &mut Decisions, of: &[u32]| of[decisions.index(of.len())];
+        let behind = decisions.index(S::BEHIND.len().max(1));
         Self {
             kind,
+            behind: S::BEHIND.get(behind).copied(),
             conduct: Conduct {
                 room: pick(decisions, &[1 << 30, 1 << 30, 1, 2, 3, 5]) as usize,
                 calm: decisions.chance(4),
@@ -124,6 +160,23 @@ impl Setting {
             pace: pick(decisions, &[16, 4, 2, 40]),
             reader: pick(decisions, &[1, 4, 30]),
             asker: pick(decisions, &[30, 6, 200]),
+        }
+    }
+
+    /// Of whoever is served by the agent.
+    #[cfg(feature = "cli")]
+    pub(crate) fn means_of_client(self) -> Means {
+        let mut behind = self;
+        behind.kind = self.behind.expect("an agent has a backend");
+        // What is calm for the library's own client is not so for the agent.
+        behind.conduct.calm = false;
+        Means {
+            is_lossless: false,
+            can_lose: true,
+            can_forget: true,
+            is_served: true,
+            is_counted: false,
+            ..behind.means()
         }
     }
 
@@ -149,9 +202,14 @@ impl Setting {
         Means {
             is_lossless,
             is_exact: is_lossless || is_counted,
+            // By the agent: what was said to it is known.
+            is_counted: is_lossless || is_counted || is_agent,
+            is_served: false,
             can_lose,
-            forgets: self.kind == BackendKind::NetlinkEbpf && self.is_faulty,
-            can_forget: self.is_crowded && can_lose,
+            forgets: [Some(self.kind), self.behind].contains(&Some(BackendKind::NetlinkEbpf))
+                && self.is_faulty,
+            // A client of the agent knows but the last holder.
+            can_forget: (self.is_crowded || is_agent) && can_lose,
             is_certain: is_lossless || is_counted || !reuses,
             calm,
             reuses,
@@ -174,6 +232,7 @@ pub(crate) struct Sum {
     pub(crate) refused: u64,
     pub(crate) ends: u64,
     pub(crate) rests: u64,
+    pub(crate) served: u64,
 }
 
 impl Sum {
@@ -189,6 +248,7 @@ impl Sum {
             refused,
             ends,
             rests,
+            served,
         } = other;
         self.polls += polls;
         self.requests += requests;
@@ -200,6 +260,7 @@ impl Sum {
         self.refused += refused;
         self.ends += ends;
         self.rests += rests;
+        self.served += served;
     }
 }
 
@@ -211,8 +272,6 @@ pub(crate) struct Run<S: Side> {
     side: S,
     engine: Engine<S::Machine>,
     outbox: Outbox,
-    start: Instant,
-    time: Duration,
     /// What was asked and not replied to.
     asked: Option<Asked>,
     /// Watches that have begun, and of which nothing was read yet: in which state at the earliest
@@ -239,8 +298,6 @@ pub(crate) struct Run<S: Side> {
     has_ended: bool,
     /// It waits, and all that was to be read was read.
     is_idle: bool,
-    /// What is told of the run, when that is wanted.
-    pub(crate) story: Option<Vec<String>>,
     pub(crate) sum: Sum,
 }
 
@@ -264,16 +321,14 @@ enum Asked {
 }
 
 impl<S: Side> Run<S> {
-    pub(crate) fn new(setting: Setting, is_told: bool) -> Self {
-        let side = S::new(setting.kind, setting.conduct.room, setting.is_crowded);
+    pub(crate) fn new(setting: Setting) -> Self {
+        let side = S::new(setting);
         Self {
             setting,
             host: Host::new(setting.conduct),
             engine: Engine::new(setting.kind, side.machine()),
             side,
             outbox: Outbox::default(),
-            start: Instant::now(),
-            time: Duration::from_secs(1_000_000),
             asked: None,
             begun: Vec::new(),
             followers: Vec::new(),
@@ -288,23 +343,12 @@ impl<S: Side> Run<S> {
             in_vain: 0,
             has_ended: false,
             is_idle: false,
-            story: is_told.then(Vec::new),
             sum: Sum::default(),
         }
     }
 
-    fn tell(&mut self, line: impl FnOnce() -> String) {
-        if let Some(story) = &mut self.story {
-            story.push(line());
-        }
-    }
-
     fn now(&self) -> Now {
-        Now {
-            instant: self.start + self.time,
-            wall: SystemTime::UNIX_EPOCH + self.time,
-            boot: self.time,
-        }
+        self.host.clock()
     }
 
     /// Lives until the decisions are used up, then comes to rest.
@@ -316,12 +360,14 @@ impl<S: Side> Run<S> {
             self.settle(decisions);
         }
         while decisions.turn() {
+            self.side.turn(decisions, &self.host);
             self.go_on(decisions);
         }
         // Some failures stay.
         let lasts = self.setting.is_faulty && self.mark % 2 == 1;
         self.rest(lasts);
         self.sum.changes = self.host.changes;
+        self.sum.served = self.side.served();
     }
 
     /// One step of the monitor, and what happens around it.
@@ -430,7 +476,7 @@ impl<S: Side> Run<S> {
         self.in_vain = 0;
         self.failures.clear();
         if let Some(notice) = self.host.step() {
-            self.tell(|| format!("    host: {notice:?}"));
+            tell(|| format!("    host: {notice:?}"));
             let misses = self.setting.is_faulty && !self.is_healed;
             self.side.notice(decisions, &self.host, misses, notice);
         }
@@ -449,7 +495,7 @@ impl<S: Side> Run<S> {
 
     fn pass(&mut self, time: Duration) {
         self.side.finish();
-        self.time += time;
+        self.host.pass(time);
         self.failures.clear();
     }
 
@@ -463,26 +509,22 @@ impl<S: Side> Run<S> {
     }
 
     fn answer(&mut self, decisions: &mut Decisions, request: Request<S>) -> Answer<S> {
-        let line = self.story.is_some().then(|| format!("{request:?}"));
+        let line = is_told().then(|| format!("{request:?}"));
         let fault = &mut self.faults[S::kind_of(&request)];
-        if *fault == 0 && self.setting.is_faulty && !self.is_healed && decisions.chance(60) {
-            *fault = [1, 1, 3, 20, FOR_EVER][decisions.index(5)];
-        }
-        if *fault > 0
+        let can_fail = self.setting.is_faulty && !self.is_healed;
+        if strikes(fault, can_fail, decisions)
             && let Some(answer) = self.side.fail(&request)
         {
-            if *fault != FOR_EVER {
-                *fault -= 1;
-            }
+            endure(fault);
             self.sum.failures += 1;
-            self.tell(|| format!("{request:?} fails"));
+            tell(|| format!("{request:?} fails"));
             let failures = self.failures.entry(format!("{request:?}")).or_default();
             *failures += 1;
             assert!(*failures < TOO_SOON, "it tries again without a wait");
             return answer;
         }
         let answer = self.side.serve(decisions, &self.host, request);
-        self.tell(|| format!("{} -> {answer:?}", line.unwrap_or_default()));
+        tell(|| format!("{} -> {answer:?}", line.unwrap_or_default()));
         answer
     }
 
@@ -513,7 +555,7 @@ impl<S: Side> Run<S> {
         }
         match decisions.below(64) {
             62 if self.setting.is_faulty && !self.is_healed && decisions.chance(40) => {
-                self.tell(|| String::from("the wait fails"));
+                tell(|| String::from("the wait fails"));
                 self.engine.cannot_wait(io::ErrorKind::InvalidInput.into());
             }
             63 => {
@@ -613,7 +655,7 @@ impl<S: Side> Run<S> {
         };
         self.sum.asked += 1;
         self.in_vain = 0;
-        self.tell(|| format!("ask: {ask:?}"));
+        tell(|| format!("ask: {ask:?}"));
         self.failures.clear();
         self.engine.ask(ask);
     }
@@ -649,7 +691,7 @@ impl<S: Side> Run<S> {
     }
 
     fn replied(&mut self, reply: Reply) {
-        self.tell(|| format!("reply: {reply:?}"));
+        tell(|| format!("reply: {reply:?}"));
         self.in_vain = 0;
         let asked = self.asked.take().expect("somebody asked");
         match (asked, reply) {
@@ -737,7 +779,7 @@ impl<S: Side> Run<S> {
         let Some(item) = self.outbox.pop() else {
             return false;
         };
-        self.tell(|| format!("read: {item:?}"));
+        tell(|| format!("read: {item:?}"));
         match item {
             Item::Event(event) => {
                 assert_eq!(event.backend, self.setting.kind);
@@ -861,7 +903,7 @@ impl<S: Side> Run<S> {
 
     /// It is over: somebody starts it again.
     fn ended(&mut self, counters: &Counters) {
-        self.tell(|| format!("end: {counters:?}"));
+        tell(|| format!("end: {counters:?}"));
         self.sum.ends += 1;
         while self.read() {}
         assert!(self.has_ended, "it ended without a word");
@@ -875,14 +917,8 @@ impl<S: Side> Run<S> {
         self.marks.clear();
         self.faults = [0; KINDS_OF_REQUESTS];
         self.failures.clear();
-        let Setting {
-            kind,
-            conduct,
-            is_crowded,
-            ..
-        } = self.setting;
-        self.side = S::new(kind, conduct.room, is_crowded);
-        self.engine = Engine::new(kind, self.side.machine());
+        self.side = S::new(self.setting);
+        self.engine = Engine::new(self.setting.kind, self.side.machine());
         self.outbox = Outbox::default();
     }
 
@@ -891,7 +927,7 @@ impl<S: Side> Run<S> {
     /// `fails`: what fails goes on failing.
     fn rest(&mut self, fails: bool) {
         let faults = self.faults;
-        self.tell(|| format!("rest; fails: {fails}, {faults:?}"));
+        tell(|| format!("rest; fails: {fails}, {faults:?}"));
         self.sum.rests += 1;
         let mut none = Decisions::none();
         self.settle(&mut none);
@@ -915,10 +951,11 @@ impl<S: Side> Run<S> {
                         until.is_none_or(|until| until > now),
                         "it waits for the past"
                     );
+                    let others = self.side.rest(&self.host);
                     if self.wake() {
                         continue;
                     }
-                    let Some(until) = until else {
+                    let Some(until) = until.into_iter().chain(others).min() else {
                         self.compare();
                         break;
                     };

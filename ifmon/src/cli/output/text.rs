@@ -238,10 +238,8 @@ mod tests {
             ),
         ] {
             let mut peer = Peer::default();
-            peer.ifindex = 8;
-            peer.netns = netns;
+            (peer.ifindex, peer.netns, peer.container) = (8, netns, container);
             peer.netns_name = netns_name.map(Into::into);
-            peer.container = container;
             assert_eq!(other_end(&peer, here, &Namespaces::new()), said);
         }
     }

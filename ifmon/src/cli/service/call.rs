@@ -37,17 +37,17 @@ error ExpectedMore ()
 
 /// A call.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) method: Result<Method, Fault>,
+pub(crate) struct Call {
+    pub(crate) method: Result<Method, Fault>,
     /// More than one reply is welcome.
-    pub(super) more: bool,
+    pub(crate) more: bool,
     /// No reply is wanted.
-    pub(super) oneway: bool,
+    pub(crate) oneway: bool,
 }
 
 /// What is called.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     GetInfo,
     GetInterfaceDescription(&'static str),
     Watch(Watch),
@@ -59,15 +59,15 @@ pub(super) enum Method {
 
 /// The parameters of `Watch`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     /// With the index of the device that should hold the name.
-    pub(super) targets: BTreeMap<InterfaceName, Option<u32>>,
-    pub(super) netns: Option<String>,
+    pub(crate) targets: BTreeMap<InterfaceName, Option<u32>>,
+    pub(crate) netns: Option<String>,
 }
 
 /// Why a call fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     InterfaceNotFound(String),
     MethodNotFound(String),
     InvalidParameter(String),
@@ -84,11 +84,11 @@ impl From<Refusal> for Fault {
 
 /// What is no call at all. Nobody who speaks the protocol sends this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(crate) struct Malformed;
 
 impl Call {
     /// Takes a message apart, without its NUL.
-    pub(super) fn parse(message: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(message: &[u8]) -> Result<Self, Malformed> {
         #[derive(Deserialize)]
         struct Message<'a> {
             #[serde(borrow)]
@@ -191,7 +191,7 @@ impl Parameters {
 
 impl Fault {
     /// The error as a reply.
-    pub(super) fn reply(&self) -> Rc<[u8]> {
+    pub(crate) fn reply(&self) -> Rc<[u8]> {
         let (error, parameters) = match self {
             Self::InterfaceNotFound(interface) => (
                 "org.varlink.service.InterfaceNotFound",
@@ -217,7 +217,7 @@ impl Fault {
 }
 
 /// A reply of the protocol. When it `continues`, another follows.
-pub(super) fn reply(parameters: &impl Serialize, continues: bool) -> Rc<[u8]> {
+pub(crate) fn reply(parameters: &impl Serialize, continues: bool) -> Rc<[u8]> {
     #[derive(Serialize)]
     struct Reply<'a, T> {
         parameters: &'a T,

@@ -140,6 +140,8 @@ struct Name {
     since: SystemTime,
     /// Any event of it, for what all events of it have in common.
     sample: Option<Event>,
+    /// A loss of which nothing was told yet.
+    resynced: Option<Event>,
     clients: BTreeMap<ClientId, Subscription>,
     /// It is watched even when no client asks for it.
     is_kept: bool,
@@ -409,7 +411,25 @@ impl Hub {
     }
 
     /// Takes an event of the library, with what was found out about it.
+    ///
+    /// A loss that has changed something is told together with what follows from it, so that no
+    /// client comes in between.
     pub(crate) fn event(&mut self, event: Event, facts: Facts) {
+        let watch = (event.netns, event.interface);
+        let Some(name) = self.names.get_mut(&watch) else {
+            return;
+        };
+        if matches!(event.kind, EventKind::Resynced { changed: true, .. }) {
+            name.resynced = Some(event);
+            return;
+        }
+        if let Some(resynced) = name.resynced.take() {
+            self.hand_on(resynced, Facts::default());
+        }
+        self.hand_on(event, facts);
+    }
+
+    fn hand_on(&mut self, event: Event, facts: Facts) {
         let watch = (event.netns, event.interface);
         let Some(name) = self.names.get_mut(&watch) else {
             return;
@@ -601,6 +621,7 @@ impl Name {
             state: State::default(),
             since: now,
             sample: None,
+            resynced: None,
             clients: BTreeMap::new(),
             is_kept: false,
             is_ending: false,

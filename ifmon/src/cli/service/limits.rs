@@ -5,10 +5,10 @@
 pub(super) const CALL_BYTES: usize = 64 << 10;
 
 /// Events that wait for a client to read, beside what is in the kernel's buffer of its socket.
-pub(super) const QUEUED_EVENTS: usize = 256;
+pub(super) const QUEUED_EVENTS: usize = if cfg!(test) { 4 } else { 256 };
 
 /// Bytes of these events. Clients that watch the same name share them.
-pub(super) const QUEUED_BYTES: usize = 128 << 10;
+pub(super) const QUEUED_BYTES: usize = if cfg!(test) { 800 } else { 128 << 10 };
 
 /// Names that a client watches.
 pub(super) const WATCHES_OF_CLIENT: usize = 1024;

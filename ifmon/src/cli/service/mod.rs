@@ -4,14 +4,14 @@
 //! `Connection` puts calls to the `Hub`, which decides and has the `Agent` ask the library.
 
 mod agent;
-mod call;
+pub(crate) mod call;
 mod connection;
 mod holding;
-mod hub;
-mod limits;
+pub(crate) mod hub;
+pub(crate) mod limits;
 mod peer;
 mod policy;
 mod socket;
-mod told;
+pub(crate) mod told;
 
 pub(crate) use self::{agent::serve, policy::Rule};
