@@ -40,6 +40,15 @@ constants! {
     EVENT_CHANGE_NAME: u32,
 }
 
+// The same for patterns.
+#[cfg(feature = "patterns")]
+constants! {
+    /// `net_device.rtnl_link_ops`
+    DEV_LINK_OPS: u32,
+    /// `rtnl_link_ops.kind`
+    LINK_OPS_KIND: u32,
+}
+
 // What is to be found out about who makes a change, and how: which of it a program may is a matter
 // of the kernel, of the program's type and of capabilities.
 constants! {

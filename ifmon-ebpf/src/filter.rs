@@ -12,8 +12,8 @@
 //! has no others.
 
 use crate::{
-    Counters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, Name, NameKey, NameMask, NameState,
-    PatternSet, PatternState, Place, Record, flag,
+    Counters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, MASKS, Name, NameKey, NameMask,
+    NameState, PatternSet, PatternState, Place, Record, flag,
 };
 
 /// How many ids are tried for a device.
@@ -50,6 +50,8 @@ pub struct Notice {
     pub event: Event,
     /// Where the device is, or was until now.
     pub here: Place,
+    /// Of what kind it is, as in [`Record::kind`].
+    pub kind: Name,
     /// Tracing: `net_device.reg_state`
     pub reg_state: u32,
     /// `Registered` and `Leaving`: where in memory it is.
@@ -67,6 +69,7 @@ impl Notice {
         Self {
             event,
             here,
+            kind: Name([0, 0]),
             reg_state: 0,
             address: 0,
             nsid: 0,
@@ -146,12 +149,13 @@ pub struct Change {
     pub took_count: u64,
     pub left_epoch: u32,
     pub took_epoch: u32,
+    pub kind: Name,
 }
 
 impl Change {
     /// The record of it, with no time and nobody who made it.
     #[inline(always)]
-    pub fn record(&self) -> Record {
+    pub fn record<K>(&self, kind: K) -> Record<K> {
         let Self {
             id,
             from,
@@ -167,6 +171,7 @@ impl Change {
             took_count,
             left_epoch,
             took_epoch,
+            kind: _,
         } = *self;
         Record {
             time: 0,
@@ -189,6 +194,7 @@ impl Change {
             took_count,
             left_epoch,
             took_epoch,
+            kind,
         }
     }
 }
@@ -203,6 +209,7 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     let mut change = Change {
         reg_state: notice.reg_state,
         nsid: notice.nsid,
+        kind: notice.kind,
         to: Place {
             ifindex: notice.to_ifindex,
             ..Place::default()
@@ -214,7 +221,8 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     if kernel.has_patterns()
         && let Some(patterns) = kernel.patterns(notice.here.netns)
     {
-        from_patterns = distance(patterns, &notice.here.name);
+        from_patterns =
+            distance(&patterns.masks, &notice.here.name) | distance(&patterns.kinds, &notice.kind);
     }
     if track(kernel, notice, &mut change) {
         give_up(kernel, &mut change);
@@ -493,13 +501,13 @@ fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &m
 /// is one, in whatever way it is written, so what differs is multiplied: that is zero where one of
 /// the factors is, and of factors below 2³² none overflows.
 #[inline(always)]
-fn distance(patterns: &PatternSet, name: &Name) -> u64 {
+fn distance(masks: &[NameMask; MASKS], name: &Name) -> u64 {
     let Name([first, second]) = *name;
     let mut product = 1;
     for NameMask {
         bytes: Name(bytes),
         mask: Name(mask),
-    } in &patterns.masks
+    } in masks
     {
         let differs = (first ^ bytes[0]) & mask[0] | (second ^ bytes[1]) & mask[1];
         product = fold(fold(differs).wrapping_mul(product));

@@ -324,7 +324,11 @@ impl<const ASKS: u8> Kernel for Maps<ASKS> {
         let Some(mut entry) = EVENTS.reserve(0) else {
             return false;
         };
-        entry.write(who::record::<ASKS>(change));
+        #[cfg(feature = "patterns")]
+        let kind = change.kind;
+        #[cfg(not(feature = "patterns"))]
+        let kind = ();
+        entry.write(who::record::<ASKS, _>(change, kind));
         entry.submit(0);
         true
     }

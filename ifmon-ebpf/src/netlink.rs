@@ -4,10 +4,12 @@
 //! packet, in the host's byte order. Every read is bounded by the packet's length, and every walk
 //! by a number of steps. What cannot be read says nothing.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
-    helpers::generated::bpf_get_socket_cookie,
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
     programs::{SkBuffContext, sk_buff::SkBuff},
 };
 use ifmon_ebpf::{
@@ -45,6 +47,9 @@ const RTM_DELLINK: u16 = 17;
 /// A bridge reports its ports with the same messages and `AF_BRIDGE`.
 const AF_UNSPEC: u8 = 0;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_WIRELESS: u16 = 11;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_NEW_NETNSID: u16 = 45;
 const IFLA_NEW_IFINDEX: u16 = 49;
 /// What is not flags of `nla_type`.
@@ -54,6 +59,8 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// It is the first attribute, in all kernels so far.
 const STEPS_TO_NAME: usize = 16;
+/// It comes behind some forty others.
+const STEPS_TO_LINKINFO: usize = 64;
 /// It comes behind some fifty others, of the seventy kinds that there are.
 const STEPS_TO_NETNSID: usize = 96;
 
@@ -79,6 +86,12 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
     };
     // Before the ways part, so that the verifier walks to it once.
     let name = name::<CALLS>(packet)?;
+    let kind = if cfg!(feature = "patterns") {
+        kind(packet)
+    } else {
+        // That concerns nobody.
+        Name([0, 0])
+    };
     // Where a device went that nobody knows is nobody's concern.
     let (mut nsid, mut to_ifindex) = (0, 0);
     let event = if !is_deletion {
@@ -96,6 +109,7 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
         ifindex: link.ifindex,
     };
     Some(Notice {
+        kind,
         nsid,
         to_ifindex,
         ..Notice::new(event, here)
@@ -106,7 +120,87 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
 #[inline(always)]
 fn name<const CALLS: bool>(packet: &SkBuffContext) -> Option<Name> {
     let (at, size) = find::<STEPS_TO_NAME, CALLS>(packet, IFLA_IFNAME)?;
+    // What a wireless device says of itself has its name and nothing else of a link.
+    let next = next_to(at, size) as u64;
+    if cfg!(feature = "patterns") && kind_of(word(packet.skb.skb, next)) == IFLA_WIRELESS {
+        return None;
+    }
     text(packet, at, size)
+}
+
+/// Of what kind the device is: the first that is said within [`IFLA_LINKINFO`], if it is that.
+///
+/// Without a branch, of which each would be another way for the verifier; and to who has no
+/// CAP_PERFMON it goes both ways from each, whatever it knows: what is not there is zero, and where it
+/// is there is no step further.
+#[inline(always)]
+fn kind(packet: &SkBuffContext) -> Name {
+    let packet = packet.skb.skb;
+    let mut at = size_of::<Header>() as u64;
+    for _ in 0..STEPS_TO_LINKINFO / 16 {
+        at = sixteen_steps_to_info(packet, at);
+    }
+    let is_info = is_zero(u64::from(kind_of(word(packet, at)) ^ IFLA_LINKINFO));
+    at += size_of::<Attribute>() as u64;
+    let attribute = word(packet, at);
+    let is_kind = is_zero(u64::from(kind_of(attribute) ^ IFLA_INFO_KIND));
+    let length = u64::from(attribute & 0xffff);
+    let part = |begin: u64| {
+        let begin = begin + size_of::<Attribute>() as u64;
+        // Negative where it ends before.
+        let rest = length.wrapping_sub(begin + 1) as i64 >> 63;
+        u64::from(word(packet, at + begin)) & is_info & is_kind & !(rest as u64)
+    };
+    Name([part(0) | part(4) << 32, part(8) | part(12) << 32])
+}
+
+#[inline(always)]
+fn sixteen_steps_to_info(packet: *mut __sk_buff, at: u64) -> u64 {
+    let at = four_steps_to_info(packet, at);
+    let at = four_steps_to_info(packet, at);
+    let at = four_steps_to_info(packet, at);
+    four_steps_to_info(packet, at)
+}
+
+#[inline(always)]
+fn four_steps_to_info(packet: *mut __sk_buff, at: u64) -> u64 {
+    let at = step_to_info(packet, at);
+    let at = step_to_info(packet, at);
+    let at = step_to_info(packet, at);
+    step_to_info(packet, at)
+}
+
+/// Past the attribute here, unless it is [`IFLA_LINKINFO`].
+#[inline(always)]
+fn step_to_info(packet: *mut __sk_buff, at: u64) -> u64 {
+    let attribute = word(packet, at);
+    let is_info = is_zero(u64::from(kind_of(attribute) ^ IFLA_LINKINFO));
+    let length = (u64::from(attribute & 0xffff) + 3) & !3;
+    (at + (length & !is_info)) & LAST_BYTE as u64
+}
+
+/// All bits for 0, none for any other number below 2⁶³.
+#[inline(always)]
+const fn is_zero(number: u64) -> u64 {
+    ((number.wrapping_sub(1)) as i64 >> 63) as u64
+}
+
+/// What is there, or zero. What an attribute is padded with is zero as well.
+#[inline(always)]
+fn word(packet: *mut __sk_buff, at: u64) -> u32 {
+    let mut word = MaybeUninit::<u32>::uninit();
+    // SAFETY: the helper writes as many bytes as it is told, also when it fails.
+    unsafe {
+        let (packet, to) = (packet.cast(), word.as_mut_ptr().cast());
+        bpf_skb_load_bytes(packet, at as u32, to, size_of::<u32>() as u32);
+        word.assume_init()
+    }
+}
+
+/// Of an attribute that begins with this word.
+#[inline(always)]
+const fn kind_of(attribute: u32) -> u16 {
+    (attribute >> 16) as u16 & NLA_TYPE_MASK
 }
 
 /// A name of this size, its NUL included. It is padded with zeros to a multiple of four, as all
@@ -232,6 +326,12 @@ fn step(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
     if attribute.kind & NLA_TYPE_MASK == kind {
         return FOUND | (size as u64) << 16 | (at & LAST_BYTE) as u64;
     }
-    // Without a branch: `next_multiple_of` has one, which makes two ways through every step.
-    ((at + ((size + 3) & !3)) & LAST_BYTE) as u64
+    next_to(at, size) as u64
+}
+
+/// Where the next attribute is. Without a branch: `next_multiple_of` has one, which makes two ways
+/// through every step.
+#[inline(always)]
+const fn next_to(at: usize, size: usize) -> usize {
+    (at + ((size + 3) & !3)) & LAST_BYTE
 }

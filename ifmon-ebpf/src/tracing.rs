@@ -1,7 +1,7 @@
 //! The event of a call of `rtnetlink_event`, read from the kernel's own structures.
 
 use ifmon_ebpf::{
-    NETREG_REGISTERED, NETREG_UNREGISTERING, Place,
+    NETREG_REGISTERED, NETREG_UNREGISTERING, Name, Place,
     filter::{Event, Notice},
 };
 
@@ -11,6 +11,11 @@ use crate::{
         EVENT_UNREGISTER, INFO_DEV, NET_INUM, REG_STATE_MASK, REG_STATE_SHIFT,
     },
     read::{read, read_name},
+};
+#[cfg(feature = "patterns")]
+use crate::{
+    constants::{DEV_LINK_OPS, LINK_OPS_KIND},
+    read::read_text,
 };
 
 /// Which of the events of `enum netdev_cmd` it is, about which device: `info` is a
@@ -45,7 +50,22 @@ pub(crate) fn notice(code: u64, info: u64) -> Option<Notice> {
     };
     Some(Notice {
         reg_state,
+        kind: kind(device),
         address: device,
         ..Notice::new(event, here)
     })
+}
+
+/// Of what kind the device is.
+#[cfg(feature = "patterns")]
+#[inline(always)]
+fn kind(device: u64) -> Name {
+    read_text(device, [DEV_LINK_OPS.load(), LINK_OPS_KIND.load()])
+}
+
+/// Without patterns that concerns nobody.
+#[cfg(not(feature = "patterns"))]
+#[inline(always)]
+const fn kind(_: u64) -> Name {
+    Name([0, 0])
 }

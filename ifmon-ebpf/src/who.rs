@@ -55,11 +55,11 @@ pub(crate) fn comm<const ASKS: u8>() -> Option<[u64; 2]> {
 
 /// The record of a change that the current task makes now.
 #[inline(always)]
-pub(crate) fn record<const ASKS: u8>(change: &Change) -> Record {
+pub(crate) fn record<const ASKS: u8, K>(change: &Change, kind: K) -> Record<K> {
     let mut record = Record {
         // SAFETY: takes no argument.
         time: unsafe { bpf_ktime_get_boot_ns() },
-        ..change.record()
+        ..change.record(kind)
     };
     if let Some(pid) = pid::<ASKS>() {
         record.pid = pid;

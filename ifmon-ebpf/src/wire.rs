@@ -160,14 +160,14 @@ pub struct NameMask {
 }
 
 impl NameMask {
-    /// Lets no name through: all end with a NUL.
+    /// Lets no name through, and no kind: all end with a NUL.
     pub const NOTHING: Self = Self {
         bytes: Name([0, u64::MAX]),
         mask: Name([0, u64::MAX]),
     };
 }
 
-/// Masks of a namespace; patterns beyond so many share the last one.
+/// Masks of a namespace; patterns beyond so many share the last one. The same for kinds.
 pub const MASKS: usize = 8;
 
 /// Value of the map `PATTERNS`, by namespace: which devices concern its patterns. Userspace alone
@@ -176,6 +176,8 @@ pub const MASKS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PatternSet {
     pub masks: [NameMask; MASKS],
+    /// Of which kinds these devices are.
+    pub kinds: [NameMask; MASKS],
     /// Not 0: every device concerns them. So it is while userspace finds out which ones match.
     pub open: u32,
     /// Tells these patterns from earlier ones of a namespace with the same number.
@@ -248,10 +250,11 @@ pub mod flag {
     pub const NEW: u32 = 1 << 13;
 }
 
-/// One change of one device: what the ring buffer carries.
+/// One change of one device: what the ring buffer carries. A program that knows names alone does
+/// without the kind.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct Record<K = Name> {
     /// `CLOCK_BOOTTIME` in nanoseconds.
     pub time: u64,
     /// Id of the device; 0 for one that never held a watched name.
@@ -291,16 +294,26 @@ pub struct Record {
     pub left_epoch: u32,
     /// The same of `to`.
     pub took_epoch: u32,
+    /// With `TOOK_PATTERN`: of what kind the device is, NUL-padded; zeros where it has none. One whose
+    /// last byte is not a NUL is longer.
+    pub kind: K,
 }
+
+const _: () = assert!(size_of::<Record<()>>() + size_of::<Name>() == size_of::<Record>());
 
 impl Record {
     /// The record that these bytes are, as the ring buffer gives them; `None` when they are too
     /// few.
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() >= size_of::<Self>()).then(|| {
-            // SAFETY: there are enough bytes, any bits are a valid `Record`, and no alignment is
-            // assumed.
-            unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
+        let length = bytes.len().min(size_of::<Self>());
+        (length >= size_of::<Record<()>>()).then(|| {
+            let mut record = Self::default();
+            // SAFETY: there are as many bytes on both sides, and any bits are a valid `Record`.
+            unsafe {
+                let to = (&raw mut record).cast::<u8>();
+                to.copy_from_nonoverlapping(bytes.as_ptr(), length);
+            }
+            record
         })
     }
 }

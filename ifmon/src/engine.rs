@@ -501,6 +501,7 @@ impl<M: Asking> Engine<M> {
             interface: name,
             pattern: None,
             matches: None,
+            link_kind: None,
             netns,
             kind,
             backend: self.kind,
@@ -522,6 +523,7 @@ impl<M> Engine<M> {
         let Told {
             pattern,
             name,
+            link_kind,
             kind,
             recovered,
             matches,
@@ -531,6 +533,7 @@ impl<M> Engine<M> {
             interface: name.unwrap_or(InterfaceName::NONE),
             pattern: Some(pattern),
             matches,
+            link_kind,
             netns,
             kind,
             backend: self.kind,

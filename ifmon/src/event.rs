@@ -2,7 +2,7 @@
 
 use std::{fmt, time::SystemTime};
 
-use crate::{Error, InterfaceName, NetnsId, Pattern};
+use crate::{Error, InterfaceName, LinkKind, NetnsId, Pattern};
 
 /// Something happened to a watched interface.
 ///
@@ -25,6 +25,12 @@ pub struct Event {
     /// How many devices match, in what is said of a pattern as a whole.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub matches: Option<u32>,
+    /// Of a pattern, when a device appears or is deleted: its kind, if it has one.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "kind", skip_serializing_if = "Option::is_none")
+    )]
+    pub link_kind: Option<LinkKind>,
     /// The namespace of the watch.
     pub netns: NetnsId,
     /// What happened.
@@ -409,6 +415,7 @@ mod tests {
             interface: InterfaceName::new(b"wg\xff").expect("a good name"),
             pattern: None,
             matches: None,
+            link_kind: None,
             netns: NetnsId(4_026_531_840),
             kind: EventKind::Moved {
                 ifindex: 7,

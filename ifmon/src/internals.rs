@@ -5,7 +5,7 @@ use std::iter::zip;
 
 use crate::{
     Unavailable,
-    bpf::btf::{Bits, FuncIds, Layout, Offsets, VMLINUX, fuzz_btf, read_layout},
+    bpf::btf::{Bits, FuncIds, KindOffsets, Layout, Offsets, VMLINUX, fuzz_btf, read_layout},
     netlink::message::{HEADER, LinkMessage, Message, messages as read},
 };
 
@@ -32,11 +32,12 @@ pub fn messages(datagram: &[u8]) {
 
 fn check(message: &Message<'_>) {
     let (ifindex, name) = match message.link() {
-        Some(LinkMessage::New { ifindex, name }) => (ifindex, name),
+        Some(LinkMessage::New { ifindex, name, .. }) => (ifindex, name),
         Some(LinkMessage::Deleted {
             ifindex,
             name,
             moved,
+            ..
         }) => {
             assert_ne!(moved.and_then(|moved| moved.ifindex), Some(0));
             (ifindex, name)
@@ -52,6 +53,8 @@ fn check(message: &Message<'_>) {
     };
     assert!(i32::try_from(ifindex).is_ok_and(|ifindex| ifindex > 0));
     assert!((1..16).contains(&name.as_bytes().len()));
+    let kind = message.link().and_then(|link| link.kind());
+    assert!(kind.is_none_or(|kind| (1..16).contains(&kind.as_bytes().len())));
     assert!(message.address().len() <= message.body.len());
     assert_eq!((message.nsid(), message.error()), (None, None));
     assert!(message.other_end().is_none_or(|other| other.ifindex > 0));
@@ -96,6 +99,7 @@ fn check_layout(layout: &Layout) {
                 dev_net,
                 dev_reg_state,
                 net_inum,
+                kind,
                 task_flags,
                 task_tgid,
                 notifier_info_dev,
@@ -106,10 +110,19 @@ fn check_layout(layout: &Layout) {
     } = *layout;
 
     within_a_struct(dev_name, 16);
+    let KindOffsets {
+        dev_link_ops,
+        link_ops_kind,
+    } = kind.unwrap_or(KindOffsets {
+        dev_link_ops: 0,
+        link_ops_kind: 0,
+    });
     for (offset, size) in [
         (dev_ifindex, 4),
         (dev_net, 8),
         (net_inum, 4),
+        (dev_link_ops, 8),
+        (link_ops_kind, 8),
         (task_flags, 4),
         (task_tgid.unwrap_or_default(), 4),
         (notifier_info_dev, 8),

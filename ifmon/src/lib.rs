@@ -69,6 +69,7 @@ mod inspector;
 #[doc(hidden)]
 #[cfg(feature = "internals")]
 pub mod internals;
+mod kind;
 mod machine;
 mod monitor;
 mod name;
@@ -102,6 +103,7 @@ pub use error::Error;
 pub use event::{Actor, BackendKind, Event, EventKind, Field};
 pub use host::{Facts, Lockdown, Unavailable};
 pub use inspector::Inspector;
+pub use kind::{InvalidKind, LinkKind};
 pub use monitor::{BackendChoice, Builder, Handle, Monitor};
 pub use name::{InterfaceName, InvalidName};
 pub use netns::{Netns, NetnsId};

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Counters, Error, InterfaceName, NetnsId, Pattern,
+    Counters, Error, InterfaceName, LinkKind, NetnsId, Pattern,
     signal::Signal,
     tracker::{Device, Place, Watch},
 };
@@ -106,7 +106,7 @@ pub(crate) struct Holder {
 pub(crate) enum Question {
     /// The index of the device that has this name now: [`Answer::Index`].
     IndexOf(InterfaceName),
-    /// The name of the device that has this index now: [`Answer::Name`].
+    /// The name and the kind of the device that has this index now: [`Answer::Name`].
     NameOf(u32),
     /// The inode in sysfs of the device that has this name now: [`Answer::Inode`].
     InodeOf(InterfaceName),
@@ -125,7 +125,7 @@ pub(crate) enum Question {
 #[derive(Debug)]
 pub(crate) enum Answer {
     Index(io::Result<Option<u32>>),
-    Name(io::Result<Option<InterfaceName>>),
+    Name(io::Result<Option<Named>>),
     /// `None` where there is no such device, or nobody can tell.
     Inode(Option<u64>),
     /// `None` where nobody can tell.
@@ -137,11 +137,18 @@ pub(crate) enum Answer {
     Waited(bool),
 }
 
+/// What a device is called, and of what kind it is, if it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) name: InterfaceName,
+    pub(crate) kind: Option<LinkKind>,
+}
+
 /// The devices of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkTable {
     /// Index and name of each.
-    pub(crate) links: Vec<(u32, InterfaceName)>,
+    pub(crate) links: Vec<(u32, Named)>,
     /// Some came or went meanwhile, and others may be left out.
     pub(crate) is_interrupted: bool,
 }

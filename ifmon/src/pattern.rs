@@ -2,9 +2,9 @@
 
 pub(crate) mod table;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc};
 
-use crate::{InterfaceName, InvalidName};
+use crate::{InterfaceName, InvalidName, LinkKind};
 
 /// Bytes that an interface name has at most.
 const LONGEST: usize = 15;
@@ -13,12 +13,23 @@ const LONGEST: usize = 15;
 /// these, `[!a-z]` for one that is none of these. A backslash takes the next byte as it is.
 ///
 /// As in a shell, but that a name that begins with a dot is no exception.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use ifmon::{LinkKind, Pattern};
+///
+/// let all_tunnels = Pattern::new("*")?.of_kinds([LinkKind::new("wireguard")?]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Pattern(Arc<Inner>);
 
 struct Inner {
     text: Box<[u8]>,
     parts: Box<[Part]>,
+    /// Sorted; empty where the kind does not matter.
+    kinds: Box<[LinkKind]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,10 +109,23 @@ impl Pattern {
         Ok(Self(Arc::new(Inner {
             text: text.into(),
             parts: parts.into(),
+            kinds: Box::default(),
         })))
     }
 
-    /// Does an interface of this name match?
+    /// Narrows it to interfaces of one of these kinds. Without any kind, that does not matter.
+    #[must_use]
+    pub fn of_kinds(self, kinds: impl IntoIterator<Item = LinkKind>) -> Self {
+        let kinds: BTreeSet<LinkKind> = kinds.into_iter().collect();
+        let Inner { text, parts, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            text: text.clone(),
+            parts: parts.clone(),
+            kinds: kinds.into_iter().collect(),
+        }))
+    }
+
+    /// Does an interface of this name match, if it is of the right kind?
     pub fn matches(&self, name: &InterfaceName) -> bool {
         let name = name.as_bytes();
         let parts = &*self.0.parts;
@@ -132,6 +156,23 @@ impl Pattern {
                 _ => return false,
             }
         }
+    }
+
+    /// Does an interface of this name and kind match?
+    pub(crate) fn accepts(&self, name: &InterfaceName, kind: Option<LinkKind>) -> bool {
+        let kinds = self.kinds();
+        let is_it = kinds.is_empty() || kind.is_some_and(|kind| kinds.binary_search(&kind).is_ok());
+        is_it && self.matches(name)
+    }
+
+    /// The kinds to which it is narrowed; none where the kind does not matter.
+    pub fn kinds(&self) -> &[LinkKind] {
+        &self.0.kinds
+    }
+
+    /// What makes two the same.
+    fn key(&self) -> (&[u8], &[LinkKind]) {
+        (&self.0.text, &self.0.kinds)
     }
 
     /// The pattern as it was written.
@@ -180,6 +221,14 @@ impl Mask {
         (0..name.len()).all(|at| (name[at] ^ self.bytes[at]) & self.mask[at] == 0)
     }
 
+    /// This kind alone.
+    fn of_kind(kind: LinkKind) -> Self {
+        Self {
+            bytes: kind.padded(),
+            mask: [u8::MAX; LONGEST + 1],
+        }
+    }
+
     /// One that lets through what either does.
     fn or(&self, other: &Self) -> Self {
         let mut both = Self::default();
@@ -192,11 +241,35 @@ impl Mask {
     }
 }
 
+/// The kinds of interfaces that any of these patterns matches; none where one does not look at it.
+pub(crate) fn kinds<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> BTreeSet<LinkKind> {
+    let mut all = BTreeSet::new();
+    for pattern in patterns {
+        if pattern.kinds().is_empty() {
+            return BTreeSet::new();
+        }
+        all.extend(pattern.kinds());
+    }
+    all
+}
+
 /// At most so many masks that let through whatever one of these patterns matches: where there are
 /// more patterns, the last mask stands for all the others.
 pub(crate) fn masks<'a>(patterns: impl Iterator<Item = &'a Pattern>, most: usize) -> Vec<Mask> {
+    at_most(most, patterns.map(Pattern::mask))
+}
+
+/// The same for kinds. Where these do not matter, one mask lets all of them through.
+pub(crate) fn kind_masks(kinds: &BTreeSet<LinkKind>, most: usize) -> Vec<Mask> {
+    if kinds.is_empty() {
+        return vec![Mask::default()];
+    }
+    at_most(most, kinds.iter().copied().map(Mask::of_kind))
+}
+
+fn at_most(most: usize, all: impl Iterator<Item = Mask>) -> Vec<Mask> {
     let mut masks: Vec<Mask> = Vec::new();
-    for mask in patterns.map(Pattern::mask) {
+    for mask in all {
         let is_full = masks.len() == most;
         match masks.last_mut() {
             Some(last) if is_full => *last = last.or(&mask),
@@ -270,7 +343,7 @@ fn class(text: &[u8]) -> Result<(Part, &[u8]), InvalidPattern> {
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.as_bytes() == other.as_bytes()
+        self.key() == other.key()
     }
 }
 
@@ -284,13 +357,13 @@ impl PartialOrd for Pattern {
 
 impl Ord for Pattern {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.as_bytes().cmp(other.as_bytes())
+        self.key().cmp(&other.key())
     }
 }
 
 impl std::hash::Hash for Pattern {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.as_bytes().hash(state);
+        self.key().hash(state);
     }
 }
 

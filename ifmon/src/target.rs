@@ -47,7 +47,9 @@ impl Target {
     /// `Resynced`. A pattern keeps its network namespace alive.
     ///
     /// A BPF backend that has no pattern at its start has room for patterns in four namespaces, and
-    /// is woken for every change in them.
+    /// is woken for every change in them. Patterns of one namespace that are narrowed to different kinds
+    /// ([`Pattern::of_kinds`]) are compared with all of these in the kernel, so that it may be woken for
+    /// what matches by its name alone.
     ///
     /// # Errors
     /// When no name matches.

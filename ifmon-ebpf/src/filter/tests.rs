@@ -31,6 +31,8 @@ struct Maps {
     patterns: HashMap<u32, PatternSet>,
     pattern_states: HashMap<u32, PatternState>,
     matching: HashMap<Link, Name>,
+    /// Of all devices.
+    kind: Name,
     /// There is no room in `matching`.
     is_crowded_with_matches: bool,
     leaving: HashMap<u64, Leaving>,
@@ -144,7 +146,7 @@ impl Kernel for Maps {
     fn send(&mut self, change: &Change) -> bool {
         self.matched_before = self.counters.matched;
         if !self.is_full {
-            self.sent.push(change.record());
+            self.sent.push(change.record(change.kind));
         }
         !self.is_full
     }
@@ -267,6 +269,7 @@ impl Maps {
         let flags = observe(
             self,
             &Notice {
+                kind: self.kind,
                 reg_state,
                 ..notice
             },
@@ -755,8 +758,15 @@ impl Maps {
             bytes: Name::new(b"wg").expect("short"),
             mask: Name([0xffff, 0]),
         };
+        let mut kinds = [NameMask::NOTHING; MASKS];
+        // Any kind.
+        kinds[MASKS - 1] = NameMask {
+            bytes: Name([0, 0]),
+            mask: Name([0, 0]),
+        };
         let set = PatternSet {
             masks,
+            kinds,
             open: 0,
             epoch: PATTERN_EPOCH,
         };
@@ -817,6 +827,61 @@ fn a_device_that_matches_is_followed_and_no_other() {
         assert_eq!(maps.event(DELETED[at], renamed), None);
         assert!(maps.matching.is_empty());
     }
+}
+
+#[test]
+fn a_device_of_another_kind_does_not_match() {
+    let [veth, vet, vlan] =
+        ["veth", "vet", "vlan"].map(|kind| Name::new(kind.as_bytes()).expect("short"));
+    for at in 0..2 {
+        let mut maps = matching_wg();
+        let set = maps.patterns.get_mut(&NETNS).expect("it is there");
+        set.kinds = [NameMask::NOTHING; MASKS];
+        for (to, kind) in set.kinds.iter_mut().zip([veth, vlan]) {
+            *to = NameMask {
+                bytes: kind,
+                mask: Name([u64::MAX; 2]),
+            };
+        }
+        // Longer than what is compared.
+        let long = Name([veth.0[0], 1 << 63]);
+        for kind in [Name([0, 0]), vet, long] {
+            maps.kind = kind;
+            assert_eq!(maps.event(CREATED[at], wg0()), None, "{kind:?}");
+            assert_eq!(maps.event(RENAMED[at], wg1()), None, "{kind:?}");
+            assert_eq!(maps.event(DELETED[at], wg1()), None, "{kind:?}");
+        }
+        let mut count = 0;
+        for kind in [veth, vlan] {
+            maps.kind = kind;
+            let of_kind = |record: Record| Some(Record { kind, ..record });
+            let is_new = [flag::NEW, 0][at];
+            let record = maps.event(CREATED[at], wg0());
+            assert_eq!(record, of_kind(matched(wg0(), count + 1, is_new)));
+            let renamed = place(NETNS, "eth0", 7);
+            let record = maps.event(RENAMED[at], renamed);
+            assert_eq!(record, of_kind(matched(renamed, count + 2, 0)));
+            assert_eq!(maps.event(RENAMED[at], place(NETNS, "eth1", 7)), None);
+            count += 2;
+        }
+        assert!(maps.matching.is_empty());
+    }
+}
+
+#[test]
+fn a_record_without_a_kind_is_one_of_a_device_without_a_kind() {
+    let record = Record {
+        flags: flag::TOOK_PATTERN,
+        kind: Name([1, 2]),
+        ..Record::default()
+    };
+    // SAFETY: integers without padding.
+    let bytes: [u8; size_of::<Record>()] = unsafe { std::mem::transmute(record) };
+    assert_eq!(Record::read(&bytes), Some(record));
+    let short = &bytes[..size_of::<Record<()>>()];
+    let kind = Name([0, 0]);
+    assert_eq!(Record::read(short), Some(Record { kind, ..record }));
+    assert_eq!(Record::read(&short[1..]), None);
 }
 
 #[test]

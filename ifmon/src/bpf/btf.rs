@@ -61,12 +61,23 @@ pub(crate) struct Offsets {
     pub(crate) dev_reg_state: Bits,
     /// `net.ns.inum`, an `unsigned int`.
     pub(crate) net_inum: u32,
+    /// Where the kind of a device is, which patterns alone need.
+    pub(crate) kind: Option<KindOffsets>,
     /// `task_struct.flags`, an `unsigned int`.
     pub(crate) task_flags: u32,
     /// `task_struct.tgid`, a `pid_t`; the programs can do without it.
     pub(crate) task_tgid: Option<u32>,
     /// `netdev_notifier_info.dev`, a `struct net_device *`.
     pub(crate) notifier_info_dev: u32,
+}
+
+/// How to come from a device to its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KindOffsets {
+    /// `net_device.rtnl_link_ops`, a `struct rtnl_link_ops *`; null for a device without a kind.
+    pub(crate) dev_link_ops: u32,
+    /// `rtnl_link_ops.kind`, a `char *`.
+    pub(crate) link_ops_kind: u32,
 }
 
 /// An unsigned number that need not fill the bytes that it is in: `(load(offset, size) >> shift) &
@@ -131,6 +142,8 @@ enum Shape {
     Word,
     /// A pointer to this struct.
     Pointer(&'static str),
+    /// A pointer to one-byte integers.
+    Text,
     /// An integer or enum of at most four bytes, or a bitfield within one byte.
     Small,
 }
@@ -141,6 +154,7 @@ impl Shape {
             Self::Chars(_) => "an array of 16 characters",
             Self::Word => "a whole integer of 4 bytes",
             Self::Pointer(_) => "a pointer to the struct that it should point to",
+            Self::Text => "a pointer to characters",
             Self::Small => "an integer of at most 4 bytes or a bitfield within one byte",
         }
     }
@@ -164,6 +178,12 @@ const DEV_NAME: Field = field("net_device", &["name"], Shape::Chars(NAME_LEN));
 const DEV_IFINDEX: Field = field("net_device", &["ifindex"], Shape::Word);
 const DEV_NET: Field = field("net_device", &["nd_net", "net"], Shape::Pointer("net"));
 const DEV_REG_STATE: Field = field("net_device", &["reg_state"], Shape::Small);
+const DEV_LINK_OPS: Field = field(
+    "net_device",
+    &["rtnl_link_ops"],
+    Shape::Pointer("rtnl_link_ops"),
+);
+const LINK_OPS_KIND: Field = field("rtnl_link_ops", &["kind"], Shape::Text);
 const NET_INUM: Field = field("net", &["ns", "inum"], Shape::Word);
 const TASK_FLAGS: Field = field("task_struct", &["flags"], Shape::Word);
 const TASK_TGID: Field = field("task_struct", &["tgid"], Shape::Word);
@@ -172,11 +192,13 @@ const NOTIFIER_INFO_DEV: Field = field(
     &["dev"],
     Shape::Pointer("net_device"),
 );
-const FIELDS: [Field; 8] = [
+const FIELDS: [Field; 10] = [
     DEV_NAME,
     DEV_IFINDEX,
     DEV_NET,
     DEV_REG_STATE,
+    DEV_LINK_OPS,
+    LINK_OPS_KIND,
     NET_INUM,
     TASK_FLAGS,
     TASK_TGID,
@@ -211,6 +233,15 @@ fn layout(source: impl Source) -> Result<Layout, BtfError> {
         dev_ifindex: offset(&DEV_IFINDEX)?,
         dev_net: offset(&DEV_NET)?,
         net_inum: offset(&NET_INUM)?,
+        kind: offset(&DEV_LINK_OPS)
+            .and_then(|dev_link_ops| {
+                let link_ops_kind = offset(&LINK_OPS_KIND)?;
+                Ok(KindOffsets {
+                    dev_link_ops,
+                    link_ops_kind,
+                })
+            })
+            .ok(),
         task_flags: offset(&TASK_FLAGS)?,
         task_tgid: offset(&TASK_TGID).ok(),
         notifier_info_dev: offset(&NOTIFIER_INFO_DEV)?,
@@ -299,6 +330,13 @@ fn bits<S: Source>(
         (Shape::Pointer(to), kind::PTR) => {
             let to_type = btf.resolve(ty.size_or_type)?;
             if !matches!(to_type.kind, kind::STRUCT | kind::FWD) || !btf.is_named(&to_type, to) {
+                return Ok(None);
+            }
+            POINTER
+        }
+        (Shape::Text, kind::PTR) => {
+            let to = btf.resolve(ty.size_or_type)?;
+            if to.kind != kind::INT || to.size_or_type != 1 {
                 return Ok(None);
             }
             POINTER

@@ -23,6 +23,15 @@ impl Layout {
         self.0.offsets.task_tgid.is_some()
     }
 
+    /// The constants of the programs for patterns; `None` where the kind of a device cannot be read.
+    pub(crate) fn constants_for_patterns(&self) -> Option<[(&'static str, u32); 2]> {
+        let kind = self.0.offsets.kind?;
+        Some([
+            ("DEV_LINK_OPS", kind.dev_link_ops),
+            ("LINK_OPS_KIND", kind.link_ops_kind),
+        ])
+    }
+
     /// The constants of the programs, by name (`ifmon-ebpf/src/constants.rs`).
     pub(crate) fn constants(&self) -> [(&'static str, u32); 13] {
         let btf::Layout {

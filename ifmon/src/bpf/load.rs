@@ -321,6 +321,9 @@ impl Load<'_> {
         ];
         if let Some(layout) = self.layout {
             constants.extend(layout.constants());
+            if self.patterns > 0 {
+                constants.extend(layout.constants_for_patterns().into_iter().flatten());
+            }
         }
         constants
     }
@@ -465,6 +468,15 @@ type Capability = (CapabilitySet, &'static str);
 
 const CAP_BPF: Capability = (CapabilitySet::BPF, "CAP_BPF");
 const CAP_PERFMON: Capability = (CapabilitySet::PERFMON, "CAP_PERFMON");
+
+/// The reason why programs for patterns were refused, where that is a capability: without it the
+/// verifiers of older kernels (6.1 is one) walk ten times as far through them, and give up.
+pub(crate) fn refused_to_patterns(reason: Unavailable) -> Unavailable {
+    match (missing_capabilities(&[CAP_PERFMON]), reason) {
+        (Some(missing), Unavailable::Verifier { .. }) => missing,
+        (_, reason) => reason,
+    }
+}
 
 fn missing_capabilities(wanted: &[Capability]) -> Option<Unavailable> {
     if has(CapabilitySet::SYS_ADMIN) {

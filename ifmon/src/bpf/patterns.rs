@@ -23,9 +23,9 @@ use super::{
     core::{Bpf, Hook, Task, place},
 };
 use crate::{
-    Actor, Error, InterfaceName, NetnsId, Pattern,
-    machine::{Answer, Outcome, Question},
-    pattern::table::PatternTable,
+    Actor, Error, InterfaceName, LinkKind, NetnsId, Pattern,
+    machine::{Answer, Named, Outcome, Question},
+    pattern::{Mask, kind_masks, table::PatternTable},
     signal::Signal,
     tracker::{Place, Watch},
 };
@@ -212,15 +212,19 @@ impl Space {
     }
 
     fn set(&self) -> Box<PatternSet> {
-        let mut masks = [NameMask::NOTHING; MASKS];
-        for (to, mask) in masks.iter_mut().zip(self.table.masks(MASKS)) {
-            *to = NameMask {
-                bytes: Name::from_bytes(mask.bytes),
-                mask: Name::from_bytes(mask.mask),
-            };
-        }
+        let of = |found: Vec<Mask>| {
+            let mut masks = [NameMask::NOTHING; MASKS];
+            for (to, mask) in masks.iter_mut().zip(found) {
+                *to = NameMask {
+                    bytes: Name::from_bytes(mask.bytes),
+                    mask: Name::from_bytes(mask.mask),
+                };
+            }
+            masks
+        };
         Box::new(PatternSet {
-            masks,
+            masks: of(self.table.masks(MASKS)),
+            kinds: of(kind_masks(&self.table.kinds(), MASKS)),
             open: u32::from(self.is_open),
             epoch: self.epoch,
         })
@@ -466,7 +470,12 @@ impl Bpf {
                 self.patterns
                     .is_news(to.netns, record.took_epoch, record.took_count)
         {
-            table.exists(to.ifindex, name, record.flags & flag::NEW != 0);
+            let kind = LinkKind::from_kernel(&record.kind.to_bytes());
+            table.exists(
+                to.ifindex,
+                Named { name, kind },
+                record.flags & flag::NEW != 0,
+            );
             self.say_patterns(to_netns, time, by);
         }
     }

@@ -84,6 +84,9 @@ impl Programs {
         layout: &Layout,
         wanted: Wanted,
     ) -> Result<Self, Unavailable> {
+        if wanted.patterns > 0 && layout.constants_for_patterns().is_none() {
+            return Err(Unavailable::NoKind);
+        }
         load::with_memory(|| {
             let load = Load {
                 layout: Some(layout),
@@ -375,6 +378,10 @@ fn load_socket_filter(
         Err(error) if !matches!(error, Unavailable::Memlock) => {
             attempt(SOCKET_PID_PROGRAM, pid_and_cgroup)
                 .or_else(|_| attempt(SOCKET_NOBODY_PROGRAM, Who::NOBODY))
+                .map_err(|reason| match wanted.patterns {
+                    0 => reason,
+                    _ => load::refused_to_patterns(reason),
+                })
         }
         result => result,
     }

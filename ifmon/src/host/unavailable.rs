@@ -44,6 +44,11 @@ pub enum Unavailable {
         "the kernel's BTF does not have the function rtnetlink_event, to which fentry attaches"
     )]
     NoFunction,
+    /// The kind of an interface is not in the kernel's BTF.
+    #[error(
+        "the kernel's BTF does not say where the kind of an interface is, which is needed for patterns"
+    )]
+    NoKind,
     /// No BPF trampolines.
     #[error("this kernel has no BPF trampolines on this architecture; kprobe does the same job")]
     NoTrampoline,

@@ -156,6 +156,7 @@ impl DeviceTable {
             names: self.names.keys().copied().collect(),
             indexes: self.devices.keys().copied().collect(),
             masks: Vec::new(),
+            kinds: BTreeSet::new(),
         }
     }
 
@@ -183,11 +184,12 @@ impl DeviceTable {
     pub(crate) fn message(&mut self, message: &LinkMessage) -> Heard {
         self.touch_looked_up(message.ifindex());
         match *message {
-            LinkMessage::New { ifindex, name } => self.exists(ifindex, name),
+            LinkMessage::New { ifindex, name, .. } => self.exists(ifindex, name),
             LinkMessage::Deleted {
                 ifindex,
                 name,
                 moved,
+                ..
             } => Heard::Transition(self.gone(ifindex, name, moved)),
         }
     }

@@ -4,7 +4,7 @@
 //! interface alias that is not UTF-8 would hide a deletion. Layouts:
 //! `include/uapi/linux/netlink.h`, `rtnetlink.h`, `if_link.h`.
 
-use crate::InterfaceName;
+use crate::{InterfaceName, LinkKind};
 
 /// Link message types, attribute types and flags, from `include/uapi/linux/`.
 pub(crate) mod uapi {
@@ -25,12 +25,13 @@ pub(crate) mod uapi {
     pub(crate) const IFLA_ADDRESS: u16 = 1;
     pub(crate) const IFLA_IFNAME: u16 = 3;
     pub(crate) const IFLA_LINK: u16 = 5;
+    pub(crate) const IFLA_WIRELESS: u16 = 11;
     pub(crate) const IFLA_LINKINFO: u16 = 18;
-    pub(crate) const IFLA_INFO_KIND: u16 = 1;
     pub(crate) const IFLA_EXT_MASK: u16 = 29;
     pub(crate) const IFLA_LINK_NETNSID: u16 = 37;
     pub(crate) const IFLA_NEW_NETNSID: u16 = 45;
     pub(crate) const IFLA_NEW_IFINDEX: u16 = 49;
+    pub(crate) const IFLA_INFO_KIND: u16 = 1;
     pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
     /// `NLA_F_NESTED | NLA_F_NET_BYTEORDER`: not part of the type.
     pub(crate) const NLA_FLAGS: u16 = 0xc000;
@@ -45,12 +46,17 @@ pub(crate) const IFINFO: usize = 16;
 /// What a link message says about a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkMessage {
-    /// `RTM_NEWLINK`: the device exists, with this index and name.
-    New { ifindex: u32, name: InterfaceName },
+    /// `RTM_NEWLINK`: the device exists, with this index, this name and this kind, if it has one.
+    New {
+        ifindex: u32,
+        name: InterfaceName,
+        kind: Option<LinkKind>,
+    },
     /// `RTM_DELLINK`: it was unregistered, or moved to another namespace.
     Deleted {
         ifindex: u32,
         name: InterfaceName,
+        kind: Option<LinkKind>,
         moved: Option<Moved>,
     },
 }
@@ -66,6 +72,12 @@ impl LinkMessage {
     pub(crate) fn name(&self) -> InterfaceName {
         let (Self::New { name, .. } | Self::Deleted { name, .. }) = *self;
         name
+    }
+
+    /// The kind of the device, if it has one.
+    pub(crate) fn kind(&self) -> Option<LinkKind> {
+        let (Self::New { kind, .. } | Self::Deleted { kind, .. }) = *self;
+        kind
     }
 }
 
@@ -118,7 +130,8 @@ impl<'a> Message<'a> {
     /// The message as a statement about a device; `None` for everything else.
     ///
     /// A bridge reports its ports with the same message types and `AF_BRIDGE`: "deleted" then means
-    /// that a living device is no longer a port.
+    /// that a living device is no longer a port. What a wireless device says of itself
+    /// (`wireless_send_event` in `net/wireless/wext-core.c`) has a name and nothing else of a link.
     pub(crate) fn link(&self) -> Option<LinkMessage> {
         if !matches!(self.kind, RTM_NEWLINK | RTM_DELLINK) || *self.body.first()? != AF_UNSPEC {
             return None;
@@ -128,6 +141,7 @@ impl<'a> Message<'a> {
             return None;
         }
         let mut name = None;
+        let mut link_kind = None;
         let mut nsid = None;
         let mut new_ifindex = None;
         for Attribute {
@@ -139,18 +153,25 @@ impl<'a> Message<'a> {
             match kind {
                 // The first one counts, as it does for the filter in the kernel.
                 IFLA_IFNAME if name.is_none() => name = Some(name_of(padded)?),
+                IFLA_LINKINFO if link_kind.is_none() => link_kind = Some(kind_of(value)),
+                IFLA_WIRELESS => return None,
                 IFLA_NEW_NETNSID => nsid = Some(i32::from_ne_bytes(value.try_into().ok()?)),
                 IFLA_NEW_IFINDEX => new_ifindex = Some(u32::from_ne_bytes(value.try_into().ok()?)),
                 _ => {}
             }
         }
-        let name = name?;
+        let (name, kind) = (name?, link_kind.flatten());
         Some(if self.kind == RTM_NEWLINK {
-            LinkMessage::New { ifindex, name }
+            LinkMessage::New {
+                ifindex,
+                name,
+                kind,
+            }
         } else {
             LinkMessage::Deleted {
                 ifindex,
                 name,
+                kind,
                 moved: nsid.map(|nsid| Moved {
                     nsid,
                     ifindex: new_ifindex.filter(|&ifindex| ifindex != 0),
@@ -170,17 +191,14 @@ impl<'a> Message<'a> {
     /// the device below it.
     pub(crate) fn other_end(&self) -> Option<OtherEnd> {
         const PAIRS: [&[u8]; 2] = [b"veth", b"netkit"];
-        let own = self.link()?.ifindex();
-        let mut is_pair = false;
+        let link = self.link()?;
+        let is_pair = link
+            .kind()
+            .is_some_and(|kind| PAIRS.contains(&kind.as_bytes()));
         let mut ifindex = None;
         let mut nsid = None;
         for Attribute { kind, value, .. } in attributes(self.body.get(IFINFO..)?) {
             match kind {
-                IFLA_LINKINFO => {
-                    let kind = attributes(value).find(|info| info.kind == IFLA_INFO_KIND);
-                    let kind = kind.and_then(|kind| kind.value.strip_suffix(b"\0"));
-                    is_pair = kind.is_some_and(|kind| PAIRS.contains(&kind));
-                }
                 IFLA_LINK => ifindex = Some(u32_at(value, 0)?),
                 IFLA_LINK_NETNSID => nsid = Some(i32::from_ne_bytes(value.try_into().ok()?)),
                 _ => {}
@@ -188,7 +206,7 @@ impl<'a> Message<'a> {
         }
         // Before Linux 5.11 (`rtnl_fill_ifinfo` of `net/core/rtnetlink.c`) it is left out where it
         // is the same number, in another namespace.
-        let ifindex = ifindex.or_else(|| nsid.map(|_| own));
+        let ifindex = ifindex.or_else(|| nsid.map(|_| link.ifindex()));
         let ifindex = ifindex.filter(|&ifindex| is_pair && ifindex != 0)?;
         Some(OtherEnd { ifindex, nsid })
     }
@@ -246,12 +264,23 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
 /// which the filter in the kernel relies on, so a message with anything else there is not from the
 /// kernel.
 fn name_of(padded: &[u8]) -> Option<InterfaceName> {
+    InterfaceName::from_kernel(before_nul(padded)?)
+}
+
+/// What comes before the NULs, which must be all that comes after it.
+fn before_nul(padded: &[u8]) -> Option<&[u8]> {
     let end = padded.iter().position(|&byte| byte == 0)?;
-    let (name, rest) = padded.split_at(end);
-    rest.iter()
-        .all(|&byte| byte == 0)
-        .then(|| InterfaceName::from_kernel(name))
-        .flatten()
+    let (text, rest) = padded.split_at(end);
+    rest.iter().all(|&byte| byte == 0).then_some(text)
+}
+
+/// The kind in an `IFLA_LINKINFO`. One that is a port of a bridge has another kind in there, which is
+/// that of the bridge.
+fn kind_of(info: &[u8]) -> Option<LinkKind> {
+    let padded = attributes(info)
+        .find(|attribute| attribute.kind == IFLA_INFO_KIND)?
+        .padded;
+    LinkKind::from_kernel(before_nul(padded)?)
 }
 
 /// Builds an `RTM_GETLINK` for one device, by index, or by name where the index is 0.

@@ -18,7 +18,10 @@ use super::{
     },
     socket::Socket,
 };
-use crate::{InterfaceName, Netns, machine::LinkTable};
+use crate::{
+    InterfaceName, Netns,
+    machine::{LinkTable, Named},
+};
 
 /// Room for the answer: with the tables of all virtual functions left out, a link is described in 2
 /// to 4 KiB.
@@ -44,13 +47,13 @@ impl Query {
     pub(crate) fn by_name(&mut self, name: &InterfaceName) -> io::Result<Option<u32>> {
         Ok(self
             .ask(0, Some(name))?
-            .filter(|(_, found)| found == name)
+            .filter(|(_, found)| found.name == *name)
             .map(|(ifindex, _)| ifindex))
     }
 
-    /// The name of the device that has this index now.
-    pub(crate) fn by_index(&mut self, ifindex: u32) -> io::Result<Option<InterfaceName>> {
-        Ok(self.ask(ifindex, None)?.map(|(_, name)| name))
+    /// The device that has this index now.
+    pub(crate) fn by_index(&mut self, ifindex: u32) -> io::Result<Option<Named>> {
+        Ok(self.ask(ifindex, None)?.map(|(_, named)| named))
     }
 
     /// All devices.
@@ -84,9 +87,7 @@ impl Query {
                         code => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
                     };
                 }
-                if let Some(LinkMessage::New { ifindex, name }) = message.link() {
-                    table.links.push((ifindex, name));
-                }
+                table.links.extend(existing(&message));
             }
         }
     }
@@ -196,12 +197,9 @@ impl Query {
         &mut self,
         ifindex: u32,
         name: Option<&InterfaceName>,
-    ) -> io::Result<Option<(u32, InterfaceName)>> {
+    ) -> io::Result<Option<(u32, Named)>> {
         let question = get_link(self.next(), ifindex, name);
-        self.exchange(&question, |message| match message.link() {
-            Some(LinkMessage::New { ifindex, name }) => Some((ifindex, name)),
-            _ => None,
-        })
+        self.exchange(&question, existing)
     }
 
     fn next(&mut self) -> u32 {
@@ -244,5 +242,17 @@ impl Query {
                 )));
             }
         }
+    }
+}
+
+/// The device that an answer is about.
+fn existing(message: &Message<'_>) -> Option<(u32, Named)> {
+    match message.link()? {
+        LinkMessage::New {
+            ifindex,
+            name,
+            kind,
+        } => Some((ifindex, Named { name, kind })),
+        LinkMessage::Deleted { .. } => None,
     }
 }

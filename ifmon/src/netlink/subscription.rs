@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Error, InterfaceName, NetnsId, Pattern,
     error::again,
-    machine::{Answer, Holder, Now, Question, Wanted},
+    machine::{Answer, Holder, Named, Now, Question, Wanted},
     pattern::table::PatternTable,
     retry,
     signal::Signal,
@@ -479,6 +479,7 @@ impl Subscription {
                 interest.indexes.extend(self.patterns.indexes());
             }
             interest.masks = self.patterns.masks(filter::MAX_MASKS);
+            interest.kinds = self.patterns.kinds();
             interest
         });
         Request::Filter(self.netns, interest)
@@ -807,22 +808,29 @@ impl Subscription {
             return false;
         }
         match *message {
-            LinkMessage::New { ifindex, name } => self.patterns.exists(ifindex, name, false),
+            LinkMessage::New {
+                ifindex,
+                name,
+                kind,
+            } => self.patterns.exists(ifindex, Named { name, kind }, false),
             LinkMessage::Deleted {
                 ifindex,
+                kind,
                 moved: Some(moved),
                 ..
-            } if self.patterns.knows(ifindex) => {
+            } if self.patterns.knows_as(ifindex, kind) => {
                 self.half_gone = Some((ifindex, moved));
                 return true;
             }
             LinkMessage::Deleted {
                 ifindex,
                 name,
+                kind,
                 moved,
             } => {
                 let to = moved.map(|moved| elsewhere(moved, None));
-                self.patterns.gone(ifindex, Some(name), to);
+                let last = Named { name, kind };
+                self.patterns.gone(ifindex, Some(last), to);
             }
         }
         self.say_patterns()
@@ -939,7 +947,7 @@ impl Subscription {
                 (Stage::Drain, None)
             }
             (Stage::Untracked(mut ifindexes), Answer::Name(name)) => match name {
-                Ok(Some(name)) => (Stage::UntrackedInode(ifindexes, name), None),
+                Ok(Some(Named { name, .. })) => (Stage::UntrackedInode(ifindexes, name), None),
                 Ok(None) => {
                     self.forget_untracked(&mut ifindexes, None);
                     (Stage::Untracked(ifindexes), None)
@@ -1002,10 +1010,12 @@ impl Look {
             (LookStep::Index, Answer::Index(Ok(Some(ifindex)))) => Some(self.is(ifindex, table)),
             (LookStep::Index, Answer::Index(Ok(None))) => self.holder.map(LookStep::Name),
             // It came back in between.
-            (LookStep::Name(ifindex), Answer::Name(Ok(Some(name)))) if name == self.name => {
+            (LookStep::Name(ifindex), Answer::Name(Ok(Some(named)))) if named.name == self.name => {
                 Some(self.is(ifindex, table))
             }
-            (LookStep::Name(_), Answer::Name(Ok(name))) => name.map(LookStep::AwayInode),
+            (LookStep::Name(_), Answer::Name(Ok(named))) => {
+                named.map(|Named { name, .. }| LookStep::AwayInode(name))
+            }
             (LookStep::AwayInode(name), Answer::Inode(inode)) => {
                 self.lookup.away = Some((name, inode.and_then(NonZeroU64::new)));
                 None

@@ -12,10 +12,10 @@ use std::{
     num::NonZeroU64,
 };
 
-use super::{Mask, Pattern, masks};
+use super::{Mask, Pattern, kinds, masks};
 use crate::{
-    EventKind, InterfaceName,
-    machine::{Answer, Question},
+    EventKind, InterfaceName, LinkKind,
+    machine::{Answer, Named, Question},
     tracker::Place,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Told {
     pub(crate) pattern: Pattern,
     /// Of the device.
     pub(crate) name: Option<InterfaceName>,
+    /// Of the device, when it is new or gone for good.
+    pub(crate) link_kind: Option<LinkKind>,
     pub(crate) kind: EventKind,
     pub(crate) recovered: bool,
     /// Of the pattern as a whole: how many devices match.
@@ -73,6 +75,7 @@ struct Watched {
 #[derive(Clone, Copy, Debug)]
 struct Known {
     name: InterfaceName,
+    kind: Option<LinkKind>,
     /// Of its directory in sysfs, once it was read.
     inode: Option<NonZeroU64>,
 }
@@ -87,7 +90,7 @@ struct Loss {
 #[derive(Clone, Copy, Debug)]
 struct Deferred {
     /// What it is called by now; `None` when it is gone.
-    name: Option<InterfaceName>,
+    named: Option<Named>,
     /// It is another device.
     is_new: bool,
 }
@@ -112,7 +115,7 @@ enum Stage {
     /// The names of these.
     Names(Vec<u32>),
     /// The inodes of these.
-    Inodes(Vec<(u32, InterfaceName)>),
+    Inodes(Vec<(u32, Named)>),
     /// What was read may be ahead of what was told.
     Barrier,
     /// What is queued by now may be what the answers saw.
@@ -144,7 +147,14 @@ impl PatternTable {
         masks(self.patterns.iter().map(|watched| &watched.pattern), most)
     }
 
-    /// Does a filter in the kernel drop anything? Otherwise it need not know any index.
+    /// The kinds of the devices that match any pattern, which a filter in the kernel compares as well;
+    /// none where kinds do not matter.
+    pub(crate) fn kinds(&self) -> BTreeSet<LinkKind> {
+        kinds(self.patterns.iter().map(|watched| &watched.pattern))
+    }
+
+    /// Does a filter in the kernel drop any name? Otherwise it need not know any index: a device that
+    /// matches is of the right kind for ever.
     pub(crate) fn is_dropping(&self) -> bool {
         let mut masks = self.patterns.iter().map(|watched| watched.pattern.mask());
         self.filters && masks.all(|mask| mask != Mask::default())
@@ -158,6 +168,12 @@ impl PatternTable {
     /// Does the device match, as far as is known?
     pub(crate) fn knows(&self, ifindex: u32) -> bool {
         self.devices.contains_key(&ifindex)
+    }
+
+    /// The same of one of this kind, which may be another one with its index.
+    pub(crate) fn knows_as(&self, ifindex: u32, kind: Option<LinkKind>) -> bool {
+        let known = self.devices.get(&ifindex);
+        known.is_some_and(|known| known.kind == kind)
     }
 
     /// Are there new indexes that a filter in the kernel has to know?
@@ -242,7 +258,7 @@ impl PatternTable {
         let Self {
             patterns, devices, ..
         } = self;
-        devices.retain(|_, known| matches(patterns, &known.name));
+        devices.retain(|_, known| matches(patterns, &known.named()));
         let is_known = |ifindex: &u32| self.devices.contains_key(ifindex);
         self.deferred.retain(|ifindex, _| is_known(ifindex));
         self.unfiltered.retain(is_known);
@@ -280,37 +296,40 @@ impl PatternTable {
     /// A device has this name now.
     ///
     /// `is_new`: it is known to be new, so that whatever had its index before is gone.
-    pub(crate) fn exists(&mut self, ifindex: u32, name: InterfaceName, is_new: bool) {
+    pub(crate) fn exists(&mut self, ifindex: u32, named: Named, is_new: bool) {
         self.touch(ifindex);
+        let known = self.devices.get(&ifindex);
+        let is_other = known.is_some_and(|known| known.kind != named.kind);
+        let is_new = is_new || is_other;
         if let Some(deferred) = self.deferred.get_mut(&ifindex) {
-            deferred.name = Some(name);
+            deferred.named = Some(named);
             deferred.is_new |= is_new;
             return;
         }
-        match self.devices.get(&ifindex).map(|known| known.name) {
-            None => self.appear(ifindex, name, None, false),
+        match known.map(|known| known.name) {
+            None => self.appear(ifindex, Known::new(named), false),
             // Something else about it has changed; or what was read was ahead of this.
-            Some(old) if old == name && !(is_new && self.is_after_loss()) => {}
+            Some(old) if old == named.name && !is_other && !(is_new && self.is_after_loss()) => {}
             Some(_) if self.is_after_loss() => {
-                let name = Some(name);
-                self.deferred.insert(ifindex, Deferred { name, is_new });
+                let named = Some(named);
+                self.deferred.insert(ifindex, Deferred { named, is_new });
             }
             Some(_) if is_new => {
                 self.go(ifindex, None, false);
-                self.appear(ifindex, name, None, false);
+                self.appear(ifindex, Known::new(named), false);
             }
-            Some(_) => self.rename(ifindex, name, false),
+            Some(_) => self.rename(ifindex, named.name, false),
         }
     }
 
     /// A device is gone, or went elsewhere.
     ///
-    /// `name`: what it was called at the end, where that is certain.
-    pub(crate) fn gone(&mut self, ifindex: u32, name: Option<InterfaceName>, to: Option<Place>) {
+    /// `last`: what it was called at the end, where that is certain.
+    pub(crate) fn gone(&mut self, ifindex: u32, last: Option<Named>, to: Option<Place>) {
         self.touch(ifindex);
         // Whoever has its index next is another one.
         let gone = Deferred {
-            name: None,
+            named: None,
             is_new: true,
         };
         if let Some(deferred) = self.deferred.get_mut(&ifindex) {
@@ -320,16 +339,21 @@ impl PatternTable {
         let Some(known) = self.devices.get(&ifindex) else {
             return;
         };
-        if let Some(name) = name
-            && name != known.name
+        // Another one had its index by then, and the filter did not know that index yet.
+        let is_other = last.is_some_and(|last| last.kind != known.kind);
+        let to = to.filter(|_| !is_other);
+        if let Some(last) = last
+            && (last.name != known.name || is_other)
             && to.is_none()
         {
             if self.is_after_loss() {
                 self.deferred.insert(ifindex, gone);
                 return;
             }
-            // It was renamed when the filter did not know its index yet.
-            self.rename(ifindex, name, false);
+            if !is_other {
+                // It was renamed when the filter did not know its index yet.
+                self.rename(ifindex, last.name, false);
+            }
         }
         self.go(ifindex, to, false);
     }
@@ -346,17 +370,12 @@ impl PatternTable {
         };
     }
 
-    fn appear(
-        &mut self,
-        ifindex: u32,
-        name: InterfaceName,
-        inode: Option<NonZeroU64>,
-        recovered: bool,
-    ) {
-        if !matches(&self.patterns, &name) {
+    fn appear(&mut self, ifindex: u32, device: Known, recovered: bool) {
+        if !matches(&self.patterns, &device.named()) {
             return;
         }
-        self.devices.insert(ifindex, Known { name, inode });
+        self.devices.insert(ifindex, device);
+        let Known { name, kind, inode } = device;
         // What is heard or read with no filter in place may have been queued, or read, when there was
         // one.
         if self.is_dropping() && (self.was_filtered || !recovered) {
@@ -365,9 +384,9 @@ impl PatternTable {
         if inode.is_none() {
             self.unidentified.insert(ifindex);
         }
-        self.tell(name, recovered, |pattern| {
+        self.tell(device.named(), recovered, |pattern| {
             pattern
-                .matches(&name)
+                .accepts(&name, kind)
                 .then_some(EventKind::Appeared { ifindex })
         });
     }
@@ -376,30 +395,33 @@ impl PatternTable {
         let Some(known) = self.devices.get_mut(&ifindex) else {
             return;
         };
-        let old = std::mem::replace(&mut known.name, to);
-        if old == to {
+        let old = known.named();
+        known.name = to;
+        let new = known.named();
+        if old == new {
             return;
         }
-        if !matches(&self.patterns, &to) {
+        if !matches(&self.patterns, &new) {
             self.forget(ifindex);
         }
         self.tell(old, recovered, |pattern| {
             pattern
-                .matches(&old)
+                .accepts(&old.name, old.kind)
                 .then_some(EventKind::Renamed { ifindex, to })
         });
-        self.tell(to, recovered, |pattern| {
-            let is_new = !pattern.matches(&old) && pattern.matches(&to);
+        self.tell(new, recovered, |pattern| {
+            let is_new = !pattern.matches(&old.name) && pattern.accepts(&to, new.kind);
             is_new.then_some(EventKind::Appeared { ifindex })
         });
     }
 
     fn go(&mut self, ifindex: u32, to: Option<Place>, recovered: bool) {
-        let Some(Known { name, .. }) = self.forget(ifindex) else {
+        let Some(known) = self.forget(ifindex) else {
             return;
         };
-        self.tell(name, recovered, |pattern| {
-            pattern.matches(&name).then_some(match to {
+        let Named { name, kind } = known.named();
+        self.tell(known.named(), recovered, |pattern| {
+            pattern.accepts(&name, kind).then_some(match to {
                 None => EventKind::Deleted { ifindex },
                 Some(place) => EventKind::Moved {
                     ifindex,
@@ -420,7 +442,7 @@ impl PatternTable {
     /// Tells what there is to say to each pattern.
     fn tell(
         &mut self,
-        name: InterfaceName,
+        named: Named,
         recovered: bool,
         kind: impl Fn(&Pattern) -> Option<EventKind>,
     ) {
@@ -428,7 +450,10 @@ impl PatternTable {
         for Watched { pattern, .. } in begun {
             self.said.extend(kind(pattern).map(|kind| Told {
                 pattern: pattern.clone(),
-                name: Some(name),
+                name: Some(named.name),
+                link_kind: named.kind.filter(|_| {
+                    matches!(kind, EventKind::Appeared { .. } | EventKind::Deleted { .. })
+                }),
                 kind,
                 recovered,
                 matches: None,
@@ -477,7 +502,7 @@ impl PatternTable {
             return false;
         }
         let new = std::mem::take(&mut self.unidentified);
-        let named = |ifindex| Some((ifindex, self.devices.get(&ifindex)?.name));
+        let named = |ifindex| Some((ifindex, self.devices.get(&ifindex)?.named()));
         let new: Vec<_> = new.into_iter().filter_map(named).collect();
         if new.is_empty() {
             return false;
@@ -528,7 +553,7 @@ impl PatternTable {
                     None => reading.stage = Stage::Inodes(reading.unsure(&self.devices)),
                 },
                 Stage::Inodes(left) => match left.last() {
-                    Some(&(_, name)) => return Some(Question::InodeOf(name)),
+                    Some((_, named)) => return Some(Question::InodeOf(named.name)),
                     None if reading.is_news(&self.devices) || !self.deferred.is_empty() => {
                         reading.stage = Stage::Barrier;
                     }
@@ -551,10 +576,9 @@ impl PatternTable {
         match (&mut reading.stage, answer) {
             (Stage::Table, Answer::Table(table)) => {
                 let table = table?;
-                for (ifindex, name) in table.links {
-                    if matches(&self.patterns, &name) || self.devices.contains_key(&ifindex) {
-                        let inode = None;
-                        reading.found.insert(ifindex, Some(Known { name, inode }));
+                for (ifindex, named) in table.links {
+                    if matches(&self.patterns, &named) || self.devices.contains_key(&ifindex) {
+                        reading.found.insert(ifindex, Some(Known::new(named)));
                     } else {
                         // It matched a moment ago, perhaps.
                         reading.found.remove(&ifindex);
@@ -569,18 +593,19 @@ impl PatternTable {
                     reading.stage = Stage::Names(missing.collect());
                 }
             }
-            (Stage::Names(left), Answer::Name(name)) => {
-                let name = name?;
+            (Stage::Names(left), Answer::Name(named)) => {
+                let named = named?;
                 if let Some(ifindex) = left.pop() {
-                    let inode = None;
-                    let found = name.map(|name| Known { name, inode });
-                    reading.found.insert(ifindex, found);
+                    reading.found.insert(ifindex, named.map(Known::new));
                 }
             }
             (Stage::Inodes(left), Answer::Inode(inode)) => {
-                if let Some((ifindex, name)) = left.pop() {
+                if let Some((ifindex, named)) = left.pop() {
                     let inode = inode.and_then(NonZeroU64::new);
-                    reading.found.insert(ifindex, Some(Known { name, inode }));
+                    let known = Known::new(named);
+                    reading
+                        .found
+                        .insert(ifindex, Some(Known { inode, ..known }));
                 }
             }
             (Stage::Barrier, _) => reading.stage = Stage::Drain,
@@ -615,20 +640,20 @@ impl PatternTable {
                 self.enter(ifindex, found);
             }
         }
-        for (ifindex, Deferred { name, is_new }) in std::mem::take(&mut self.deferred) {
+        for (ifindex, Deferred { named, is_new }) in std::mem::take(&mut self.deferred) {
             // What was read after the last that was heard counts.
             let read = read.get(&ifindex);
-            let name = read.map_or(name, |found| found.map(|known| known.name));
+            let named = read.map_or(named, |found| found.map(|known| known.named()));
             let is_it = match (self.devices.get(&ifindex), read) {
                 (Some(known), Some(Some(found))) => known.may_be(found),
                 _ => true,
             };
-            match name {
-                Some(name) if is_it && !is_new => self.rename(ifindex, name, true),
-                name => {
+            match named {
+                Some(named) if is_it && !is_new => self.rename(ifindex, named.name, true),
+                named => {
                     self.go(ifindex, None, true);
-                    if let Some(name) = name {
-                        self.appear(ifindex, name, None, true);
+                    if let Some(named) = named {
+                        self.appear(ifindex, Known::new(named), true);
                     }
                 }
             }
@@ -682,8 +707,8 @@ impl PatternTable {
                 if known.is_some() {
                     self.go(ifindex, None, true);
                 }
-                if let Some(Known { name, inode }) = found {
-                    self.appear(ifindex, name, inode, true);
+                if let Some(found) = found {
+                    self.appear(ifindex, found, true);
                 }
             }
         }
@@ -716,11 +741,12 @@ impl PatternTable {
 
     /// Tells something about a pattern as a whole.
     fn tell_whole(&mut self, pattern: Pattern, kind: EventKind) {
-        let named = self.devices.values().map(|known| known.name);
-        let matches = named.filter(|name| pattern.matches(name)).count();
+        let accepts = |known: &&Known| pattern.accepts(&known.name, known.kind);
+        let matches = self.devices.values().filter(accepts).count();
         self.said.push_back(Told {
             pattern,
             name: None,
+            link_kind: None,
             kind,
             recovered: false,
             matches: Some(u32::try_from(matches).unwrap_or(u32::MAX)),
@@ -730,14 +756,14 @@ impl PatternTable {
 
 impl Reading {
     /// Devices of which only the inode says whether they are what they were.
-    fn unsure(&self, devices: &BTreeMap<u32, Known>) -> Vec<(u32, InterfaceName)> {
+    fn unsure(&self, devices: &BTreeMap<u32, Known>) -> Vec<(u32, Named)> {
         if self.loss.is_none() {
             return Vec::new();
         }
         let unsure = |(&ifindex, found): (&u32, &Option<Known>)| {
-            let Known { name, inode } = (*found)?;
+            let found = (*found)?;
             devices.get(&ifindex)?.inode?;
-            inode.is_none().then_some((ifindex, name))
+            found.inode.is_none().then_some((ifindex, found.named()))
         };
         self.found.iter().filter_map(unsure).collect()
     }
@@ -757,9 +783,20 @@ impl Reading {
 }
 
 impl Known {
-    /// Nothing speaks against it that this is that device.
+    fn new(Named { name, kind }: Named) -> Self {
+        let inode = None;
+        Self { name, kind, inode }
+    }
+
+    fn named(&self) -> Named {
+        let Self { name, kind, .. } = *self;
+        Named { name, kind }
+    }
+
+    /// Nothing speaks against it that this is that device. None ever gets another kind.
     fn may_be(&self, other: &Self) -> bool {
-        self.inode.is_none() || other.inode.is_none() || self.inode == other.inode
+        let is_same = self.inode.is_none() || other.inode.is_none() || self.inode == other.inode;
+        is_same && self.kind == other.kind
     }
 }
 
@@ -772,8 +809,10 @@ impl Loss {
     }
 }
 
-fn matches(patterns: &[Watched], name: &InterfaceName) -> bool {
-    patterns.iter().any(|watched| watched.pattern.matches(name))
+fn matches(patterns: &[Watched], &Named { name, kind }: &Named) -> bool {
+    patterns
+        .iter()
+        .any(|watched| watched.pattern.accepts(&name, kind))
 }
 
 #[cfg(test)]

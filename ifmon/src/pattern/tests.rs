@@ -105,6 +105,48 @@ fn many_patterns_share_the_last_mask() {
 }
 
 #[test]
+fn kinds_narrow_a_pattern_and_make_it_another_one() {
+    let kind = |kind: &str| LinkKind::new(kind).expect("a good kind");
+    let all = pattern("wg*");
+    let some = all.clone().of_kinds([kind("wireguard"), kind("veth")]);
+    assert_ne!(all, some);
+    assert_eq!(
+        some,
+        pattern("wg*").of_kinds(["veth", "wireguard"].map(kind))
+    );
+    assert_eq!(all, all.clone().of_kinds([]));
+    assert_eq!(some.kinds(), [kind("veth"), kind("wireguard")]);
+    for (of, accepted) in [(Some("veth"), true), (Some("vlan"), false), (None, false)] {
+        assert_eq!(some.accepts(&name("wg0"), of.map(kind)), accepted);
+        assert!(all.accepts(&name("wg0"), of.map(kind)));
+        assert!(!some.accepts(&name("eth0"), of.map(kind)));
+    }
+    let others = pattern("*").of_kinds([kind("vlan")]);
+    let count = |patterns: &[&Pattern]| kinds(patterns.iter().copied()).len();
+    assert_eq!(count(&[&some, &others]), 3);
+    assert_eq!(count(&[&some, &all]), 0, "any");
+}
+
+#[test]
+fn many_kinds_share_the_last_mask() {
+    let passes = |kinds: &[&str], most, one: &str| {
+        let kinds = kinds
+            .iter()
+            .map(|kind| LinkKind::new(kind).expect("a kind"));
+        let masks = kind_masks(&kinds.collect(), most);
+        assert!(masks.len() <= most);
+        masks.iter().any(|mask| mask.passes(&name(one)))
+    };
+    assert!(passes(&[], 2, "anything"));
+    let few = ["veth", "bridge"];
+    assert!(passes(&few, 2, "veth") && passes(&few, 2, "bridge"));
+    assert!(!passes(&few, 2, "vet") && !passes(&few, 2, "vethx") && !passes(&few, 2, "vlan"));
+    let many = ["bridge", "vlan", "veth", "vxlan"];
+    assert!(many.iter().all(|one| passes(&many, 2, one)));
+    assert!(!passes(&many, 2, "wireguard"));
+}
+
+#[test]
 fn a_pattern_need_not_be_utf8() {
     let pattern = Pattern::new(b"w\xff*").expect("any byte");
     assert!(pattern.matches(&InterfaceName::new(b"w\xff1").expect("any byte")));

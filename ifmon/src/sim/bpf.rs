@@ -204,7 +204,7 @@ impl Kernel for Maps {
         self.deliver();
         let has_room = self.ring.len() < self.ring_room;
         if has_room {
-            self.on_its_way = Some(change.record());
+            self.on_its_way = Some(change.record(change.kind));
         }
         self.is_dropping = !has_room;
         has_room
@@ -217,6 +217,11 @@ fn place(device: &Device) -> WirePlace {
         netns: netns(device.space).0,
         ifindex: device.ifindex,
     }
+}
+
+fn kind(device: &Device) -> Name {
+    let kind = device.kind.map(|kind| kind.padded());
+    Name::from_bytes(kind.unwrap_or_default())
 }
 
 fn key_of(spot: &Spot) -> NameKey {
@@ -244,6 +249,7 @@ impl Programs {
                     space,
                     ifindex: LOOPBACK_IFINDEX,
                     name: InterfaceName::new("lo").expect("a valid name"),
+                    kind: None,
                 };
                 (Event::Unregistered, loopback, NETREG_UNREGISTERING)
             }
@@ -251,6 +257,7 @@ impl Programs {
         };
         let seen = filter::Notice {
             reg_state,
+            kind: kind(&device),
             // A new device is where one was that is gone.
             address: 0xffff_8880_0000_0000 + 0x1000 * host.now.slot(device.id) as u64,
             ..filter::Notice::new(event, place(&device))
@@ -260,7 +267,13 @@ impl Programs {
 
     /// The filter of the sockets.
     fn show(&mut self, decisions: &mut Decisions, misses: bool, notice: Notice) {
-        let seen = |event, device: Device| (filter::Notice::new(event, place(&device)), device);
+        let seen = |event, device: Device| {
+            let seen = filter::Notice {
+                kind: kind(&device),
+                ..filter::Notice::new(event, place(&device))
+            };
+            (seen, device)
+        };
         let (seen, device) = match notice {
             Notice::Registered(device)
             | Notice::Renamed(device)
@@ -593,7 +606,7 @@ impl Side for Programs {
     ) {
         let matches = |device: &Device| {
             let matches = |place: &patterns::Place| {
-                place.spot.space == device.space && place.pattern.matches(&device.name)
+                place.spot.space == device.space && place.pattern.accepts(&device.name, device.kind)
             };
             patterns.iter().any(matches)
         };

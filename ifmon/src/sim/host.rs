@@ -9,15 +9,29 @@ use std::{
 };
 
 use super::shrink::Decisions;
-use crate::{EventKind, InterfaceName, NetnsId, Pattern, machine::Now};
+use crate::{EventKind, InterfaceName, LinkKind, NetnsId, Pattern, machine::Now};
 
 /// Few of each, so that everything meets everything. The first namespace never ends.
 pub(crate) const SPACES: usize = 2;
 const NAMES: [&str; 5] = ["a", "b", "aa", "c", "fifteen-bytes-x"];
 /// The first so many names are watched now and then.
 pub(crate) const WATCHED: u32 = 3;
-/// What is watched beside them now and then.
-const PATTERNS: [&str; 5] = ["a*", "?", "*", "[!ac]*", "b"];
+/// What is watched beside them now and then: patterns, and of what kinds. The last so many are narrowed.
+const PATTERNS: [(&str, &[&str]); 10] = [
+    ("a*", &[]),
+    ("?", &[]),
+    ("*", &[]),
+    ("[!ac]*", &[]),
+    ("b", &[]),
+    ("*", &["veth"]),
+    ("*", &["veth", "bridge"]),
+    ("a*", &["bridge"]),
+    ("?", &["veth", "fifteen-bytes-x"]),
+    ("a*", &["veth"]),
+];
+const NARROWED: u32 = 5;
+/// Kinds of devices; one without a kind is as frequent.
+const KINDS: [&str; 2] = ["veth", "bridge"];
 /// The first index that a device can have: 1 is the loopback device's.
 const FIRST_INDEX: u32 = 2;
 const LAST_INDEX: u32 = 5;
@@ -40,9 +54,23 @@ pub(crate) fn name(number: u32) -> InterfaceName {
     InterfaceName::new(name).expect("a valid name")
 }
 
-pub(crate) fn pattern(number: u32) -> Pattern {
-    let pattern = PATTERNS[number as usize % PATTERNS.len()];
-    Pattern::new(pattern).expect("a valid pattern")
+/// One of the patterns; `is_narrowed`: to some kinds for sure.
+pub(crate) fn pattern(decisions: &mut Decisions, is_narrowed: bool) -> Pattern {
+    let count = PATTERNS.len() as u32;
+    let number = if is_narrowed {
+        count - 1 - decisions.below(NARROWED)
+    } else {
+        decisions.below(count)
+    };
+    let (pattern, kinds) = PATTERNS[number as usize];
+    let kinds = kinds.iter().copied().map(kind);
+    Pattern::new(pattern)
+        .expect("a valid pattern")
+        .of_kinds(kinds)
+}
+
+fn kind(kind: &str) -> LinkKind {
+    LinkKind::new(kind).expect("a valid kind")
 }
 
 /// A name in one namespace, not in the next one with its inode number.
@@ -62,6 +90,7 @@ pub(crate) struct Device {
     pub(crate) space: usize,
     pub(crate) ifindex: u32,
     pub(crate) name: InterfaceName,
+    pub(crate) kind: Option<LinkKind>,
 }
 
 /// How the host is at one moment.
@@ -357,6 +386,10 @@ impl Host {
             space,
             ifindex,
             name,
+            kind: KINDS
+                .get(decisions.index(KINDS.len() + 1))
+                .copied()
+                .map(kind),
         };
         let Some(with) = self.now.with(device) else {
             return;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     BackendKind, Counters, NetnsId,
-    machine::{Answer, LinkTable, Question, Source},
+    machine::{Answer, LinkTable, Named, Question, Source},
     netlink::{
         Received, Reply, Request,
         core::Netlink,
@@ -83,15 +83,31 @@ impl Sockets {
     }
 
     fn tell_new(&mut self, device: Device) {
-        let Device { ifindex, name, .. } = device;
-        self.tell(device.space, Some(LinkMessage::New { ifindex, name }));
+        let Device {
+            ifindex,
+            name,
+            kind,
+            ..
+        } = device;
+        let message = LinkMessage::New {
+            ifindex,
+            name,
+            kind,
+        };
+        self.tell(device.space, Some(message));
     }
 
     fn tell_deleted(&mut self, device: Device, moved: Option<Moved>) {
-        let Device { ifindex, name, .. } = device;
+        let Device {
+            ifindex,
+            name,
+            kind,
+            ..
+        } = device;
         let message = LinkMessage::Deleted {
             ifindex,
             name,
+            kind,
             moved,
         };
         self.tell(device.space, Some(message));
@@ -108,7 +124,7 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
         }
         Question::NameOf(ifindex) => {
             let found = host.now.by_index(space, ifindex);
-            Answer::Name(Ok(found.map(|device| device.name)))
+            Answer::Name(Ok(found.as_ref().map(named)))
         }
         Question::InodeOf(name) => {
             let found = host.now.by_name(space, name);
@@ -131,12 +147,19 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
             let late = host.now.devices().filter(|device| !is_early(device));
             let here = early.chain(late).filter(|device| device.space == space);
             Answer::Table(Ok(LinkTable {
-                links: here.map(|device| (device.ifindex, device.name)).collect(),
+                links: here
+                    .map(|device| (device.ifindex, named(&device)))
+                    .collect(),
                 is_interrupted: *before != host.now,
             }))
         }
         Question::Barrier => Answer::Waited(true),
     }
+}
+
+fn named(device: &Device) -> Named {
+    let Device { name, kind, .. } = *device;
+    Named { name, kind }
 }
 
 /// The answer where a question was not answered.
@@ -308,7 +331,8 @@ impl Side for Sockets {
                 .filter(|place| place.spot.space == space)
                 .collect();
             let matches = |device: &Device| {
-                let matches = |place: &&patterns::Place| place.pattern.matches(&device.name);
+                let matches =
+                    |place: &&patterns::Place| place.pattern.accepts(&device.name, device.kind);
                 device.space == space && patterns.iter().any(matches)
             };
             let matching = host.now.devices().filter(matches).count();
@@ -328,11 +352,14 @@ impl Side for Sockets {
                 names: in_it,
                 indexes,
                 masks,
+                kinds,
             }) = &socket.filter
             {
                 assert_eq!(in_it.len(), names().count(), "{in_it:?}");
                 assert!(names().all(|spot| in_it.contains(&spot.name)), "{in_it:?}");
                 assert_eq!(masks.len(), patterns.len(), "{masks:?}");
+                let all = crate::pattern::kinds(patterns.iter().map(|place| &place.pattern));
+                assert_eq!(*kinds, all);
                 // What matches no more stays in it until something else does.
                 assert!(
                     !patterns.is_empty() || indexes.len() <= in_it.len(),

@@ -10,7 +10,7 @@ use super::{
     host::{self, Device, Host, Spot, State, netns},
     oracle::Means,
 };
-use crate::{EventKind, InterfaceName, Pattern};
+use crate::{Event, EventKind, InterfaceName, Pattern};
 
 /// A pattern in one namespace, not in the next one with its inode number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Place {
     fn holds(&self, state: &State, device: &Device) -> bool {
         device.space == self.spot.space
             && state.is_there(self.spot)
-            && self.pattern.matches(&device.name)
+            && self.pattern.accepts(&device.name, device.kind)
     }
 
     fn held(&self, state: &State) -> BTreeMap<u32, InterfaceName> {
@@ -166,14 +166,15 @@ impl Follower {
     }
 
     /// Takes a verdict.
-    pub(crate) fn take(
-        &mut self,
-        name: InterfaceName,
-        kind: &EventKind,
-        recovered: bool,
-        matches: Option<u32>,
-        host: &Host,
-    ) {
+    pub(crate) fn take(&mut self, event: &Event, host: &Host) {
+        let Event {
+            interface: name,
+            ref kind,
+            recovered,
+            matches,
+            link_kind,
+            ..
+        } = *event;
         if let EventKind::Resynced { changed, .. } = *kind {
             assert!(!self.means.is_lossless, "resynced, and nothing was lost");
             assert!(!self.follows, "something was to follow");
@@ -208,12 +209,27 @@ impl Follower {
             let space = self.place.spot.space;
             let was = |state: &State| {
                 let device = state.by_index(space, ifindex);
-                device.is_some_and(|device| device.name == name)
+                device.is_some_and(|device| {
+                    let is_it = !pattern.matches(&name) || pattern.accepts(&name, device.kind);
+                    device.name == name && is_it
+                })
             };
             assert!(
                 host.states[self.from..].iter().rev().any(was),
-                "{ifindex} was never called {name}"
+                "{ifindex} was never called {name}, or not of the kind"
             );
+        }
+        if let EventKind::Appeared { ifindex } | EventKind::Deleted { ifindex } = *kind {
+            let was = |state: &State| {
+                let device = state.by_index(self.place.spot.space, ifindex);
+                device.is_some_and(|device| (device.name, device.kind) == (name, link_kind))
+            };
+            assert!(
+                host.states[self.from..].iter().rev().any(was),
+                "{ifindex} was never a {link_kind:?} that is called {name}"
+            );
+        } else {
+            assert_eq!(link_kind, None);
         }
         let ifindex = kind.ifindex().expect("a device");
         if !self.means.is_lossless {

@@ -132,6 +132,8 @@ pub(crate) struct Setting {
     pub(crate) is_crowded: bool,
     /// What is asked of the kernel fails now and then.
     pub(crate) is_faulty: bool,
+    /// All patterns are narrowed to some kinds.
+    pub(crate) is_narrowed: bool,
     /// Something happens at one in so many occasions.
     pub(crate) pace: u32,
     /// The reader takes something at one in so many.
@@ -157,6 +159,7 @@ impl Setting {
             },
             is_crowded: decisions.chance(2),
             is_faulty: decisions.chance(3),
+            is_narrowed: decisions.chance(2),
             pace: pick(decisions, &[16, 4, 2, 40]),
             reader: pick(decisions, &[1, 4, 30]),
             asker: pick(decisions, &[30, 6, 200]),
@@ -633,7 +636,7 @@ impl<S: Side> Run<S> {
                     return;
                 }
                 let patterns: Vec<_> = (0..=decisions.below(2))
-                    .map(|_| host::pattern(decisions.below(5)))
+                    .map(|_| host::pattern(decisions, self.setting.is_narrowed))
                     .collect();
                 let at = self.host.at();
                 self.asked = Some(Asked::WatchPatterns {
@@ -647,7 +650,7 @@ impl<S: Side> Run<S> {
                 }
             }
             18.. => {
-                let pattern = host::pattern(decisions.below(5));
+                let pattern = host::pattern(decisions, self.setting.is_narrowed);
                 let place = self.place(space, pattern.clone());
                 self.asked = Some(Asked::UnwatchPattern(place));
                 Ask::UnwatchPattern(host::netns(space), pattern)
@@ -838,15 +841,8 @@ impl<S: Side> Run<S> {
             return;
         }
         let follower = follower.unwrap_or_else(|| panic!("{event:?}, not watched"));
-        let Event {
-            interface,
-            kind,
-            recovered,
-            matches,
-            ..
-        } = event;
-        self.patterns[follower].take(*interface, kind, *recovered, *matches, &self.host);
-        match kind {
+        self.patterns[follower].take(event, &self.host);
+        match event.kind {
             EventKind::Resynced { .. } => self.sum.resyncs += 1,
             _ => self.sum.verdicts += 1,
         }

@@ -1,6 +1,6 @@
 use super::{
-    Bits, BtfError, FuncIds, Layout, NetdevEvents, Offsets, VMLINUX, build::Builder, format::kind,
-    fuzz_btf as read, layout, window::Source,
+    Bits, BtfError, FuncIds, KindOffsets, Layout, NetdevEvents, Offsets, VMLINUX, build::Builder,
+    format::kind, fuzz_btf as read, layout, window::Source,
 };
 
 const EVENTS: NetdevEvents = NetdevEvents {
@@ -19,42 +19,42 @@ fn byte(offset: u32) -> Bits {
 }
 
 /// What is in testdata/btf: name, bytes, and the offsets (net_device: name, ifindex, nd_net,
-/// reg_state; net.ns.inum; task_struct.flags), and whether `rtnetlink_event` is there.
-const KERNELS: [(&str, &[u8], [u32; 6], bool); 6] = [
+/// reg_state, rtnl_link_ops; rtnl_link_ops.kind; net.ns.inum; task_struct.flags), and whether `rtnetlink_event` is there.
+const KERNELS: [(&str, &[u8], [u32; 8], bool); 6] = [
     (
         "5.10-amd64",
         include_bytes!("../../../testdata/btf/5.10-amd64.btf"),
-        [0, 256, 1264, 1240, 136, 36],
+        [0, 256, 1264, 1240, 2096, 16, 136, 36],
         true,
     ),
     (
         "5.10-arm64",
         include_bytes!("../../../testdata/btf/5.10-arm64.btf"),
-        [0, 256, 1264, 1240, 136, 44],
+        [0, 256, 1264, 1240, 2112, 16, 136, 44],
         false,
     ),
     (
         "6.1-amd64",
         include_bytes!("../../../testdata/btf/6.1-amd64.btf"),
-        [0, 216, 1272, 1248, 144, 44],
+        [0, 216, 1272, 1248, 2112, 16, 144, 44],
         true,
     ),
     (
         "6.12-amd64",
         include_bytes!("../../../testdata/btf/6.12-amd64.btf"),
-        [304, 224, 280, 1368, 136, 44],
+        [304, 224, 280, 1368, 2224, 16, 136, 44],
         true,
     ),
     (
         "7.2-amd64",
         include_bytes!("../../../testdata/btf/7.2-amd64.btf"),
-        [288, 224, 264, 1472, 280, 44],
+        [288, 224, 264, 1472, 2360, 48, 280, 44],
         true,
     ),
     (
         "7.2-arm64",
         include_bytes!("../../../testdata/btf/7.2-arm64.btf"),
-        [288, 224, 264, 1472, 280, 52],
+        [288, 224, 264, 1472, 2368, 48, 280, 52],
         true,
     ),
 ];
@@ -136,6 +136,7 @@ fn expected() -> Layout {
             dev_net: 24,
             dev_reg_state: byte(32),
             net_inum: 24,
+            kind: None,
             task_flags: 36,
             task_tgid: None,
             notifier_info_dev: 0,
@@ -161,6 +162,8 @@ fn real_kernels() {
             dev_ifindex,
             dev_net,
             reg_state,
+            dev_link_ops,
+            link_ops_kind,
             net_inum,
             task_flags,
         ],
@@ -179,6 +182,10 @@ fn real_kernels() {
             dev_net,
             dev_reg_state,
             net_inum,
+            kind: Some(KindOffsets {
+                dev_link_ops,
+                link_ops_kind,
+            }),
             task_flags,
             // Not among what tracing needs; found all the same.
             task_tgid: offsets.task_tgid,
@@ -197,6 +204,7 @@ fn the_running_kernel() {
         Ok(layout) => {
             assert_eq!(layout.events, EVENTS);
             assert!(layout.offsets.task_tgid.is_some());
+            assert!(layout.offsets.kind.is_some());
         }
         Err(BtfError::Open { .. }) => eprintln!("this kernel has no BTF"),
         Err(error) => panic!("{error}"),
@@ -206,6 +214,36 @@ fn the_running_kernel() {
 #[test]
 fn a_made_up_kernel() {
     assert_eq!(read(&Kernel::complete().btf.bytes()).unwrap(), expected());
+}
+
+#[test]
+fn the_kind_of_a_device_is_behind_two_pointers() {
+    let offsets = |to_ops: &str, char_size: u32| {
+        let mut kernel = Kernel::new();
+        let char = kernel.btf.int("char", char_size);
+        let constant = kernel.btf.plain("", kind::CONST, char);
+        let text = kernel.btf.plain("", kind::PTR, constant);
+        let of = [("list", kernel.int, 0), ("kind", text, 16)];
+        let ops = kernel.btf.structure("rtnl_link_ops", 64, &of);
+        let other = kernel.btf.structure("other_ops", 64, &of);
+        let ops = if to_ops == "rtnl_link_ops" {
+            ops
+        } else {
+            other
+        };
+        let constant = kernel.btf.plain("", kind::CONST, ops);
+        let pointer = kernel.btf.plain("", kind::PTR, constant);
+        let mut members = kernel.members().to_vec();
+        members.push(("rtnl_link_ops", pointer, 40));
+        read(&kernel.with(&members)).unwrap().offsets.kind
+    };
+    let found = KindOffsets {
+        dev_link_ops: 40,
+        link_ops_kind: 16,
+    };
+    assert_eq!(offsets("rtnl_link_ops", 1), Some(found));
+    assert_eq!(offsets("other_ops", 1), None);
+    assert_eq!(offsets("rtnl_link_ops", 2), None);
 }
 
 /// Gives one byte per read, as a pipe might.
@@ -838,6 +876,7 @@ fn assert_harmless(before: &Layout, btf: &[u8], at: usize, to: u8) {
             dev_net,
             dev_reg_state,
             net_inum,
+            kind,
             task_flags,
             task_tgid,
             notifier_info_dev,
@@ -847,6 +886,11 @@ fn assert_harmless(before: &Layout, btf: &[u8], at: usize, to: u8) {
             unregister,
             change_name,
         } = events;
+        // Where it is missing no kind is read.
+        let kind = kind.or(before.offsets.kind);
+        let (dev_link_ops, link_ops_kind) = kind
+            .map(|kind| (kind.dev_link_ops, kind.link_ops_kind))
+            .unwrap_or_default();
         let reg_state = if dev_reg_state.offset == before.offsets.dev_reg_state.offset {
             dev_reg_state.mask << dev_reg_state.shift
         } else {
@@ -857,6 +901,8 @@ fn assert_harmless(before: &Layout, btf: &[u8], at: usize, to: u8) {
             dev_ifindex,
             dev_net,
             reg_state,
+            dev_link_ops,
+            link_ops_kind,
             net_inum,
             task_flags,
             task_tgid.unwrap_or_default(),

@@ -7,7 +7,11 @@ fn name(name: &str) -> InterfaceName {
 }
 
 fn new(ifindex: u32, name: InterfaceName) -> LinkMessage {
-    LinkMessage::New { ifindex, name }
+    LinkMessage::New {
+        ifindex,
+        name,
+        kind: None,
+    }
 }
 
 fn watching(name: InterfaceName) -> DeviceTable {
@@ -70,6 +74,7 @@ fn a_rename_that_was_not_heard_shows_in_the_deletion() {
         let deleted = LinkMessage::Deleted {
             ifindex: 7,
             name: last,
+            kind: None,
             moved: None,
         };
         match hear(&mut table, &deleted).left {
@@ -106,6 +111,7 @@ fn a_device_is_called_what_it_was_found_under_last() {
     let deleted = LinkMessage::Deleted {
         ifindex: 7,
         name: second,
+        kind: None,
         moved: None,
     };
     let Transition { left, took, .. } = hear(&mut table, &deleted);
@@ -127,6 +133,7 @@ fn a_device_is_forgotten_with_the_last_name_that_it_was_the_last_to_hold() {
     let moved = LinkMessage::Deleted {
         ifindex: 7,
         name: second,
+        kind: None,
         moved: Some(Moved {
             nsid: 0,
             ifindex: None,

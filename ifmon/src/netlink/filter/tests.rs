@@ -107,7 +107,42 @@ fn some_interest(random: &mut Random, names: usize, indexes: usize) -> Interest 
         let length = random.next() as usize % (stem.as_bytes().len() + 1);
         interest.masks.push(Mask::of(&stem.as_bytes()[..length]));
     }
+    for _ in 0..random.next() % 4 {
+        interest.kinds.insert(some_kind(random));
+    }
     interest
+}
+
+fn some_kind(random: &mut Random) -> LinkKind {
+    let kinds = [
+        "veth",
+        "vet",
+        "vethx",
+        "tun",
+        "bridge",
+        "mac80211_hwsim",
+        "fifteen-bytes-x",
+    ];
+    LinkKind::new(kinds[random.next() as usize % kinds.len()]).expect("a kind")
+}
+
+/// `IFLA_LINKINFO`, in which there is more than the kind, or no kind.
+fn link_info(message: &mut Vec<u8>, kind: Option<LinkKind>, random: &mut Random) {
+    const IFLA_INFO_DATA: u16 = 2;
+    const IFLA_INFO_SLAVE_KIND: u16 = 4;
+    let mut info = Vec::new();
+    if random.next().is_multiple_of(4) {
+        attribute(&mut info, IFLA_INFO_DATA, b"\x08\0\x01\0veth");
+    }
+    if let Some(kind) = kind {
+        let length = kind.as_bytes().len() + 1;
+        attribute(&mut info, IFLA_INFO_KIND, &kind.padded()[..length]);
+    }
+    if random.next().is_multiple_of(4) {
+        attribute(&mut info, IFLA_INFO_SLAVE_KIND, b"veth\0");
+    }
+    let flags = [0, 0x8000][random.next() as usize % 2];
+    attribute(message, IFLA_LINKINFO | flags, &info);
 }
 
 fn pick<T: Copy>(set: &BTreeSet<T>, random: &mut Random) -> Option<T> {
@@ -144,6 +179,19 @@ fn some_message(interest: &Interest, random: &mut Random) -> Vec<u8> {
         IFLA_IFNAME,
         &padded[..name.as_bytes().len() + 1],
     );
+    around(&mut message, random);
+    match random.next() % 4 {
+        0 => {}
+        1 => link_info(&mut message, None, random),
+        2 => {
+            let kind = pick(&interest.kinds, random);
+            link_info(&mut message, kind, random);
+        }
+        _ => {
+            let kind = some_kind(random);
+            link_info(&mut message, Some(kind), random);
+        }
+    }
     around(&mut message, random);
     let length = message.len() as u32;
     message[..4].copy_from_slice(&length.to_ne_bytes());
@@ -308,7 +356,7 @@ fn names_that_begin_otherwise_are_dropped() {
         names: (0..10_000).map(name).collect(),
         // In as many pieces as are told apart.
         indexes: (1..).step_by(3).take(10_000).collect(),
-        masks: Vec::new(),
+        ..Interest::default()
     };
     assert!(build(&interest, Precision::Exact).is_none());
     let program = build(&interest, Precision::Coarsest).expect("it fits");
@@ -372,6 +420,46 @@ fn what_matches_a_pattern_passes() {
                 "{patterns:?}: {one}"
             );
         }
+    }
+}
+
+#[test]
+fn another_kind_is_dropped_and_names_are_not_narrowed() {
+    let kind = |kind: &str| LinkKind::new(kind).expect("a kind");
+    let name = |name: &str| InterfaceName::new(name).expect("a name");
+    let interest = Interest {
+        names: [name("eth0")].into(),
+        indexes: [5].into(),
+        masks: vec![Mask::of(b"wg"), Mask::of(b"v")],
+        kinds: [kind("wireguard"), kind("veth")].into(),
+    };
+    let program = build(&interest, Precision::Exact).expect("it fits");
+    let kernel = Kernel::new(&program).expect("the kernel takes the program");
+    let mut random = Random(1);
+    for (index, one, of, passes) in [
+        (7, "wg0", Some("wireguard"), true),
+        (7, "v", Some("veth"), true),
+        (7, "wg0", Some("wireguardx"), false),
+        (7, "wg0", Some("wire"), false),
+        (7, "wg0", None, false),
+        (7, "br0", Some("veth"), false),
+        (7, "eth0", None, true),
+        (5, "br0", Some("bridge"), true),
+    ] {
+        let mut message = message(index, &name(one));
+        for _ in 0..4 {
+            let whole = message.len();
+            link_info(&mut message, of.map(kind), &mut random);
+            let length = message.len() as u32;
+            message[..4].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(kernel.passes(&message), passes, "{index} {one} {of:?}");
+            message.truncate(whole);
+        }
+        // Nothing says what it is.
+        let length = message.len() as u32;
+        message[..4].copy_from_slice(&length.to_ne_bytes());
+        let is_certain = index == 5 || one == "eth0";
+        assert_eq!(kernel.passes(&message), is_certain, "{index} {one}");
     }
 }
 

@@ -40,7 +40,8 @@ fn reads_what_the_kernel_says() {
             link(&new),
             Some(LinkMessage::New {
                 ifindex: 7,
-                name: name("wg0")
+                name: name("wg0"),
+                kind: None
             })
         );
     }
@@ -85,10 +86,60 @@ fn leaves_alone_what_is_no_statement_about_a_device() {
         message(RTM_NEWLINK, AF_UNSPEC, 7, &[]),
         message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, b"")]),
         message(RTM_NEWLINK, AF_UNSPEC, 7, &[(IFLA_IFNAME, b"\0")]),
+        // What a wireless device says of itself.
+        message(
+            RTM_NEWLINK,
+            AF_UNSPEC,
+            7,
+            &[(IFLA_IFNAME, b"wg0\0"), (IFLA_WIRELESS, b"\x0c\0\x15\x8b")],
+        ),
         // Nested: a name in there is another's.
         message(RTM_NEWLINK, AF_UNSPEC, 7, &[(18, b"\x08\0\x03\0wg0\0")]),
     ] {
         assert_eq!(link(&datagram), None, "{datagram:?}");
+    }
+}
+
+#[test]
+fn a_kind_is_the_device_s_own_and_is_bounded() {
+    const IFLA_INFO_DATA: u16 = 2;
+    const IFLA_INFO_SLAVE_KIND: u16 = 4;
+    const NLA_F_NESTED: u16 = 0x8000;
+    let kind = |attributes: &[(u16, &[u8])]| {
+        let mut info = Vec::new();
+        for (kind, value) in attributes {
+            attribute(&mut info, *kind, value);
+        }
+        for flags in [0, NLA_F_NESTED] {
+            let all: [(u16, &[u8]); 2] = [
+                (IFLA_IFNAME, b"wg0\0"),
+                (IFLA_LINKINFO | flags, info.as_slice()),
+            ];
+            let of = |message_kind| {
+                let link = link(&message(message_kind, AF_UNSPEC, 7, &all));
+                link.expect("a link").kind()
+            };
+            assert_eq!(of(RTM_NEWLINK), of(RTM_DELLINK));
+            if flags != 0 {
+                return of(RTM_NEWLINK).map(|kind| kind.to_string());
+            }
+        }
+        None
+    };
+    let known = |kind: &str| Some(kind.to_owned());
+    let port = (IFLA_INFO_SLAVE_KIND, &b"bridge\0"[..]);
+    assert_eq!(kind(&[(IFLA_INFO_KIND, b"veth\0"), port]), known("veth"));
+    assert_eq!(
+        kind(&[
+            (IFLA_INFO_DATA, b"\x08\0\x01\0tun\0"),
+            (IFLA_INFO_KIND, b"fifteen-bytes-x\0")
+        ]),
+        known("fifteen-bytes-x")
+    );
+    // A port without a kind of its own.
+    assert_eq!(kind(&[port]), None);
+    for odd in [&b""[..], b"\0", b"veth", b"veth\0no", b"sixteen-bytes-xx\0"] {
+        assert_eq!(kind(&[(IFLA_INFO_KIND, odd)]), None, "{odd:?}");
     }
 }
 
@@ -106,6 +157,7 @@ fn an_alias_that_is_not_utf8_hides_no_deletion() {
             Some(LinkMessage::Deleted {
                 ifindex: 7,
                 name: name("wg0"),
+                kind: None,
                 moved: None
             })
         );

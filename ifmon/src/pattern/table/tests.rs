@@ -5,12 +5,27 @@ fn name(name: &str) -> InterfaceName {
     InterfaceName::new(name).expect("a good name")
 }
 
+fn named(text: &str) -> Named {
+    let (text, kind) = match text.split_once(' ') {
+        Some((text, kind)) => (text, Some(LinkKind::new(kind).expect("a good kind"))),
+        None => (text, None),
+    };
+    let name = name(text);
+    Named { name, kind }
+}
+
+/// A pattern, and after a space the kinds to which it is narrowed.
+fn pattern(text: &str) -> Pattern {
+    let (text, kinds) = text.split_once(' ').unwrap_or((text, ""));
+    let kinds = kinds.split_terminator(',');
+    let kinds = kinds.map(|kind| LinkKind::new(kind).expect("a good kind"));
+    Pattern::new(text).expect("a good pattern").of_kinds(kinds)
+}
+
 /// A table with these patterns, which have begun with these devices.
 fn table(patterns: &[&str], links: &[(u32, &str)]) -> PatternTable {
     let mut table = PatternTable::default();
-    let patterns = patterns
-        .iter()
-        .map(|text| Pattern::new(text).expect("a good pattern"));
+    let patterns = patterns.iter().map(|text| pattern(text));
     table.add(patterns);
     table.read_table();
     read(&mut table, links, &[]);
@@ -31,12 +46,12 @@ fn read(table: &mut PatternTable, links: &[(u32, &str)], inodes: &[(&str, u64)])
             Question::Table => Answer::Table(Ok(LinkTable {
                 links: links
                     .iter()
-                    .map(|(index, one)| (*index, name(one)))
+                    .map(|(index, one)| (*index, named(one)))
                     .collect(),
                 is_interrupted: false,
             })),
             Question::NameOf(ifindex) => {
-                Answer::Name(Ok(by_index(ifindex).map(|(_, one)| name(one))))
+                Answer::Name(Ok(by_index(ifindex).map(|(_, one)| named(one))))
             }
             Question::InodeOf(name) => Answer::Inode(by_name(name)),
             Question::Barrier => Answer::Waited(true),
@@ -54,6 +69,7 @@ fn said(table: &mut PatternTable) -> Vec<String> {
             let Told {
                 pattern,
                 name,
+                link_kind,
                 kind,
                 recovered,
                 matches,
@@ -64,6 +80,9 @@ fn said(table: &mut PatternTable) -> Vec<String> {
             }
             if let Some(ifindex) = kind.ifindex() {
                 line += &format!(" {ifindex}");
+            }
+            if let Some(link_kind) = link_kind {
+                line += &format!(" of {link_kind}");
             }
             match kind {
                 EventKind::Renamed { to, .. } => line += &format!(" to {to}"),
@@ -90,16 +109,16 @@ const NO_INODES: &[(&str, u64)] = &[];
 #[test]
 fn each_change_is_told_to_whom_it_concerns() {
     let mut table = table(&["veth*", "*0"], NO_LINKS);
-    table.exists(2, name("veth0"), true);
+    table.exists(2, named("veth0"), true);
     assert_eq!(
         said(&mut table),
         ["veth* appeared veth0 2", "*0 appeared veth0 2"]
     );
     // Something else about it has changed.
-    table.exists(2, name("veth0"), false);
-    table.exists(3, name("eth1"), true);
+    table.exists(2, named("veth0"), false);
+    table.exists(3, named("eth1"), true);
     assert!(said(&mut table).is_empty());
-    table.exists(2, name("veth1"), false);
+    table.exists(2, named("veth1"), false);
     assert_eq!(
         said(&mut table),
         [
@@ -107,9 +126,9 @@ fn each_change_is_told_to_whom_it_concerns() {
             "*0 renamed veth0 2 to veth1"
         ]
     );
-    table.exists(3, name("eth0"), false);
+    table.exists(3, named("eth0"), false);
     assert_eq!(said(&mut table), ["*0 appeared eth0 3"]);
-    table.exists(3, name("veth9"), false);
+    table.exists(3, named("veth9"), false);
     assert_eq!(
         said(&mut table),
         ["*0 renamed eth0 3 to veth9", "veth* appeared veth9 3"]
@@ -119,9 +138,9 @@ fn each_change_is_told_to_whom_it_concerns() {
         ifindex: Some(7),
         name: None,
     };
-    table.gone(3, Some(name("veth9")), Some(place));
-    table.gone(2, Some(name("veth1")), None);
-    table.gone(2, Some(name("veth1")), None);
+    table.gone(3, Some(named("veth9")), Some(place));
+    table.gone(2, Some(named("veth1")), None);
+    table.gone(2, Some(named("veth1")), None);
     assert_eq!(
         said(&mut table),
         ["veth* moved veth9 3 to Some(7)", "veth* deleted veth1 2"]
@@ -135,9 +154,9 @@ fn what_is_heard_while_it_is_read_counts() {
     table.add([Pattern::new("a*").expect("a good pattern")]);
     table.read_table();
     // All of this happened before what is read, or after it.
-    table.exists(2, name("b"), false);
-    table.gone(3, Some(name("a3")), None);
-    table.exists(4, name("a4"), true);
+    table.exists(2, named("b"), false);
+    table.gone(3, Some(named("a3")), None);
+    table.exists(4, named("a4"), true);
     read(
         &mut table,
         &[(2, "a2"), (3, "a3"), (5, "a5"), (6, "c")],
@@ -145,8 +164,8 @@ fn what_is_heard_while_it_is_read_counts() {
     );
     table.begin();
     assert_eq!(said(&mut table), ["a* watching of 2"]);
-    table.gone(5, Some(name("a5")), None);
-    table.gone(4, Some(name("a4")), None);
+    table.gone(5, Some(named("a5")), None);
+    table.gone(4, Some(named("a4")), None);
     assert_eq!(said(&mut table), ["a* deleted a5 5", "a* deleted a4 4"]);
 }
 
@@ -155,16 +174,16 @@ fn a_pattern_that_begins_leaves_the_others_alone() {
     let mut table = table(&["a*"], &[(2, "a2")]);
     table.add([Pattern::new("*2").expect("a good pattern")]);
     table.read_table();
-    table.exists(4, name("a4"), true);
+    table.exists(4, named("a4"), true);
     assert_eq!(said(&mut table), ["a* appeared a4 4"]);
     read(&mut table, &[(2, "a2"), (3, "b2"), (4, "a4")], &[]);
-    table.gone(2, Some(name("a2")), None);
+    table.gone(2, Some(named("a2")), None);
     assert_eq!(said(&mut table), ["a* deleted a2 2"]);
     table.begin();
     assert_eq!(said(&mut table), ["*2 watching of 1"]);
     table.remove(&Pattern::new("a*").expect("a good pattern"));
-    table.gone(4, Some(name("a4")), None);
-    table.gone(3, Some(name("b2")), None);
+    table.gone(4, Some(named("a4")), None);
+    table.gone(3, Some(named("b2")), None);
     assert_eq!(said(&mut table), ["*2 deleted b2 3"]);
 }
 
@@ -181,7 +200,7 @@ fn what_a_loss_hid_is_made_good() {
     table.lost(Some(3));
     assert!(table.needs_table());
     // Heard, and certain: it was told to be there.
-    table.gone(5, Some(name("a5")), None);
+    table.gone(5, Some(named("a5")), None);
     assert_eq!(said(&mut table), ["a* deleted a5 5"]);
     table.read_table();
     read(
@@ -216,10 +235,10 @@ fn what_a_loss_hid_is_made_good() {
 fn after_a_loss_a_known_index_may_be_another_devices() {
     let mut table = table(&["*"], &[(2, "a2"), (3, "a3"), (4, "a4")]);
     table.lost(None);
-    table.exists(2, name("b2"), true);
-    table.exists(3, name("b3"), false);
-    table.exists(4, name("b4"), false);
-    table.gone(4, Some(name("b4")), None);
+    table.exists(2, named("b2"), true);
+    table.exists(3, named("b3"), false);
+    table.exists(4, named("b4"), false);
+    table.gone(4, Some(named("b4")), None);
     assert!(said(&mut table).is_empty());
     table.read_table();
     read(&mut table, &[(2, "b2"), (3, "b3")], &[]);
@@ -246,15 +265,15 @@ fn another_device_with_the_same_index_is_told_by_its_inode() {
     read(&mut table, NO_LINKS, &old);
     table.lost(None);
     // Before it is read.
-    table.exists(2, name("b2"), false);
-    table.gone(3, Some(name("b3")), None);
-    table.exists(3, name("a3"), false);
+    table.exists(2, named("b2"), false);
+    table.gone(3, Some(named("b3")), None);
+    table.exists(3, named("a3"), false);
     table.read_table();
     let now = [(2, "b2"), (3, "a3"), (4, "b4"), (5, "a5")];
     let new = [("b2", 202), ("a3", 203), ("b4", 204), ("a5", 205)];
     // While it is read: once more is read what may be about another one.
-    table.exists(4, name("b4"), false);
-    table.exists(5, name("a5"), false);
+    table.exists(4, named("b4"), false);
+    table.exists(5, named("a5"), false);
     read(&mut table, &now, &new);
     assert!(said(&mut table).is_empty());
     assert_eq!(table.question(), Some(Question::NameOf(5)));
@@ -286,7 +305,7 @@ fn a_restless_device_is_read_so_often_and_no_more() {
     table.read_table();
     for _ in 0..=ROUNDS {
         assert!(table.is_reading());
-        table.exists(2, name("a2"), false);
+        table.exists(2, named("a2"), false);
         read(&mut table, &[(2, "a2")], &[("a2", 102)]);
     }
     assert_eq!(
@@ -323,7 +342,7 @@ fn an_interrupted_table_is_read_again_and_leaves_nobody_out() {
         Answer::Table(Ok(LinkTable {
             links: link
                 .into_iter()
-                .map(|(index, one)| (index, name(one)))
+                .map(|(index, one)| (index, named(one)))
                 .collect(),
             is_interrupted: true,
         }))
@@ -334,7 +353,7 @@ fn an_interrupted_table_is_read_again_and_leaves_nobody_out() {
         table.answer(piece(None)).expect("answered");
     }
     // Whoever is in none of them is asked for.
-    for (ifindex, found) in [(3, Some(name("a3"))), (2, None)] {
+    for (ifindex, found) in [(3, Some(named("a3"))), (2, None)] {
         assert_eq!(table.question(), Some(Question::NameOf(ifindex)));
         table.answer(Answer::Name(Ok(found))).expect("answered");
     }
@@ -359,7 +378,7 @@ fn what_matched_when_the_table_was_read_first_may_match_no_more() {
     table.lost(None);
     table.read_table();
     for (one, is_interrupted) in [("a2", true), ("b2", false)] {
-        let links = vec![(2, name(one))];
+        let links = vec![(2, named(one))];
         let table_answer = LinkTable {
             links,
             is_interrupted,
@@ -398,10 +417,10 @@ fn a_filter_that_drops_nothing_knows_no_index() {
     let mut table = table(&["a*", "*0"], NO_LINKS);
     table.filters = true;
     table.set_filtered(true);
-    table.exists(2, name("a2"), false);
+    table.exists(2, named("a2"), false);
     assert!(!table.is_dropping() && !table.has_unfiltered());
     table.remove(&Pattern::new("*0").expect("a good pattern"));
-    table.exists(3, name("a3"), false);
+    table.exists(3, named("a3"), false);
     assert!(table.is_dropping() && table.has_unfiltered());
     assert_eq!(table.indexes().collect::<Vec<_>>(), [2, 3]);
 }
@@ -411,7 +430,7 @@ fn a_name_that_the_filter_did_not_know_is_looked_up() {
     let mut table = table(&["a*"], NO_LINKS);
     table.filters = true;
     table.set_filtered(true);
-    table.exists(2, name("a2"), false);
+    table.exists(2, named("a2"), false);
     assert!(table.has_unfiltered());
     assert!(!table.read_unheard());
     table.set_filtered(true);
@@ -435,4 +454,69 @@ fn a_namespace_takes_its_devices_with_it() {
     assert_eq!(said(&mut table), ["a* deleted a2 2", "b* deleted b3 3"]);
     assert!(table.is_empty());
     assert_eq!(table.remembered(), 0);
+}
+
+#[test]
+fn a_pattern_is_told_of_its_kinds_alone() {
+    let mut table = table(
+        &["a* veth", "* veth,bridge", "*"],
+        &[(1, "lo"), (2, "a2 veth"), (3, "a3 vlan"), (4, "b4 bridge")],
+    );
+    assert_eq!(table.kinds(), BTreeSet::new(), "one takes all");
+    table.exists(5, named("a5 veth"), true);
+    table.exists(6, named("a6"), true);
+    table.exists(4, named("a4 bridge"), false);
+    table.gone(3, None, None);
+    assert_eq!(
+        said(&mut table),
+        [
+            "a* appeared a5 5 of veth",
+            "* appeared a5 5 of veth",
+            "* appeared a5 5 of veth",
+            "* appeared a6 6",
+            "* renamed b4 4 to a4",
+            "* renamed b4 4 to a4",
+            "* deleted a3 3 of vlan",
+        ]
+    );
+    table.remove(&pattern("*"));
+    assert_eq!(table.remembered(), 2 * 3, "2, 4 and 5, and their inodes");
+    let kinds: Vec<String> = table.kinds().iter().map(ToString::to_string).collect();
+    assert_eq!(kinds, ["bridge", "veth"]);
+    table.exists(5, named("b5 veth"), false);
+    assert_eq!(
+        said(&mut table),
+        ["a* renamed a5 5 to b5", "* renamed a5 5 to b5"]
+    );
+}
+
+/// Without any inode its kind tells it from the one before.
+#[test]
+fn a_device_of_another_kind_is_another_one() {
+    let mut table = table(
+        &["* veth", "a*"],
+        &[(2, "a2 veth"), (3, "a3 veth"), (4, "a4")],
+    );
+    table.lost(Some(2));
+    // Of one something is heard, the others are read.
+    table.exists(3, named("a3 bridge"), false);
+    table.read_table();
+    let links = [(2, "a2 bridge"), (3, "a3 bridge"), (4, "a4 veth")];
+    read(&mut table, &links, NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "* resynced lost Some(2) changed true of 1",
+            "* deleted a2 2 of veth, recovered",
+            "* appeared a4 4 of veth, recovered",
+            "* deleted a3 3 of veth, recovered",
+            "a* resynced lost Some(2) changed true of 3",
+            "a* deleted a2 2 of veth, recovered",
+            "a* appeared a2 2 of bridge, recovered",
+            "a* deleted a4 4, recovered",
+            "a* appeared a4 4 of veth, recovered",
+            "a* deleted a3 3 of veth, recovered",
+            "a* appeared a3 3 of bridge, recovered",
+        ]
+    );
 }
