@@ -86,6 +86,7 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
             || name == "netns_name" && line[name].is_string()
             || name == "pattern" && is_pattern
             || name == "matches" && counts
+            || name == "kind" && is_pattern && matches!(event, "appeared" | "deleted")
             || name == "to_netns_name" && event == "moved" && line[name].is_string()
             || name == "peer" && event == "appeared" && is_pattern && is_peer(&line[name]);
         ensure!(

@@ -130,6 +130,15 @@ fn bad_options_are_wrong_usage() {
     fails(words(&["--timeout", "1", LOOPBACK]), 2, &["--wait"]);
     fails(words(&["--wait=gone", LOOPBACK]), 2, &["gone"]);
     fails(words(&["--mine", "", LOOPBACK]), 2, &["--mine"]);
+    for (kinds, says) in [
+        ("", "empty"),
+        ("veth,", "empty"),
+        ("sixteen-bytes-xx", "15 bytes at most"),
+        ("veth*", "letters, digits"),
+    ] {
+        fails(words(&["--kind", kinds, "*"]), 2, &["--kind", says]);
+    }
+    fails(words(&["--kind"]), 2, &["--kind"]);
     fails(words(&["--summary", "0", LOOPBACK]), 2, &["--summary"]);
     fails(words(&["--top", "--json", LOOPBACK]), 2, &["--json"]);
     fails(words(&["--top", LOOPBACK]), 2, &["terminal", "--summary"]);

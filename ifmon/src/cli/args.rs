@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, ValueEnum, error::ErrorKind};
-use ifmon::{BackendChoice, BackendKind};
+use ifmon::{BackendChoice, BackendKind, LinkKind};
 
 use super::{
     Exit, complain,
@@ -32,6 +32,11 @@ pub(crate) struct Args {
     /// Take each character of a NAME as it is: `=`, `*`, `?`, `[` and the backslash have no meaning
     #[arg(long)]
     literal: bool,
+
+    /// Of what matches a PATTERN, the interfaces of this kind alone (veth, wireguard, bridge, …, as in
+    /// `ip link add type`); without a PATTERN, all of this kind. Several are separated by commas
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kind: Vec<LinkKind>,
 
     /// The same as NAME=IFINDEX, where one interface is watched
     #[arg(long, value_name = "IFINDEX", value_parser = target::ifindex)]
@@ -157,11 +162,11 @@ pub(crate) struct Args {
     pub(crate) quiet: bool,
 }
 
-/// What does something else than watching.
+/// What does something else than watching, or says itself what to watch.
 const NO_INTERFACE: &[&str] = if cfg!(feature = "generate") {
-    &["check", "serve", "generate"]
+    &["check", "kind", "serve", "generate"]
 } else {
-    &["check", "serve"]
+    &["check", "kind", "serve"]
 };
 
 /// What each client of an agent decides for itself, or what an agent has no use for.
@@ -172,6 +177,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "commands",
     "expect_ifindex",
     "json",
+    "kind",
     "literal",
     "mine",
     "must_exist",
@@ -355,6 +361,10 @@ impl Args {
             })?;
             args.interfaces.push(target);
         }
+        if !args.kind.is_empty() {
+            let narrowed = target::narrow(&mut args.interfaces, &args.kind);
+            narrowed.map_err(|error| refuse(error.to_string()))?;
+        }
         if let Some(path) = &args.serve
             && path.parent() == Some(Path::new(""))
         {
@@ -516,6 +526,40 @@ mod tests {
             &["*", "--expect-ifindex", "7"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_for_patterns() {
+        for (words, count) in [
+            (&["--kind", "veth"][..], 1),
+            (&["--kind", "veth,bridge", "--kind=vlan", "wg0"], 2),
+            (&["--kind", "veth", "wg*", "wg0"], 2),
+            (&["--kind", "veth", "--literal", "wg*"], 2),
+        ] {
+            let args = parse(words).expect("good arguments");
+            assert_eq!(args.interfaces.len(), count, "{words:?}");
+        }
+        for (words, why) in [
+            (&["--kind="][..], "cannot be empty"),
+            (&["--kind", "veth,,bridge"], "cannot be empty"),
+            (
+                &["--kind", "sixteen-bytes-xx"],
+                "15 bytes at most, this one has 16",
+            ),
+            (&["--kind", "veth*"], "letters, digits"),
+            (
+                &["--kind", "veth", "--on-restart", "true"],
+                "not for patterns",
+            ),
+            (
+                &["--kind", "veth", "wg0", "--state", "/tmp"],
+                "not for patterns",
+            ),
+            (&["--serve", "--kind", "veth"], "cannot be used with"),
+        ] {
+            let said = in_one_line(&parse(words).expect_err("wrong usage"));
+            assert!(said.contains(why), "{words:?}: {said}");
         }
     }
 

@@ -59,6 +59,10 @@ fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// Kinds of interfaces that many have.
+const KINDS: &str =
+    "bond bridge dummy geneve gre ipvlan macvlan netkit tun veth vlan vrf vxlan wireguard xfrm";
+
 /// Names of interfaces and namespaces, where clap knows none.
 const BASH_NAMES: &str = r#"
 _ifmon_with_names() {
@@ -72,6 +76,7 @@ _ifmon_with_names() {
     fi
     case $option in
         --netns) names=/run/netns/* ;;
+        --kind) names='@KINDS@' ;;
         @WITH_VALUE@) names= ;;
     esac
     if [[ $2 == -* || -z $names ]]; then
@@ -95,13 +100,16 @@ fn names_for_bash() -> String {
         .filter(|arg| !arg.is_hide_set())
         .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
         .collect();
-    BASH_NAMES.replace("@WITH_VALUE@", &with_value.join(" | "))
+    BASH_NAMES
+        .replace("@WITH_VALUE@", &with_value.join(" | "))
+        .replace("@KINDS@", KINDS)
 }
 
 /// The same for fish.
 const FISH_NAMES: &str = "
 complete -c ifmon -f -a '(path filter -d /sys/class/net/* | path basename)' -d Interface
 complete -c ifmon -l netns -f -r -a '(path basename /run/netns/*)' -d Namespace
+complete -c ifmon -l kind -f -r -a '@KINDS@'
 ";
 
 fn with_names_for_fish(text: &str) -> String {
@@ -113,7 +121,7 @@ fn with_names_for_fish(text: &str) -> String {
             format!("{line}\n")
         }
     });
-    lines.collect::<String>() + FISH_NAMES
+    lines.collect::<String>() + &FISH_NAMES.replace("@KINDS@", KINDS)
 }
 
 /// The same for zsh, which knows interfaces by itself.
@@ -123,6 +131,8 @@ fn with_names_for_zsh(text: &str) -> String {
             ":_net_interfaces"
         } else if line.contains("--netns=") {
             ":_files -W /run/netns"
+        } else if line.contains("--kind=") {
+            return format!("{}\n", line.replace(":_default", &format!(":({KINDS})")));
         } else {
             return format!("{line}\n");
         };
@@ -264,6 +274,9 @@ The name that is watched; the inode number of its network namespace; what
 calls that, where it has a name. With a pattern, the interface is the device that the line is about, and null where it
 is about the pattern.
 .TP
+.B kind
+With a pattern, the kind of a device that appeared or was deleted (\fBveth\fR, \fBwireguard\fR and so on), if it has one.
+.TP
 .BR pattern ", " matches
 The pattern that is watched; how many interfaces match it (\fBwatching\fR, \fBresynced\fR).
 .TP
@@ -329,6 +342,9 @@ many events of this one, and how many were lost (\fBstopped\fR).
 An argument with a \fB*\fR, \fB?\fR or \fB[\fR in it watches all interfaces whose names match, as in a shell.
 \fBappeared\fR says that one was made, renamed into the pattern, or moved here. \fB\-\-on\-restart\fR, \fB\-\-state\fR,
 metrics and the agent take names alone. A pattern keeps its network namespace alive.
+.PP
+\fB\-\-kind\fR narrows all patterns to interfaces of some kinds, which are what \fBip link add type\fR takes. An interface that is
+hardware has none, nor has \fBlo\fR. Names are not narrowed.
 .SH EXIT STATUS
 .TP
 \fB0\fR
@@ -433,6 +449,11 @@ Watch all virtual Ethernet devices of containers:
 ifmon 'veth*'
 .fi
 .TP
+Watch all tunnels of WireGuard:
+.nf
+ifmon \-\-kind wireguard
+.fi
+.TP
 Watch an interface of another network namespace:
 .nf
 ifmon web/eth0
@@ -481,6 +502,7 @@ mod tests {
             let text = written(shell);
             assert!(text.contains(interfaces), "{text}");
             assert!(text.contains(namespaces), "{text}");
+            assert!(text.contains(KINDS), "{text}");
         }
     }
 
@@ -518,6 +540,8 @@ mod tests {
             ("--backend k", "kprobe"),
             ("--state = l", ""),
             ("lo =", ""),
+            ("--kind wi", "wireguard"),
+            ("--kind = vx", "vxlan"),
         ] {
             assert_eq!(offered_by_bash(words), offered, "{words}");
         }

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, fmt, hash::Hash};
 
-use ifmon::{Container, Event, EventKind, NetnsId, Origin};
+use ifmon::{Container, Event, EventKind, LinkKind, NetnsId, Origin};
 use serde::Serialize;
 
 use super::output::{facts::Facts, stderr::printable, text::container};
 
-/// How many makers are told apart, and how many namespaces. A host has hundreds of containers;
+/// How many makers are told apart, and how many namespaces and kinds. A host has hundreds of containers;
 /// whoever comes after these many is counted all the same, under nobody's name.
 const MOST: usize = 1024;
 
@@ -96,6 +96,8 @@ pub(crate) struct Tally {
     pub(crate) makers: HashMap<Maker, Counts>,
     /// `None` stands for all that have no room.
     pub(crate) places: HashMap<Option<NetnsId>, Counts>,
+    /// Of those whose kind was told, which is that of devices that match a pattern.
+    pub(crate) kinds: HashMap<Option<LinkKind>, Counts>,
     lost: u64,
     /// Something was lost that nobody counted.
     lost_more: bool,
@@ -111,6 +113,9 @@ impl Tally {
         }
         if let Some(counts) = Counts::of(&event.kind) {
             self.add(counts, Maker::of(event, &facts.origin), event.netns);
+            if let Some(kind) = event.link_kind {
+                self.add_kind(counts, kind);
+            }
         }
     }
 
@@ -118,6 +123,10 @@ impl Tally {
         self.all.add(counts);
         entry(&mut self.makers, maker, Maker::Unknown).add(counts);
         entry(&mut self.places, Some(place), None).add(counts);
+    }
+
+    pub(crate) fn add_kind(&mut self, counts: Counts, kind: LinkKind) {
+        entry(&mut self.kinds, Some(kind), None).add(counts);
     }
 
     /// Takes what happened in another time into this one.
@@ -128,6 +137,9 @@ impl Tally {
         }
         for (&place, &counts) in &other.places {
             entry(&mut self.places, place, None).add(counts);
+        }
+        for (&kind, &counts) in &other.kinds {
+            entry(&mut self.kinds, kind, None).add(counts);
         }
         self.lost += other.lost;
         self.lost_more |= other.lost_more;
@@ -169,6 +181,7 @@ mod tests {
         for number in 0..2 * MOST {
             tally.add(MADE, Maker::Unit(number.to_string()), NetnsId(1));
         }
+        tally.add_kind(MADE, LinkKind::new("veth").expect("a good kind"));
         // Who is known stays known.
         tally.add(MADE, Maker::Unit("7".to_owned()), NetnsId(2));
         let mut twice = tally.clone();
@@ -180,6 +193,8 @@ mod tests {
             assert_eq!(count(&Maker::Unknown), Some(MOST as u64 * times));
             assert_eq!(tally.all.made, (2 * MOST as u64 + 1) * times);
             assert_eq!(tally.places.len(), 2);
+            let kinds: Vec<u64> = tally.kinds.values().map(|counts| counts.made).collect();
+            assert_eq!(kinds, [times]);
         }
     }
 

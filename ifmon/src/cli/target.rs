@@ -6,7 +6,7 @@ use std::{
     os::unix::ffi::OsStrExt as _,
 };
 
-use ifmon::{InterfaceName, InvalidName, InvalidPattern, Pattern};
+use ifmon::{InterfaceName, InvalidName, InvalidPattern, LinkKind, Pattern};
 
 /// A name, or all that match.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,27 @@ impl Target {
             expected,
         })
     }
+}
+
+/// Narrows every pattern to these kinds. Where there is no pattern, all interfaces of these kinds are
+/// meant.
+pub(crate) fn narrow(targets: &mut Vec<Target>, kinds: &[LinkKind]) -> Result<(), InvalidPattern> {
+    let mut has_pattern = false;
+    for target in targets.iter_mut() {
+        if let What::Pattern(pattern) = &mut target.what {
+            *pattern = pattern.clone().of_kinds(kinds.iter().copied());
+            has_pattern = true;
+        }
+    }
+    if !has_pattern {
+        let all = Pattern::new("*")?.of_kinds(kinds.iter().copied());
+        targets.push(Target {
+            netns: None,
+            what: What::Pattern(all),
+            expected: None,
+        });
+    }
+    Ok(())
 }
 
 /// The bytes that no backslash takes as they are.
@@ -195,6 +216,27 @@ mod tests {
         ] {
             assert_eq!(parse(word), Err(Malformed::Index), "{word}");
         }
+    }
+
+    #[test]
+    fn kinds_narrow_patterns_and_not_names() {
+        let kinds = ["veth", "bridge"].map(|kind| LinkKind::new(kind).expect("a good kind"));
+        let narrowed = |words: &[&str]| {
+            let parse = |word: &&str| Target::parse(OsStr::new(word), false);
+            let targets: Result<Vec<Target>, _> = words.iter().map(parse).collect();
+            let mut targets = targets.expect("good words");
+            narrow(&mut targets, &kinds).expect("a good pattern");
+            let said = |target: &Target| match &target.what {
+                What::Name(name) => name.to_string(),
+                What::Pattern(pattern) => format!("{pattern} of {:?}", pattern.kinds()),
+            };
+            targets.iter().map(said).collect::<Vec<_>>()
+        };
+        let all = "* of [\"bridge\", \"veth\"]";
+        assert_eq!(narrowed(&[]), [all]);
+        assert_eq!(narrowed(&["wg0"]), ["wg0", all]);
+        let some = "wg* of [\"bridge\", \"veth\"]";
+        assert_eq!(narrowed(&["wg0", "wg*"]), ["wg0", some]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     namespaces::Namespaces,
-    output::{facts::Facts, json::timestamp, text::losses},
+    output::{facts::Facts, json::timestamp, stderr::printable, text::losses},
     tally::{Counts, Tally, busiest},
 };
 
@@ -62,6 +62,17 @@ struct Shown {
 enum Group {
     Maker,
     Place,
+    Kind,
+}
+
+impl Group {
+    const fn next(self) -> Self {
+        match self {
+            Self::Maker => Self::Place,
+            Self::Place => Self::Kind,
+            Self::Kind => Self::Maker,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,12 +168,7 @@ impl Top {
                     };
                 }
                 b's' => self.sort = self.sort.next(),
-                b'g' | b'\t' => {
-                    self.group = match self.group {
-                        Group::Maker => Group::Place,
-                        Group::Place => Group::Maker,
-                    };
-                }
+                b'g' | b'\t' => self.group = self.group.next(),
                 b'/' => self.is_typing = true,
                 _ => {}
             }
@@ -216,6 +222,7 @@ impl Top {
         let heading = match self.group {
             Group::Maker => "BY",
             Group::Place => "NAMESPACE",
+            Group::Kind => "KIND",
         };
         let head = ["MADE/s", "DELETED/s", "OTHER/s", "MADE", "DELETED", "OTHER"];
         lines.push((REVERSE, columns(head.map(str::to_owned), heading)));
@@ -269,9 +276,10 @@ impl Top {
     }
 
     fn help(&self) -> String {
-        let group = match self.group {
-            Group::Maker => "namespace",
-            Group::Place => "who did it",
+        let group = match self.group.next() {
+            Group::Maker => "who did it",
+            Group::Place => "namespace",
+            Group::Kind => "kind",
         };
         let mut help = format!(
             "q end  p pause  s sort ({})  g by {group}  / filter",
@@ -290,6 +298,10 @@ impl Top {
             Group::Maker => table(&total.makers, &recent.makers, ToString::to_string),
             Group::Place => table(&total.places, &recent.places, |place| match place {
                 Some(netns) => namespaces.describe(*netns, namespaces.name(*netns)),
+                None => "others".to_owned(),
+            }),
+            Group::Kind => table(&total.kinds, &recent.kinds, |kind| match kind {
+                Some(kind) => printable(&kind.to_string()),
                 None => "others".to_owned(),
             }),
         };

@@ -27,6 +27,7 @@ impl Line<'_> {
                 Value::Number(number) => number.to_string().into(),
                 Value::Flag(flag) => flag.to_string().into(),
                 Value::Name(name) => OsStr::from_bytes(name.as_bytes()).to_owned(),
+                Value::Kind(kind) => OsStr::from_bytes(kind.as_bytes()).to_owned(),
                 Value::Pattern(pattern) => OsStr::from_bytes(pattern.as_bytes()).to_owned(),
                 Value::NetnsName(name) => (*name).to_owned(),
                 Value::By(actor, origin) => {

@@ -36,6 +36,7 @@ impl Serialize for Value<'_> {
             Self::Flag(flag) => serializer.serialize_bool(*flag),
             // What is not UTF-8 becomes U+FFFD.
             Self::Name(name) => serializer.collect_str(name),
+            Self::Kind(kind) => serializer.collect_str(kind),
             Self::Pattern(pattern) => serializer.collect_str(pattern),
             Self::NetnsName(name) => serializer.collect_str(&name.display()),
             Self::By(actor, origin) => By::of(actor, origin).serialize(serializer),

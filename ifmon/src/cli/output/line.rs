@@ -2,7 +2,9 @@
 
 use std::{ffi::OsStr, time::SystemTime};
 
-use ifmon::{Actor, BackendKind, Event, Field, InterfaceName, NetnsId, Origin, Pattern, Peer};
+use ifmon::{
+    Actor, BackendKind, Event, Field, InterfaceName, LinkKind, NetnsId, Origin, Pattern, Peer,
+};
 
 use super::facts::{Facts, Stopped};
 use crate::cli::watches::Watch;
@@ -23,6 +25,7 @@ pub(super) enum Value<'a> {
     Flag(bool),
     /// Names need not be UTF-8.
     Name(InterfaceName),
+    Kind(LinkKind),
     Pattern(&'a Pattern),
     NetnsName(&'a OsStr),
     By(&'a Actor, &'a Origin),
@@ -78,6 +81,9 @@ impl<'a> Line<'a> {
         }
         if let Some(matches) = event.matches {
             line.add("matches", Value::Number(matches.into()));
+        }
+        if let Some(kind) = event.link_kind {
+            line.add("kind", Value::Kind(kind));
         }
         for (name, field) in event.kind.fields() {
             line.add(name, field.into());

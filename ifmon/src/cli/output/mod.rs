@@ -62,7 +62,7 @@ pub(crate) struct Output {
 #[derive(Debug)]
 enum Sums {
     None,
-    Summary(Summary),
+    Summary(Box<Summary>),
     Top(Box<Top>),
 }
 
@@ -98,7 +98,7 @@ impl Output {
             text: (!args.json)
                 .then(|| text::Writer::new(args.color.wanted() && !args.top, has_time)),
             sums: match args.summary {
-                Some(every) => Sums::Summary(Summary::new(every, args.json)),
+                Some(every) => Sums::Summary(Box::new(Summary::new(every, args.json))),
                 None if args.top => Sums::Top(Box::new(Top::new(backend))),
                 None => Sums::None,
             },

@@ -5,11 +5,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ifmon::NetnsId;
+use ifmon::{LinkKind, NetnsId};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{json::timestamp, text::losses};
+use super::{json::timestamp, stderr::printable, text::losses};
 use crate::cli::{
     namespaces::Namespaces,
     tally::{Counts, Maker, Tally, busiest},
@@ -72,6 +72,7 @@ struct Sums<'a> {
     lost: Option<u64>,
     by: Vec<By<'a>>,
     netns: Vec<Place>,
+    kind: Vec<OfKind>,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,6 +88,13 @@ struct Place {
     netns: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     netns_name: Option<String>,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+#[derive(Debug, Serialize)]
+struct OfKind {
+    kind: Option<LinkKind>,
     #[serde(flatten)]
     counts: Counts,
 }
@@ -107,6 +115,8 @@ impl<'a> Sums<'a> {
                 counts,
             }
         });
+        let kinds = busiest(&tally.kinds).into_iter();
+        let kinds = kinds.map(|(&kind, counts)| OfKind { kind, counts });
         Self {
             time: timestamp(time),
             event: "summary",
@@ -115,6 +125,7 @@ impl<'a> Sums<'a> {
             lost: tally.lost(),
             by: by.collect(),
             netns: netns.collect(),
+            kind: kinds.collect(),
         }
     }
 }
@@ -139,6 +150,10 @@ fn text(tally: &Tally, time: SystemTime, seconds: Duration, namespaces: &Namespa
             None => "in others".to_owned(),
         });
     }
+    rows(&mut text, &busiest(&tally.kinds), |kind| match kind {
+        Some(kind) => format!("of kind {}", printable(&kind.to_string())),
+        None => "of other kinds".to_owned(),
+    });
     text
 }
 

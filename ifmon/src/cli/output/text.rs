@@ -35,6 +35,9 @@ impl Writer {
         if let EventKind::Watching { .. } = event.kind {
             let _ = write!(text, ", by {}", event.backend);
         }
+        if let Some(kind) = event.link_kind {
+            let _ = write!(text, ", kind {}", printable(&kind.to_string()));
+        }
         if let Some(peer) = &facts.peer {
             let _ = write!(text, ", {}", other_end(peer, event.netns, namespaces));
         }

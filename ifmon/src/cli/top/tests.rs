@@ -1,4 +1,4 @@
-use ifmon::NetnsId;
+use ifmon::{LinkKind, NetnsId};
 
 use super::*;
 use crate::cli::tally::Maker;
@@ -14,6 +14,8 @@ fn top() -> Top {
         let Shown { total, recent, .. } = &mut top.now;
         for tally in [total, &mut recent[0]] {
             tally.add(counts, Maker::Comm(name.to_owned()), NetnsId(1));
+            let kind = if name == "busy" { "veth" } else { "bridge" };
+            tally.add_kind(counts, LinkKind::new(kind).expect("a good kind"));
         }
         top.now
             .newest
@@ -108,6 +110,11 @@ fn keys_sort_filter_and_group() {
     assert_eq!(names(&top).len(), 3);
     assert!(top.keys(b"g"));
     assert_eq!(names(&top), ["1"]);
+    assert!(shown(&top, 80, 40)[1].contains("g by kind"));
+    assert!(top.keys(b"g"));
+    assert_eq!(names(&top), ["bridge", "veth"]);
+    assert!(top.keys(b"g"));
+    assert_eq!(names(&top).len(), 3);
     assert!(!top.keys(b"q"));
 }
 
