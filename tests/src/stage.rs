@@ -144,8 +144,19 @@ impl Stage {
         patterns: &[(&str, u32)],
         names: &[(&str, Option<u32>)],
     ) -> Result<()> {
+        self.watch_patterns_with(&[], patterns, names)
+    }
+
+    /// The same with options.
+    pub fn watch_patterns_with(
+        &mut self,
+        options: &[&str],
+        patterns: &[(&str, u32)],
+        names: &[(&str, Option<u32>)],
+    ) -> Result<()> {
         let words = names.iter().map(|(name, _)| word(name));
-        let mut args: Vec<_> = words.chain([SENTINEL.to_owned()]).collect();
+        let options = options.iter().map(|&option| option.to_owned());
+        let mut args: Vec<_> = options.chain(words).chain([SENTINEL.to_owned()]).collect();
         args.extend(patterns.iter().map(|(pattern, _)| (*pattern).to_owned()));
         let home = self.home.id()?;
         self.start(&args, true)?;

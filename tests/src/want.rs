@@ -101,6 +101,11 @@ impl Want {
         self.with("interface", json!(name))
     }
 
+    /// Of a pattern: the kind of the device.
+    pub fn kind(self, kind: &str) -> Self {
+        self.with("kind", json!(kind))
+    }
+
     /// A kernel thread made the change, not this process.
     pub fn by_the_kernel(mut self) -> Self {
         self.by = Actor::Kernel;

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{ONCE, Scenario, native, only, veth};
 use crate::{
     stage::Stage,
-    want::{appeared, deleted, moved, renamed},
+    want::{appeared, deleted, moved, recreated, renamed},
 };
 
 pub(super) const TABLE: &[Scenario] = &[
@@ -15,6 +15,8 @@ pub(super) const TABLE: &[Scenario] = &[
     ),
     veth("pattern: moved away and back", moved_away_and_back),
     native(veth("pattern: made and deleted", made_and_deleted)),
+    native(veth("pattern: interfaces of some kinds", of_kinds)),
+    native(veth("pattern: a kind, and no pattern", kind_alone)),
     native(veth("pattern: a moved device has another name", moved_as)),
     native(veth("pattern: the same index and name again", same_again)),
     native(veth("pattern: renamed in the next moment", renamed_at_once)),
@@ -56,10 +58,11 @@ fn made_and_deleted(stage: &mut Stage) -> Result<()> {
 fn renamed_in_and_out(stage: &mut Stage) -> Result<()> {
     stage.home.add("eth9", 100)?;
     stage.home.add("other", 101)?;
-    stage.watch_patterns(&[("wg*", 0)], &[])?;
+    stage.watch_patterns_with(&["--kind", "vlan,veth"], &[("wg*", 0)], &[])?;
     stage.home.rename(101, "another")?;
+    stage.home.add_bridge("wg5", 102)?;
     stage.home.rename(100, "wg9")?;
-    stage.see("wg*", appeared(100).of("wg9"))?;
+    stage.see("wg*", appeared(100).of("wg9").kind("veth"))?;
     stage.may_resync();
     stage.home.rename(100, "wg8")?;
     stage.see("wg*", renamed(100, "wg8").of("wg9"))?;
@@ -70,9 +73,58 @@ fn renamed_in_and_out(stage: &mut Stage) -> Result<()> {
     stage.see("wg*", appeared(100).of("wg9"))?;
     stage.home.delete(100)?;
     stage.home.add("wg0", 100)?;
-    stage.see("wg*", deleted(100).of("wg9"))?;
-    stage.see("wg*", appeared(100).of("wg0"))?;
+    stage.see("wg*", deleted(100).of("wg9").kind("veth"))?;
+    stage.see("wg*", appeared(100).of("wg0").kind("veth"))?;
+    stage.home.delete(102)?;
     stage.nothing_more(&[])
+}
+
+/// The kind is told of each, and another kind with the same name and the same index is another device.
+fn of_kinds(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.home.add_bridge("wg1", 101)?;
+    stage.watch_patterns_with(
+        &["--kind", "veth", "--kind=vlan"],
+        &[("wg*", 1)],
+        &[("wg1", Some(101))],
+    )?;
+    stage.home.delete(101)?;
+    stage.see("wg1", deleted(101))?;
+    stage.home.add("wg1", 101)?;
+    stage.see("wg1", recreated(101, 101))?;
+    stage.see("wg*", appeared(101).of("wg1").kind("veth"))?;
+    stage.home.delete(100)?;
+    stage.see("wg*", deleted(100).of("wg0").kind("veth"))?;
+    stage.home.add_bridge("wg0", 100)?;
+    stage.home.rename(100, "wg9")?;
+    stage.home.delete(100)?;
+    stage.home.add("wg9", 100)?;
+    stage.see("wg*", appeared(100).of("wg9").kind("veth"))?;
+    stage.home.move_to(100, &away)?;
+    stage.see("wg*", moved(100, away.id()?, 100).of("wg9"))?;
+    stage.nothing_more(&[])
+}
+
+fn kind_alone(stage: &mut Stage) -> Result<()> {
+    stage.home.add_bridge("br0", 100)?;
+    stage.start(&["--kind", "bridge,fifteen-bytes-x"], true)?;
+    stage.expect_pattern("*", 1)?;
+    for index in 101..104 {
+        stage.home.add(format!("wg{index}"), index)?;
+        stage.home.set(index, |link| link.controller(100))?;
+        stage.home.rename(index, format!("eth{index}"))?;
+    }
+    stage.home.rename(100, "br1")?;
+    stage.see("*", renamed(100, "br1").of("br0"))?;
+    for index in 101..104 {
+        stage.home.delete(index)?;
+    }
+    stage.home.delete(100)?;
+    stage.see("*", deleted(100).of("br1").kind("bridge"))?;
+    stage.home.add_bridge("br0", 105)?;
+    stage.see("*", appeared(105).of("br0").kind("bridge"))?;
+    Ok(())
 }
 
 fn moved_away_and_back(stage: &mut Stage) -> Result<()> {
