@@ -67,6 +67,11 @@ impl LinkKind {
         bytes.split(|&byte| byte == 0).next().unwrap_or_default()
     }
 
+    /// Do devices of this kind come in pairs?
+    pub(crate) fn is_pair(&self) -> bool {
+        matches!(self.as_bytes(), b"veth" | b"netkit")
+    }
+
     /// The kind padded with NUL.
     pub(crate) const fn padded(&self) -> [u8; SIZE] {
         self.0

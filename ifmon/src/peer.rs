@@ -129,6 +129,11 @@ impl Peers {
     /// the device is gone or has another name by now, and in a namespace that was not entered.
     pub fn of(&mut self, event: &Event) -> Option<Peer> {
         let ifindex = event.kind.holder()?;
+        // A watch of a name is not told the kind.
+        let is_pair = event.link_kind.map(|kind| kind.is_pair());
+        if !is_pair.unwrap_or(event.pattern.is_none()) {
+            return None;
+        }
         let begin = Instant::now();
         if !self.budget.allows(begin) {
             return None;

@@ -190,11 +190,8 @@ impl<'a> Message<'a> {
     /// The other end of a pair. `IFLA_LINK` alone does not make one: that of a VLAN or a tunnel is
     /// the device below it.
     pub(crate) fn other_end(&self) -> Option<OtherEnd> {
-        const PAIRS: [&[u8]; 2] = [b"veth", b"netkit"];
         let link = self.link()?;
-        let is_pair = link
-            .kind()
-            .is_some_and(|kind| PAIRS.contains(&kind.as_bytes()));
+        let is_pair = link.kind().is_some_and(|kind| kind.is_pair());
         let mut ifindex = None;
         let mut nsid = None;
         for Attribute { kind, value, .. } in attributes(self.body.get(IFINFO..)?) {
