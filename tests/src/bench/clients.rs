@@ -19,7 +19,7 @@ use super::{
     measure::Plan,
     process::{First, Process, Usage},
     report::number,
-    statistics::quantile,
+    statistics::{median, quantile},
     subject::{WATCHED, WATCHED_INDEX},
     unrelated,
 };
@@ -139,13 +139,22 @@ fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
 /// Many clients of many names, and changes that concern none of them.
 fn at_rest(plan: &Plan, count: usize, figures: &mut Figures) -> Result<()> {
     let rounds = plan.scale(200, 0, 4);
-    let agent = Agent::start()?;
     let names: Vec<String> = (0..NAMES).map(|number| format!("wg{number}")).collect();
+    let (one, agent) = (Agent::start()?, Agent::start()?);
+    let (_client, _) = one.clients(1, &names)?;
     let (clients, memory) = agent.clients(count, &names)?;
-    let mut requests = Requests::new(&agent.namespace)?;
     let before = agent.usage()?.switches;
+    // In turns, so that both see the same host.
+    let mut sides = [
+        (Requests::new(&one.namespace)?, Vec::new()),
+        (Requests::new(&agent.namespace)?, Vec::new()),
+    ];
     for _ in 0..rounds {
-        unrelated::round(&mut requests)?;
+        for (requests, times) in &mut sides {
+            let begin = Instant::now();
+            unrelated::round(requests)?;
+            times.push(begin.elapsed().as_secs_f64());
+        }
     }
     let woken = agent.usage()?.switches - before;
     let told = Waiting::new(&clients)?.ready(0)?.len();
@@ -159,6 +168,10 @@ fn at_rest(plan: &Plan, count: usize, figures: &mut Figures) -> Result<()> {
     );
     figures.push(ROW, &what, AGENT, woken as f64, "");
     figures.goal(5.0);
+    let [one, many] = sides.map(|(_, times)| median(&times));
+    let what = format!("changes of others, {count} clients : 1");
+    figures.push(ROW, &what, AGENT, many / one, "");
+    figures.goal(1.01);
     let what = format!("memory a client of {NAMES} names");
     figures.push(ROW, &what, AGENT, memory, "KiB");
     Ok(())
