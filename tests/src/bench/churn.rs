@@ -329,10 +329,7 @@ impl Recorder {
             (Err(error), _) => return Err(error.into()),
         };
         // Some do not say when they listen: something happens until they say that.
-        let is_ifmon = matches!(
-            subject,
-            Recorded::By(Subject::Ifmon(_) | Subject::Before(_))
-        );
+        let is_ifmon = matches!(subject, Recorded::By(subject) if subject.is_ifmon());
         let mut failed = None;
         wait_for(|| {
             if !is_ifmon {

@@ -76,9 +76,10 @@ struct Agent {
 }
 
 impl Agent {
-    fn start() -> Result<Self> {
+    /// One of this name.
+    fn start(name: &str) -> Result<Self> {
         let namespace = Namespace::new()?;
-        let scratch = Scratch::new("bench")?;
+        let scratch = Scratch::new(name)?;
         let mut command = Command::new(program::path());
         command
             .args(["--quiet", "--serve"])
@@ -130,7 +131,7 @@ impl Agent {
 }
 
 fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
-    let agent = Agent::start()?;
+    let agent = Agent::start("changes")?;
     let (clients, memory) = agent.clients(count, &[WATCHED.to_owned()])?;
     let times = follow(&agent.namespace, clients, changes)?;
     Ok(Outcome { times, memory })
@@ -140,7 +141,7 @@ fn of_agent(count: usize, changes: usize) -> Result<Outcome> {
 fn at_rest(plan: &Plan, count: usize, figures: &mut Figures) -> Result<()> {
     let rounds = plan.scale(200, 0, 4);
     let names: Vec<String> = (0..NAMES).map(|number| format!("wg{number}")).collect();
-    let (one, agent) = (Agent::start()?, Agent::start()?);
+    let (one, agent) = (Agent::start("one-client")?, Agent::start("many-clients")?);
     let (_client, _) = one.clients(1, &names)?;
     let (clients, memory) = agent.clients(count, &names)?;
     let before = agent.usage()?.switches;

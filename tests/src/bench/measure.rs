@@ -58,7 +58,7 @@ impl Plan {
         self.subjects
             .iter()
             .copied()
-            .filter(|subject| matches!(subject, Subject::Ifmon(_) | Subject::Before(_)))
+            .filter(|subject| subject.is_ifmon())
     }
 }
 
@@ -121,7 +121,9 @@ pub(super) fn run(options: &[&str]) -> Result<()> {
             eprintln!("measuring {name}");
             // What the other rows gave should not be lost.
             if let Err(error) = measure(&plan, &mut figures) {
-                failed = failed.or(Some(error.context(format!("cannot measure {name}"))));
+                let error = error.context(format!("cannot measure {name}"));
+                eprintln!("{error:#}");
+                failed = failed.or(Some(error));
             }
         }
     }

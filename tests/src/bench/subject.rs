@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 
 use super::{
     lines::Lines,
@@ -53,6 +53,10 @@ impl Subject {
             Self::Go => "vishvananda/netlink, in Go".to_owned(),
             Self::Poll => "polling every 2 s".to_owned(),
         }
+    }
+
+    pub(super) const fn is_ifmon(self) -> bool {
+        matches!(self, Self::Ifmon(_) | Self::Before(_))
     }
 
     pub(super) fn is_bpf(self) -> bool {
@@ -172,6 +176,11 @@ impl Running {
 
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn ended(&mut self) -> Option<Error> {
+        self.process.ended()
     }
 
     /// What it prints.

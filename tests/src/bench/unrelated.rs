@@ -46,9 +46,21 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     for _ in 0..rounds {
         round(&mut requests)?;
     }
-    for ((subject, running), before) in all.iter().zip(before) {
-        let after = Usage::settled(running.pid())?;
+    for ((subject, running), before) in all.iter_mut().zip(before) {
         let name = &subject.name();
+        // A library can give up when its queue has been full.
+        if let (false, Some(error)) = (subject.is_ifmon(), running.ended()) {
+            eprintln!("{name} did not live through {changes} changes: {error}");
+            figures.push(
+                ROW,
+                &format!("gave up during {changes} changes"),
+                name,
+                1.0,
+                "",
+            );
+            continue;
+        }
+        let after = Usage::settled(running.pid())?;
         let mut push = |what: &str, value: u64, divisor: f64, unit, goal| {
             figures.push(ROW, what, name, value as f64 / divisor, unit);
             if subject.has_goals() {
