@@ -56,10 +56,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         only,
         before,
     } = options;
-    host::need(&[Tool {
-        program: "ip",
-        package: "iproute2",
-    }])?;
+    host::need(&[host::IP])?;
     if !host::is_root() {
         return Err(Missing("only root can make network namespaces to measure in".into()).into());
     }

@@ -54,14 +54,8 @@ pub(crate) struct Options {
 }
 
 const TOOLS: &[Tool] = &[
-    Tool {
-        program: "ip",
-        package: "iproute2",
-    },
-    Tool {
-        program: "unshare",
-        package: "util-linux",
-    },
+    host::IP,
+    host::UNSHARE,
     Tool {
         program: "mount",
         package: "mount",

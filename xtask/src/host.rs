@@ -34,6 +34,16 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
+pub(crate) const IP: Tool = Tool {
+    program: "ip",
+    package: "iproute2",
+};
+
+pub(crate) const UNSHARE: Tool = Tool {
+    program: "unshare",
+    package: "util-linux",
+};
+
 /// Makes sure that the programs are there.
 pub(crate) fn need(tools: &[Tool]) -> Result<()> {
     let missing = |tool: &&Tool| !is_program(tool.program);

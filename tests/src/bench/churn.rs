@@ -6,9 +6,9 @@ use std::{
     env,
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
-    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
-    path::{Path, PathBuf},
-    process::{ChildStdin, ChildStdout, Command, Stdio},
+    os::fd::AsRawFd as _,
+    path::PathBuf,
+    process::{self, ChildStdin, ChildStdout, Command, Stdio},
     time::Instant,
 };
 
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     backend,
+    cgroup::Cgroup,
     namespace::Namespace,
     program::wait_for,
     requests::{Requests, delete},
@@ -55,7 +56,7 @@ kprobe:unregister_netdevice_queue {
 
 pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let staying: u32 = plan.scale(5000, 500, 200);
-    let count: u32 = plan.scale(200, 20, 10);
+    let containers: u32 = plan.scale(200, 20, 10);
     let changes: u32 = plan.scale(20_000, 1000, 200);
     let namespace = Namespace::new()?;
     let mut requests = Requests::new(&namespace)?;
@@ -63,9 +64,8 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
         let names = (format!("cali{pair}a"), format!("cali{pair}b"));
         requests.add_pair(&names.0, &names.1, STAYING + 2 * pair, 0)?;
     }
-    let cgroups = Cgroups::new()?;
-    let mut containers = (0..count)
-        .map(|number| Container::start(&cgroups, &namespace, number))
+    let mut containers = (0..containers)
+        .map(|number| Container::start(&namespace, number))
         .collect::<Result<Vec<_>>>()?;
 
     let scratch = Scratch::new("churn")?;
@@ -73,7 +73,13 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let subjects = plan.ifmon().map(Recorded::By);
     for subject in subjects.chain([Recorded::By(Subject::IpMonitor), Recorded::Bpftrace]) {
         let path = scratch.path().join(recorders.len().to_string());
-        recorders.extend(Recorder::start(subject, &namespace, &mut requests, path)?);
+        match (
+            Recorder::start(subject, &namespace, &mut requests, path),
+            subject,
+        ) {
+            (Err(error), Recorded::Bpftrace) => eprintln!("left out: bpftrace: {error}"),
+            (recorder, _) => recorders.push(recorder?),
+        }
     }
     let mut before = Vec::new();
     for recorder in &recorders {
@@ -81,13 +87,13 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     }
     let begin = Instant::now();
     let happened = churn(&mut containers, changes)?;
-    let changes: usize = happened.iter().map(Vec::len).sum();
-    let changes = changes as f64;
+    let count = happened.iter().map(Vec::len).sum();
+    let changes = count as f64;
     let rate = changes / begin.elapsed().as_secs_f64();
     figures.push(ROW, "changes a second", "the host", rate, "");
 
     for (recorder, before) in recorders.iter().zip(before) {
-        let after = recorder.usage(happened.iter().map(Vec::len).sum())?;
+        let after = recorder.usage(count)?;
         let subject = recorder.subject.name();
         let mut push = |what: &str, value, unit| figures.push(ROW, what, &subject, value, unit);
         let cpu = (after.cpu - before.cpu) as f64 / 1e3;
@@ -140,72 +146,41 @@ struct Change {
     container: Option<String>,
 }
 
-/// A cgroup for the cgroups of the containers, deleted when dropped.
-struct Cgroups(PathBuf);
-
-impl Cgroups {
-    fn new() -> Result<Self> {
-        // Where version 2 alone is mounted, and where both are.
-        let root = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-            .map(Path::new)
-            .into_iter()
-            .find(|root| root.join("cgroup.procs").exists())
-            .context("no cgroups of version 2")?;
-        let cgroups = Self(root.join(format!("ifmon-bench-{}", std::process::id())));
-        fs::create_dir(&cgroups.0).context("cannot make a cgroup")?;
-        Ok(cgroups)
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        let Self(directory) = self;
-        let _ = fs::remove_dir(directory);
-    }
-}
-
 /// A process in a cgroup, as docker makes it, and a network namespace of its own. It makes veths of
 /// which one end is in the host's namespace and the other one in its own.
 struct Container {
     number: u32,
     id: String,
-    cgroup: PathBuf,
-    process: Process,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
+    // In this order: no cgroup is deleted while a process is in it.
+    _process: Process,
+    _cgroup: Cgroup,
 }
 
 impl Container {
-    fn start(cgroups: &Cgroups, namespace: &Namespace, number: u32) -> Result<Self> {
+    fn start(namespace: &Namespace, number: u32) -> Result<Self> {
         let id = format!("{number:064x}");
-        let cgroup = cgroups.0.join(format!("docker-{id}.scope"));
-        fs::create_dir(&cgroup).context("cannot make a cgroup")?;
-        let members = File::options()
-            .write(true)
-            .open(cgroup.join("cgroup.procs"))?;
+        let parent = format!("ifmon-bench-{}", process::id());
+        let cgroup = Cgroup::new(&format!("{parent}/docker-{id}.scope"))?;
         let mut command = Command::new(env::current_exe()?);
         command
             .arg("container")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         namespace.enter(&mut command)?;
-        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::io::write(&members, b"0")?;
-                Ok(())
-            });
-        }
         let mut child = command.spawn().context("cannot start a container")?;
         let requests = child.stdin.take().context("no standard input")?;
         let answers = child.stdout.take().context("no standard output")?;
+        let process = Process(child);
+        cgroup.take(process.pid())?;
         Ok(Self {
             number,
             id,
-            cgroup,
-            process: Process(child),
             requests,
             answers: BufReader::new(answers),
+            _process: process,
+            _cgroup: cgroup,
         })
     }
 
@@ -220,13 +195,6 @@ impl Container {
         self.answers.read_line(&mut answer)?;
         ensure!(answer == "done\n", "a container cannot: {answer}");
         Ok(())
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        self.process.end();
-        let _ = fs::remove_dir(&self.cgroup);
     }
 }
 
@@ -305,58 +273,45 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// Starts it, and waits until it has written something; `None` where it cannot be had.
+    /// Starts it, and waits until it has written something.
     fn start(
         subject: Recorded,
         namespace: &Namespace,
         requests: &mut Requests,
         path: PathBuf,
-    ) -> Result<Option<Self>> {
+    ) -> Result<Self> {
         const PROBE: u32 = STAYING - 1;
         let mut command = subject.command()?;
         namespace.enter(&mut command)?;
-        let spawned = command
+        let child = command
             .stdin(Stdio::null())
             .stdout(File::create(&path)?)
             .stderr(Stdio::null())
-            .spawn();
-        let mut process = match (spawned, subject) {
-            (Ok(child), _) => Process(child),
-            (Err(error), Recorded::Bpftrace) => {
-                eprintln!("left out: bpftrace: {error}");
-                return Ok(None);
-            }
-            (Err(error), _) => return Err(error.into()),
-        };
+            .spawn()?;
+        let mut process = Process(child);
         // Some do not say when they listen: something happens until they say that.
         let is_ifmon = matches!(subject, Recorded::By(subject) if subject.is_ifmon());
-        let mut failed = None;
-        wait_for(|| {
+        let mut probe = || -> Result<()> {
             if !is_ifmon {
-                let probed = requests
-                    .add_bridge("probe", PROBE)
-                    .and_then(|()| requests.delete(PROBE));
-                failed = probed.err();
+                requests.add_bridge("probe", PROBE)?;
+                requests.delete(PROBE)?;
             }
-            failed = failed.take().or(process.ended());
+            process.ended().map_or(Ok(()), Err)
+        };
+        wait_for(|| {
+            if let Err(error) = probe() {
+                return Some(Err(error));
+            }
             let is_there = fs::read_to_string(&path).is_ok_and(|text| {
                 text.contains("watching") || text.contains("probe:") || text.contains("new probe")
             });
-            (failed.is_some() || is_there).then_some(())
-        })?;
-        match (failed, subject) {
-            (None, _) => {}
-            (Some(error), Recorded::Bpftrace) => {
-                eprintln!("left out: bpftrace: {error}");
-                return Ok(None);
-            }
-            (Some(error), _) => return Err(error),
-        }
-        Ok(Some(Self {
+            is_there.then_some(Ok(()))
+        })??;
+        Ok(Self {
             subject,
             process,
             path,
-        }))
+        })
     }
 
     /// What it has used by the time that it has written down so many changes.
@@ -379,7 +334,8 @@ impl Recorder {
     }
 
     /// How many of the changes it has told; of ifmon that has to be all of them, those of each
-    /// container in their order, and with the container where the backend can tell it. `None` for who has no such lines.
+    /// container in their order, and with the container where the backend can tell it. `None` for
+    /// who has no such lines.
     fn told(&self, happened: &[Vec<Change>]) -> Result<Option<usize>> {
         let Recorded::By(subject @ (Subject::Ifmon(name) | Subject::Before(name))) = self.subject
         else {

@@ -22,14 +22,8 @@ use crate::{
 const PICTURE: &str = "ifmon/assets/top.svg";
 
 const TOOLS: &[Tool] = &[
-    Tool {
-        program: "ip",
-        package: "iproute2",
-    },
-    Tool {
-        program: "unshare",
-        package: "util-linux",
-    },
+    host::IP,
+    host::UNSHARE,
     Tool {
         program: "script",
         package: "bsdutils",

@@ -20,14 +20,8 @@ const TOOLS: &[Tool] = &[
         program: "buildah",
         package: "buildah",
     },
-    Tool {
-        program: "ip",
-        package: "iproute2",
-    },
-    Tool {
-        program: "unshare",
-        package: "util-linux",
-    },
+    host::IP,
+    host::UNSHARE,
 ];
 
 /// Builds it from what is in `dist`, and keeps nothing.
