@@ -133,7 +133,7 @@ impl Client {
         }
         let count = count.min(self.unsent.len());
         wire.to_agent.extend(self.unsent.drain(..count));
-        self.at = host.at();
+        self.at = host.settled();
         true
     }
 

@@ -170,6 +170,8 @@ pub(crate) struct Host {
     travellers: HashSet<u32>,
     /// How many changes were made.
     pub(crate) changes: u64,
+    /// The last state in which no change was being made.
+    settled: usize,
     /// The state in which the question was asked that is answered next.
     pub(crate) asked_at: usize,
     start: Instant,
@@ -255,6 +257,7 @@ impl Host {
             is_ending: [false; SPACES],
             travellers: HashSet::new(),
             changes: 0,
+            settled: 0,
             asked_at: 0,
             start: Instant::now(),
             time: Duration::from_secs(1_000_000),
@@ -276,6 +279,11 @@ impl Host {
     /// Where in the states the present one is.
     pub(crate) fn at(&self) -> usize {
         self.states.len() - 1
+    }
+
+    /// Where the last state is of which all was told: whoever makes a change may not have told of it.
+    pub(crate) const fn settled(&self) -> usize {
+        self.settled
     }
 
     /// Was the device ever in another namespace?
@@ -300,20 +308,21 @@ impl Host {
 
     /// Goes one step further with the change that is being made; says what is to be told.
     pub(crate) fn step(&mut self) -> Option<Notice> {
+        let mut notice = None;
         match self.steps.pop_front()? {
-            Step::Show(state) => {
-                self.show(state);
-                None
-            }
-            Step::Tell(notice) => Some(notice),
+            Step::Show(state) => self.show(state),
+            Step::Tell(told) => notice = Some(told),
             Step::End(space) => {
                 let mut state = self.now;
                 state.has_ended[space] = true;
                 self.is_ending[space] = false;
                 self.show(state);
-                None
             }
         }
+        if !self.is_busy() {
+            self.settled = self.at();
+        }
+        notice
     }
 
     fn show(&mut self, state: State) {

@@ -294,8 +294,6 @@ pub(crate) struct Run<S: Side> {
     /// By mark: how many states there were when it was asked for.
     marks: Vec<(u64, usize)>,
     mark: u64,
-    /// States that everybody has been told of.
-    settled: usize,
     /// Requests since something happened.
     in_vain: u32,
     has_ended: bool,
@@ -342,7 +340,6 @@ impl<S: Side> Run<S> {
             is_healed: false,
             marks: Vec::new(),
             mark: 0,
-            settled: 0,
             in_vain: 0,
             has_ended: false,
             is_idle: false,
@@ -483,9 +480,6 @@ impl<S: Side> Run<S> {
             let misses = self.setting.is_faulty && !self.is_healed;
             self.side.notice(decisions, &self.host, misses, notice);
         }
-        if !self.host.is_busy() {
-            self.settled = self.host.at();
-        }
     }
 
     /// The change that is being made comes to its end.
@@ -602,7 +596,11 @@ impl<S: Side> Run<S> {
                         (name, self.expect(decisions))
                     })
                     .collect();
-                let at = self.host.at();
+                // Who joins a watch of the agent's is told what the agent was told.
+                let at = match self.setting.kind {
+                    BackendKind::Agent => self.host.settled(),
+                    _ => self.host.at(),
+                };
                 self.asked = Some(Asked::Watch {
                     space,
                     at,
@@ -624,7 +622,7 @@ impl<S: Side> Run<S> {
             }
             12..14 => {
                 self.mark += 1;
-                self.asked = Some(Asked::Sync(self.mark, self.settled));
+                self.asked = Some(Asked::Sync(self.mark, self.host.settled()));
                 Ask::Sync(self.mark)
             }
             14..16 => {
