@@ -12,8 +12,8 @@
 //! has no others.
 
 use crate::{
-    Counters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, MASKS, Name, NameKey, NameMask,
-    NameState, PatternSet, PatternState, Place, Record, flag,
+    Counters, DeviceState, EVERYWHERE, KERNEL_EPOCH, LOOPBACK_IFINDEX, Leaving, Link, MASKS, Name,
+    NameKey, NameMask, NameState, PatternSet, PatternState, Place, Record, flag,
 };
 
 /// How many ids are tried for a device.
@@ -107,15 +107,20 @@ pub trait Kernel {
 
     /// Is there any pattern, in whatever namespace? Asked for every event, so it has to be quick.
     fn has_patterns(&mut self) -> bool;
-    /// In `PATTERNS`.
+    /// Are all namespaces heard of, from their first device to their last?
+    fn hears_everywhere(&self) -> bool;
+    /// In `PATTERNS`; where the namespace has none of its own, those of [`EVERYWHERE`].
     fn patterns(&mut self, netns: u32) -> Option<&PatternSet>;
     /// In `PATTERN_STATES`.
     fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState>;
+    /// False when there is one, or no room.
+    fn insert_pattern_state(&mut self, netns: u32, epoch: u32) -> bool;
+    fn remove_pattern_state(&mut self, netns: u32);
     /// In `MATCHING`: what a device is called that concerns a pattern, [marked](Name::marked); zeros
     /// where there is none. An `Option` would have the pointer in it, and be calculated with.
     fn matching(&mut self, link: &Link) -> Name;
     /// Replaces the one that is there; false when there is no room.
-    fn set_matching(&mut self, link: &Link, name: &Name) -> bool;
+    fn set_matching(&mut self, link: &Link, name: &Name, kind: &Name) -> bool;
     fn remove_matching(&mut self, link: &Link);
     /// In `LEAVING`.
     fn set_leaving(&mut self, address: u64, leaving: &Leaving);
@@ -415,7 +420,8 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
     change.flags |= flag::TOOK_NAME;
 }
 
-/// Does it concern a pattern? Keeps `MATCHING` true.
+/// Does it concern a pattern? Keeps `MATCHING` true, and `PATTERN_STATES` where the patterns are those
+/// of all namespaces.
 #[inline(always)]
 fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &mut Change) {
     let Notice {
@@ -425,9 +431,8 @@ fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &m
         ..
     } = *notice;
     let link = Link::of(here);
-    if let Event::Registered = event
-        && let Some(Leaving { from, count, epoch }) = kernel.take_leaving(address)
-    {
+    let is_new = matches!(event, Event::Registered);
+    if is_new && let Some(Leaving { from, count, epoch }) = kernel.take_leaving(address) {
         if change.flags & flag::LEFT_NAME == 0 {
             change.from = from;
         }
@@ -435,27 +440,46 @@ fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &m
         change.left_epoch = epoch as u32;
         change.flags |= flag::LEFT_PATTERN;
     }
-    let Some(patterns) = kernel.patterns(here.netns) else {
-        return;
-    };
-    let (is_open, epoch) = (patterns.open, patterns.epoch);
-    // The watch has ended with its namespace, and another one has its number.
-    if !kernel.has_namespace(here.netns) {
-        return;
-    }
-    let (before, name) = (kernel.matching(&link), here.name.marked());
-    let is_known = before.0[1] != 0;
     let is_here = match event {
         Event::Registered | Event::Renamed | Event::Exists => true,
         Event::Unregistered | Event::Deleted | Event::Leaving | Event::Moved => false,
         Event::Repeated => return,
     };
-    let is_new = matches!(event, Event::Registered);
+    let Some(patterns) = kernel.patterns(here.netns) else {
+        return;
+    };
+    let is_open = patterns.open;
+    let is_loopback = here.ifindex == LOOPBACK_IFINDEX;
+    let epoch = match kernel.pattern_state(here.netns) {
+        Some(state) => state.epoch,
+        None => {
+            // The watch has ended with its namespace, and another one has its number; or the namespace
+            // is one of all.
+            if !is_here || !kernel.hears_everywhere() {
+                return;
+            }
+            let Some(epoch) = find(kernel, here.netns) else {
+                return;
+            };
+            if epoch == 0 {
+                // It is told once.
+                if is_new && is_loopback {
+                    change.flags |= flag::FOUND_NETNS | flag::NEW;
+                }
+                return;
+            }
+            change.took_epoch = epoch;
+            change.flags |= flag::FOUND_NETNS;
+            epoch
+        }
+    };
+    let (before, name) = (kernel.matching(&link), here.name.marked());
+    let is_known = before.0[1] != 0;
     if is_here && !is_new && before == name {
         // Something else about it has changed.
         return;
     }
-    let is_kept = !(is_here && matches) || kernel.set_matching(&link, &name);
+    let is_kept = !(is_here && matches) || kernel.set_matching(&link, &name, &notice.kind);
     if is_known && !(is_here && matches) {
         kernel.remove_matching(&link);
     }
@@ -465,33 +489,57 @@ fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &m
     if !is_kept {
         state.full = 1;
     }
-    if !matches && !is_known && is_open == 0 && state.full == 0 {
-        return;
-    }
-    let count = state.changes.wrapping_add(1);
-    state.changes = count;
-    if let Event::Leaving = event {
-        let leaving = Leaving {
-            from: *here,
-            count,
-            epoch: u64::from(epoch),
-        };
-        // It is told when it is known where to.
-        kernel.set_leaving(address, &leaving);
-        return;
-    }
-    if is_here {
-        change.took_count = count;
-        change.took_epoch = epoch;
-        change.flags |= flag::TOOK_PATTERN;
-        if is_new {
-            change.flags |= flag::NEW;
+    if matches || is_known || is_open != 0 || state.full != 0 {
+        let count = state.changes.wrapping_add(1);
+        state.changes = count;
+        if let Event::Leaving = event {
+            let leaving = Leaving {
+                from: *here,
+                count,
+                epoch: u64::from(epoch),
+            };
+            // It is told when it is known where to.
+            kernel.set_leaving(address, &leaving);
+            return;
         }
-    } else {
-        change.left_count = count;
-        change.left_epoch = epoch;
-        change.flags |= flag::LEFT_PATTERN;
+        if is_here {
+            change.took_count = count;
+            change.took_epoch = epoch;
+            change.flags |= flag::TOOK_PATTERN;
+        } else {
+            change.left_count = count;
+            change.left_epoch = epoch;
+            change.flags |= flag::LEFT_PATTERN;
+        }
     }
+    if is_new && change.flags & (flag::TOOK_PATTERN | flag::FOUND_NETNS) != 0 {
+        change.flags |= flag::NEW;
+    }
+    if let Event::Unregistered = event
+        && is_loopback
+        && kernel.hears_everywhere()
+    {
+        // It is the last device of a namespace that goes.
+        kernel.remove_pattern_state(here.netns);
+        change.left_epoch = epoch;
+        change.flags |= flag::NETNS_GONE;
+    }
+}
+
+/// Begins to count in a namespace of which nothing was known, where the patterns are those of all
+/// namespaces; says its epoch, 0 when there is no room for it.
+#[inline(always)]
+fn find<K: Kernel>(kernel: &mut K, netns: u32) -> Option<u32> {
+    let all = kernel.pattern_state(EVERYWHERE)?;
+    // Two namespaces that begin at once may have the same epoch. One that has the number of another
+    // begins when that one has ended.
+    add(&mut all.changes, 1);
+    let epoch = KERNEL_EPOCH | load(&all.changes) as u32;
+    Some(if kernel.insert_pattern_state(netns, epoch) {
+        epoch
+    } else {
+        0
+    })
 }
 
 /// How much of a name differs from what all names have in common that match one of these patterns:

@@ -31,14 +31,14 @@ use crate::{
 
 #[fentry(function = "rtnetlink_event")]
 fn ifmon_fentry(ctx: FEntryContext) -> i32 {
-    observe::<_, ANYTHING>(&ctx, tracing::notice(ctx.arg(1), ctx.arg(2)));
+    observe::<_, ANYTHING, true>(&ctx, tracing::notice(ctx.arg(1), ctx.arg(2)));
     0
 }
 
 #[kprobe]
 fn ifmon_kprobe(ctx: ProbeContext) -> u32 {
     if let (Some(code), Some(info)) = (ctx.arg(1), ctx.arg(2)) {
-        observe::<_, ANYTHING>(&ctx, tracing::notice(code, info));
+        observe::<_, ANYTHING, true>(&ctx, tracing::notice(code, info));
     }
     0
 }
@@ -48,30 +48,33 @@ fn ifmon_kprobe(ctx: ProbeContext) -> u32 {
 /// whoever waits for the socket is not woken, and its queue stays empty.
 #[socket_filter]
 fn ifmon_socket(ctx: SkBuffContext) -> i64 {
-    observe::<_, ANYTHING>(&ctx, netlink::notice::<false>(&ctx));
+    observe::<_, ANYTHING, false>(&ctx, netlink::notice::<false>(&ctx));
     0
 }
 
 /// The same for who has no CAP_PERFMON before 6.17.
 #[socket_filter]
 fn ifmon_socket_pid(ctx: SkBuffContext) -> i64 {
-    observe::<_, PID_AND_CGROUP>(&ctx, netlink::notice::<true>(&ctx));
+    observe::<_, PID_AND_CGROUP, false>(&ctx, netlink::notice::<true>(&ctx));
     0
 }
 
 /// The same where he may not even ask that, before 6.10.
 #[socket_filter]
 fn ifmon_socket_nobody(ctx: SkBuffContext) -> i64 {
-    observe::<_, NOTHING>(&ctx, netlink::notice::<true>(&ctx));
+    observe::<_, NOTHING, false>(&ctx, netlink::notice::<true>(&ctx));
     0
 }
 
 #[inline(always)]
-fn observe<C: EbpfContext, const ASKS: u8>(ctx: &C, notice: Option<Notice>) {
+fn observe<C: EbpfContext, const ASKS: u8, const IS_TRACING: bool>(
+    ctx: &C,
+    notice: Option<Notice>,
+) {
     let Some(notice) = notice else {
         return;
     };
-    let flags = filter::observe(&mut Maps::<ASKS>, &notice).unwrap_or_default();
+    let flags = filter::observe(&mut Maps::<ASKS, IS_TRACING>, &notice).unwrap_or_default();
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(
         ctx,

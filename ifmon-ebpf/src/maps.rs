@@ -14,8 +14,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use ifmon_ebpf::{
-    Control, Counters, DeviceState, Leaving, Link, Name, NameKey, NameState, PatternSet,
-    PatternState, Place, USERSPACE_ID,
+    Control, Counters, DeviceState, EVERYWHERE, Leaving, Link, Name, NameKey, NameState,
+    PatternSet, PatternState, Place, USERSPACE_ID,
     filter::{Change, Kernel},
 };
 
@@ -34,6 +34,8 @@ const BPF_NOEXIST: u64 = 1;
 type NameWords = [u64; 3];
 /// [`Link`]
 type LinkWords = u64;
+/// [`Match`](ifmon_ebpf::Match)
+type MatchWords = [u64; 4];
 
 /// The watches: names in namespaces, and who holds each.
 #[map]
@@ -65,10 +67,9 @@ static PATTERNS: HashMap<u32, PatternSet> = HashMap::with_max_entries(1, 0);
 #[cfg_attr(feature = "patterns", map)]
 static PATTERN_STATES: HashMap<u32, PatternState> = HashMap::with_max_entries(1, 0);
 
-/// Names of devices that may match a pattern, by namespace and index. Userspace inserts those that
-/// it finds with no name, which is that of no device.
+/// Devices that may match a pattern, by namespace and index.
 #[cfg_attr(feature = "patterns", map)]
-static MATCHING: HashMap<LinkWords, [u64; 2]> = HashMap::with_max_entries(1, 0);
+static MATCHING: HashMap<LinkWords, MatchWords> = HashMap::with_max_entries(1, 0);
 
 /// Devices that may match and are between two namespaces: one for each processor that moves one.
 #[cfg_attr(feature = "patterns", map)]
@@ -125,10 +126,11 @@ pub(crate) fn has_patterns_in(netns: u32) -> bool {
     has_patterns() && PATTERNS.get_ptr(netns).is_some()
 }
 
-/// The maps, as the filter knows them, of a program that asks so much about who makes a change.
-pub(crate) struct Maps<const ASKS: u8>;
+/// The maps, as the filter knows them, of a program that asks so much about who makes a change, and
+/// that is shown the changes of all namespaces or not.
+pub(crate) struct Maps<const ASKS: u8, const IS_TRACING: bool>;
 
-impl<const ASKS: u8> Kernel for Maps<ASKS> {
+impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
     #[inline(always)]
     fn name(&mut self, key: &NameKey) -> Option<&mut NameState> {
         let state =
@@ -220,8 +222,16 @@ impl<const ASKS: u8> Kernel for Maps<ASKS> {
     }
 
     #[inline(always)]
+    fn hears_everywhere(&self) -> bool {
+        IS_TRACING
+    }
+
+    #[inline(always)]
     fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
-        let patterns = PATTERNS.get_ptr(netns)?;
+        let patterns = match PATTERNS.get_ptr(netns) {
+            None if IS_TRACING => PATTERNS.get_ptr(EVERYWHERE),
+            own => own,
+        }?;
         // SAFETY: the kernel keeps the element valid for this run of the program, and userspace,
         // which replaces it, waits for this run to end before it replaces another one.
         unsafe { patterns.as_ref() }
@@ -230,8 +240,21 @@ impl<const ASKS: u8> Kernel for Maps<ASKS> {
     #[inline(always)]
     fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState> {
         let state = PATTERN_STATES.get_ptr_mut(netns)?;
-        // SAFETY: as in `name`.
+        // SAFETY: as in `name`; what is of all namespaces is added to atomically.
         unsafe { state.as_mut() }
+    }
+
+    #[inline(always)]
+    fn insert_pattern_state(&mut self, netns: u32, epoch: u32) -> bool {
+        let words: [u64; 2] = [0, words_of(0, epoch)];
+        // SAFETY: the same bytes.
+        let state = unsafe { transmute::<[u64; 2], PatternState>(words) };
+        PATTERN_STATES.insert(netns, state, BPF_NOEXIST).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_pattern_state(&mut self, netns: u32) {
+        let _ = PATTERN_STATES.remove(netns);
     }
 
     #[inline(always)]
@@ -239,16 +262,17 @@ impl<const ASKS: u8> Kernel for Maps<ASKS> {
         match MATCHING.get_ptr(words_of(link.netns, link.ifindex)) {
             // SAFETY: the kernel keeps the element valid for this run of the program. Should
             // userspace replace it meanwhile, it is as if the program had come first or last.
-            Some(name) => Name(unsafe { name.read_volatile() }),
+            Some(found) => Name(unsafe { found.cast::<[u64; 2]>().read_volatile() }),
             None => Name([0, 0]),
         }
     }
 
     #[inline(always)]
-    fn set_matching(&mut self, link: &Link, name: &Name) -> bool {
-        let Name([first, second]) = *name;
+    fn set_matching(&mut self, link: &Link, name: &Name, kind: &Name) -> bool {
+        let (Name([first, second]), Name([third, fourth])) = (*name, *kind);
         let key = words_of(link.netns, link.ifindex);
-        MATCHING.insert(key, [first, second], 0).is_ok()
+        let value = [first, second, third, fourth];
+        MATCHING.insert(key, value, 0).is_ok()
     }
 
     #[inline(always)]

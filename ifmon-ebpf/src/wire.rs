@@ -170,6 +170,9 @@ impl NameMask {
 /// Masks of a namespace; patterns beyond so many share the last one. The same for kinds.
 pub const MASKS: usize = 8;
 
+/// Key of the maps of patterns: what is watched in all namespaces. No namespace has this number.
+pub const EVERYWHERE: u32 = 0;
+
 /// Value of the map `PATTERNS`, by namespace: which devices concern its patterns. Userspace alone
 /// writes it, and compares names with the patterns themselves.
 #[repr(C)]
@@ -180,19 +183,26 @@ pub struct PatternSet {
     pub kinds: [NameMask; MASKS],
     /// Not 0: every device concerns them. So it is while userspace finds out which ones match.
     pub open: u32,
-    /// Tells these patterns from earlier ones of a namespace with the same number.
-    pub epoch: u32,
+    pub zero: u32,
 }
 
-/// Value of the map `PATTERN_STATES`, by namespace. The kernel side alone writes it.
+/// The bit of an epoch that says that the kernel side gave it.
+pub const KERNEL_EPOCH: u32 = 1 << 31;
+
+/// Value of the map `PATTERN_STATES`, by namespace; it ends with the namespace. Userspace inserts it
+/// for the namespaces that there are, and that of [`EVERYWHERE`]: then the kernel side inserts those of
+/// namespaces to come. The kernel side alone writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PatternState {
-    /// Counts the changes that may concern a pattern of the namespace.
+    /// Counts the changes that may concern a pattern of the namespace. Of all namespaces: how many
+    /// epochs the kernel side gave.
     pub changes: u64,
     /// Not 0: there was no room for a device in `MATCHING`, so that what it is called next cannot
     /// be told from what any other device is. From then on every device concerns them.
-    pub full: u64,
+    pub full: u32,
+    /// Tells the namespace, or this watch of its patterns, from earlier ones with the same number.
+    pub epoch: u32,
 }
 
 /// Value of the map `LEAVING`, by address: a device that concerns a pattern and is between two
@@ -206,13 +216,32 @@ pub struct Leaving {
     pub epoch: u64,
 }
 
+/// Value of the map `MATCHING`, by namespace and index: a device that may match.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Its name, [marked](Name::marked). Userspace enters those that it finds with none, which is that
+    /// of no device.
+    pub name: Name,
+    /// As in [`Record::kind`].
+    pub kind: Name,
+}
+
 impl Name {
-    /// Value of the map `MATCHING`: the name of a device, whose last byte, which is a NUL in any
-    /// name, tells it from none.
+    /// The highest bit of the last byte, which is a NUL in any name.
+    const MARK: u64 = 1 << 63;
+
+    /// The name of a device that there is, which has a mark by which it differs from zeros.
     #[inline(always)]
     pub const fn marked(self) -> Self {
         let Self([first, second]) = self;
-        Self([first, second | 1 << 63])
+        Self([first, second | Self::MARK])
+    }
+
+    /// The same without the mark.
+    pub const fn unmarked(self) -> Self {
+        let Self([first, second]) = self;
+        Self([first, second & !Self::MARK])
     }
 }
 
@@ -225,7 +254,8 @@ pub mod flag {
     pub const LEFT_NAME: u32 = 1 << 1;
     /// `to` is a watched name, and this device holds it now.
     pub const TOOK_NAME: u32 = 1 << 2;
-    /// The loopback device of a watched namespace was unregistered: the namespace is gone.
+    /// The loopback device of a watched namespace was unregistered: the namespace is gone. Its epoch is
+    /// `from_epoch`, that of its patterns `left_epoch`.
     pub const NETNS_GONE: u32 = 1 << 3;
     /// Sent because of [`Control`](super::Control), not because it concerns a watch.
     pub const TRACED: u32 = 1 << 4;
@@ -246,8 +276,12 @@ pub mod flag {
     pub const LEFT_PATTERN: u32 = 1 << 11;
     /// The device at `to` may match a pattern, or did until now.
     pub const TOOK_PATTERN: u32 = 1 << 12;
-    /// With `TOOK_PATTERN`: it is new there.
+    /// With `TOOK_PATTERN` or `FOUND_NETNS`: it is new there.
     pub const NEW: u32 = 1 << 13;
+    /// Patterns of all namespaces are watched, and this is the first change in `to.netns`, whose epoch
+    /// is `took_epoch`; 0 when there is no room for one more. A namespace that is new has no device but
+    /// this one, its loopback device.
+    pub const FOUND_NETNS: u32 = 1 << 14;
 }
 
 /// One change of one device: what the ring buffer carries. A program that knows names alone does
@@ -290,7 +324,7 @@ pub struct Record<K = Name> {
     pub left_count: u64,
     /// The same for `to`; 0 without `TOOK_PATTERN`.
     pub took_count: u64,
-    /// [`PatternSet::epoch`] of `from`.
+    /// [`PatternState::epoch`] of `from`.
     pub left_epoch: u32,
     /// The same of `to`.
     pub took_epoch: u32,
@@ -360,7 +394,7 @@ pub struct Control {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Control, Counters, DeviceState, Link, Name, NameKey, NameState, PatternSet, PatternState,
+        Control, Counters, DeviceState, Link, Match, NameKey, NameState, PatternSet, PatternState,
     };
 
     // SAFETY: integers and arrays of them, `repr(C)` without padding; any bits are valid.
@@ -376,7 +410,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for NameState {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Name {}
+    unsafe impl aya::Pod for Match {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PatternSet {}
     // SAFETY: as above.

@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) capacity: usize,
     /// In how many namespaces there may be patterns.
     pub(crate) patterns: usize,
+    /// There may be some for all namespaces.
+    pub(crate) everywhere: bool,
     /// Bytes of the queue between the kernel and the process.
     pub(crate) receive_buffer: Option<u32>,
     /// Has a BPF program send every change of every interface.
@@ -146,6 +148,9 @@ fn open_one(
     agent: &AgentChoice,
     options: Options,
 ) -> Result<Backend, Unavailable> {
+    if options.everywhere && kind.keeps_netns_alive() {
+        return Err(Unavailable::OneNamespace);
+    }
     match kind {
         BackendKind::Fentry | BackendKind::Kprobe | BackendKind::NetlinkEbpf => {
             loader.open(kind, options).map(Backend::Bpf)

@@ -8,6 +8,7 @@
 pub(crate) mod begin;
 pub(crate) mod btf;
 pub(crate) mod core;
+mod everywhere;
 pub(crate) mod identities;
 mod layout;
 pub(crate) mod load;
@@ -22,7 +23,7 @@ pub(crate) use self::open::{HAS_OBJECT, Loader, Running, read_layout};
 use std::io;
 
 use ifmon_ebpf::{
-    Counters, DeviceState, Link, NameKey, NameState, PatternSet, PatternState, Place, Record,
+    Counters, DeviceState, Link, Match, NameKey, NameState, PatternSet, PatternState, Place, Record,
 };
 
 use crate::{
@@ -78,12 +79,22 @@ pub(crate) enum Request {
     RemovePatterns(NetnsId),
     /// How much there was of it: [`Reply::PatternState`].
     PatternState(NetnsId),
-    /// Count from 0: [`Reply::Done`].
-    InsertPatternState(NetnsId),
+    /// The same of all namespaces: [`Reply::PatternStates`].
+    PatternStates,
+    /// Count from 0, with this epoch: [`Reply::Done`].
+    InsertPatternState(NetnsId, u32),
+    /// The same, unless it is done already: [`Reply::Inserted`].
+    AddPatternState(NetnsId, u32),
+    /// [`Reply::Done`], also when there is none.
+    RemovePatternState(NetnsId),
+    /// The devices of a namespace that may match: [`Reply::Matching`].
+    Matching(NetnsId),
     /// A device may match, whatever it is called: [`Reply::Done`].
     InsertMatching(Link),
     /// No device of the namespace may match: [`Reply::Done`].
     RemoveMatching(NetnsId),
+    /// Which namespaces are there? [`Reply::Namespaces`].
+    Namespaces,
     /// [`Reply::Answer`].
     Ask(NetnsId, Question),
 }
@@ -103,5 +114,9 @@ pub(crate) enum Reply {
     Devices(io::Result<Vec<(u64, DeviceState)>>),
     Namespace(io::Result<Option<u32>>),
     PatternState(io::Result<Option<PatternState>>),
+    PatternStates(io::Result<Vec<(NetnsId, PatternState)>>),
+    Matching(io::Result<Vec<(u32, Match)>>),
+    /// Those that can be entered.
+    Namespaces(Vec<NetnsId>),
     Answer(Answer),
 }

@@ -41,7 +41,12 @@ pub(crate) trait Shell {
 #[derive(Debug)]
 pub(crate) enum Command {
     Watch(Netns, Targets, oneshot::Sender<Result<(), Error>>),
-    WatchPatterns(Netns, Vec<Pattern>, oneshot::Sender<Result<(), Error>>),
+    /// In a namespace, or in all.
+    WatchPatterns(
+        Option<Netns>,
+        Vec<Pattern>,
+        oneshot::Sender<Result<(), Error>>,
+    ),
     Unwatch(Watch, oneshot::Sender<bool>),
     UnwatchPattern(NetnsId, Pattern, oneshot::Sender<bool>),
     /// Answered when all that happened before was taken by the reader.
@@ -265,10 +270,10 @@ where
         }
         Command::WatchPatterns(netns, patterns, asker) => {
             engine.ask(Ask::WatchPatterns {
-                netns: netns.id(),
+                netns: netns.as_ref().map_or(NetnsId::ALL, Netns::id),
                 patterns,
             });
-            shell.offer(Some(netns));
+            shell.offer(netns);
             Asker::Watch(asker)
         }
         Command::UnwatchPattern(netns, pattern, asker) => {

@@ -53,6 +53,12 @@ pub enum Error {
     #[error("no interface to watch was named")]
     NothingToWatch,
 
+    /// Patterns of all network namespaces cannot be added to others.
+    #[error(
+        "patterns of all network namespaces are watched from the start on, and none of one namespace beside them"
+    )]
+    AllNamespaces,
+
     /// A network namespace could not be opened.
     #[error("cannot open the network namespace {}: {source}", .path.display())]
     Netns {
@@ -110,7 +116,8 @@ impl Error {
             Self::Stopped
             | Self::InvalidName(_)
             | Self::InvalidPattern(_)
-            | Self::NothingToWatch => false,
+            | Self::NothingToWatch
+            | Self::AllNamespaces => false,
             Self::Deleted { .. }
             | Self::Renamed { .. }
             | Self::Moved { .. }

@@ -15,6 +15,7 @@ use tokio::{
 
 use crate::{
     BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Pattern, Target,
+    Unavailable,
     backend::{self, AgentChoice},
     driver::{Command, Shared},
     engine::Targets,
@@ -163,6 +164,7 @@ impl Builder {
         if options.choice == BackendChoice::Auto && !targets.iter().all(can_ask) {
             agent = AgentChoice::Nobody;
         }
+        options.everywhere = targets.iter().any(|target| target.is_everywhere);
         let is_pattern = |target: &&Target| target.name().is_none();
         let patterns = targets.iter().filter(is_pattern).count();
         options.patterns = options.patterns.max(patterns);
@@ -310,12 +312,18 @@ impl Handle {
     ) -> Result<(), Error> {
         let mut own = None;
         let mut groups: Vec<(Netns, Group)> = Vec::new();
+        let mut everywhere = Vec::new();
         for Target {
             what,
             netns,
+            is_everywhere,
             expected,
         } in collect(targets)?
         {
+            if is_everywhere && let What::Pattern(pattern) = what {
+                everywhere.push(pattern);
+                continue;
+            }
             let netns = match (netns, &own) {
                 (Some(netns), _) => netns,
                 (None, Some(own)) => Netns::clone(own),
@@ -340,10 +348,20 @@ impl Handle {
                 }
             }
         }
+        if !everywhere.is_empty() {
+            if self.kind.keeps_netns_alive() {
+                return Err(Error::Unavailable {
+                    backend: self.kind,
+                    reason: Unavailable::OneNamespace,
+                });
+            }
+            self.ask(|reply| Command::WatchPatterns(None, everywhere, reply))
+                .await??;
+        }
         for (netns, group) in groups {
             self.ask(|reply| match group {
                 Group::Names(targets) => Command::Watch(netns, targets, reply),
-                Group::Patterns(patterns) => Command::WatchPatterns(netns, patterns, reply),
+                Group::Patterns(patterns) => Command::WatchPatterns(Some(netns), patterns, reply),
             })
             .await??;
         }

@@ -1,13 +1,17 @@
 //! Network namespaces: opening one, naming it, doing something inside it.
 
 use std::{
+    collections::HashMap,
     ffi::{OsStr, OsString},
     fmt,
     fs::{self, File},
     io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, net::UnixDatagram},
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            net::UnixDatagram,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,6 +43,9 @@ impl fmt::Display for NetnsId {
 }
 
 impl NetnsId {
+    /// The number that none has: in what is said of a pattern as a whole that is watched in all of them.
+    pub const ALL: Self = Self(0);
+
     /// The name that `ip netns` gave to the namespace, where it has one. What is not UTF-8 appears
     /// as U+FFFD; see also [`Netns::names`].
     pub fn name(self) -> Option<String> {
@@ -219,6 +226,80 @@ impl Netns {
     }
 }
 
+/// Where the namespaces of the host can be opened.
+#[derive(Debug, Default)]
+pub(crate) struct Places(HashMap<NetnsId, PathBuf>);
+
+impl Places {
+    /// Looks for all that processes are in, or that are mounted; says which there are.
+    pub(crate) fn look(&mut self) -> Vec<NetnsId> {
+        let Self(places) = self;
+        places.clear();
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let is_process = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            name.as_bytes().iter().all(u8::is_ascii_digit)
+        };
+        for process in processes.filter(is_process) {
+            let path = process.path().join("ns/net");
+            // A kernel thread's, or one that has gone.
+            let Ok(link) = fs::read_link(&path) else {
+                continue;
+            };
+            if let Some(netns) = link.to_str().and_then(linked) {
+                places.entry(netns).or_insert(path);
+            }
+        }
+        // These do not go with a process.
+        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        places.extend(mounts.split(|&byte| byte == b'\n').filter_map(mounted));
+        places.keys().copied().collect()
+    }
+
+    /// Opens one of them.
+    pub(crate) fn find(&mut self, netns: NetnsId) -> io::Result<Netns> {
+        if let Some(found) = self.open(netns) {
+            return Ok(found);
+        }
+        self.look();
+        self.open(netns)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn open(&self, netns: NetnsId) -> Option<Netns> {
+        let Self(places) = self;
+        let found = Netns::from_path(places.get(&netns)?).ok()?;
+        (found.id() == netns).then_some(found)
+    }
+}
+
+/// The namespace that a link of `/proc/PID/ns/net` names, as `net:[4026531840]`.
+fn linked(link: &str) -> Option<NetnsId> {
+    let number = link.strip_prefix("net:[")?.strip_suffix(']')?;
+    number.parse().map(NetnsId).ok()
+}
+
+/// The namespace that is mounted by a line of `/proc/PID/mountinfo`, and where (`proc(5)`).
+fn mounted(line: &[u8]) -> Option<(NetnsId, PathBuf)> {
+    let mut fields = line.split(|&byte| byte == b' ').skip(3);
+    let netns = linked(std::str::from_utf8(fields.next()?).ok()?)?;
+    let mut path = Vec::new();
+    let mut rest = fields.next()?;
+    while let Some((&byte, after)) = rest.split_first() {
+        // White space and backslashes are written as a backslash and three octal digits.
+        let (byte, after) = match after.split_at_checked(3) {
+            Some((digits, after)) if byte == b'\\' => {
+                let digits = std::str::from_utf8(digits).ok()?;
+                (u8::from_str_radix(digits, 8).ok()?, after)
+            }
+            _ => (byte, after),
+        };
+        path.push(byte);
+        rest = after;
+    }
+    Some((netns, PathBuf::from(OsString::from_vec(path))))
+}
+
 /// A refusal says what was missing: the number alone sends people to look at the file's mode.
 fn needs_capability(errno: rustix::io::Errno) -> io::Error {
     if errno == rustix::io::Errno::PERM {
@@ -278,4 +359,41 @@ fn is_netns(file: &File) -> bool {
                 let link = link.to_string_lossy();
                 !link.contains(":[") || link.starts_with("net:[")
             })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mounted_namespace_is_found_where_it_is() {
+        let place = |netns, path: &str| Some((NetnsId(netns), PathBuf::from(path)));
+        for (line, found) in [
+            (
+                "36 35 0:4 net:[4026532280] /run/netns/web rw shared:9 - nsfs nsfs rw",
+                place(4_026_532_280, "/run/netns/web"),
+            ),
+            (
+                r"36 35 0:4 net:[4026532280] /run/a\040b\134c rw - nsfs nsfs rw",
+                place(4_026_532_280, r"/run/a b\c"),
+            ),
+            ("36 35 0:4 mnt:[4026532280] /run/a rw - nsfs nsfs rw", None),
+            (
+                "36 35 98:0 /mnt1 /mnt2 rw,noatime - ext3 /dev/root rw",
+                None,
+            ),
+            ("", None),
+        ] {
+            assert_eq!(mounted(line.as_bytes()), found, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_own_namespace_is_among_all() {
+        let own = current_id().expect("it has a number");
+        let mut places = Places::default();
+        assert!(places.look().contains(&own));
+        assert_eq!(places.find(own).expect("it can be opened").id(), own);
+        assert!(places.find(NetnsId(1)).is_err());
+    }
 }

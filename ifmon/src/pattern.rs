@@ -197,6 +197,25 @@ impl Pattern {
     }
 }
 
+/// The pattern that this name alone matches.
+impl From<InterfaceName> for Pattern {
+    fn from(name: InterfaceName) -> Self {
+        let mut text = Vec::new();
+        for &byte in name.as_bytes() {
+            if matches!(byte, b'*' | b'?' | b'[' | b'\\') {
+                text.push(b'\\');
+            }
+            text.push(byte);
+        }
+        let parts = name.as_bytes().iter().map(|&byte| Part::Byte(byte));
+        Self(Arc::new(Inner {
+            text: text.into(),
+            parts: parts.collect(),
+            kinds: Box::default(),
+        }))
+    }
+}
+
 impl Mask {
     fn set(&mut self, at: usize, byte: u8) {
         if let (Some(to), Some(mask)) = (self.bytes.get_mut(at), self.mask.get_mut(at)) {

@@ -20,6 +20,7 @@ use crate::{Error, InterfaceName, InvalidName, InvalidPattern, Netns, Pattern};
 pub struct Target {
     pub(crate) what: What,
     pub(crate) netns: Option<Netns>,
+    pub(crate) is_everywhere: bool,
     pub(crate) expected: Option<Identity>,
 }
 
@@ -61,7 +62,31 @@ impl Target {
     pub fn in_netns(self, netns: Netns) -> Self {
         Self {
             netns: Some(netns),
+            is_everywhere: false,
             ..self
+        }
+    }
+
+    /// The same in all network namespaces, those to come as well. A name is a pattern then that this
+    /// name alone matches.
+    ///
+    /// Takes the backends `fentry` or `kprobe`, and is for the start: [`Handle::watch`] refuses it
+    /// later, and patterns of single namespaces beside it. No namespace is kept alive by it. There
+    /// is one `Watching`, with all that match and [`NetnsId::ALL`]; every other event has the
+    /// namespace that it is about. A namespace that neither `/proc/PID/ns/net` of any process nor a
+    /// mount shows is watched from the first change on that is made in it.
+    ///
+    /// [`Handle::watch`]: crate::Handle::watch
+    /// [`NetnsId::ALL`]: crate::NetnsId::ALL
+    pub fn in_all_netns(self) -> Self {
+        Self {
+            what: What::Pattern(match self.what {
+                What::Name(name) => Pattern::from(name),
+                What::Pattern(pattern) => pattern,
+            }),
+            netns: None,
+            is_everywhere: true,
+            expected: None,
         }
     }
 
@@ -88,6 +113,7 @@ impl From<InterfaceName> for Target {
         Self {
             what: What::Name(name),
             netns: None,
+            is_everywhere: false,
             expected: None,
         }
     }
@@ -98,6 +124,7 @@ impl From<Pattern> for Target {
         Self {
             what: What::Pattern(pattern),
             netns: None,
+            is_everywhere: false,
             expected: None,
         }
     }

@@ -9,9 +9,9 @@ use std::{
 
 use super::{Change, Event, Kernel, Notice, observe};
 use crate::{
-    Counters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, MASKS, NETREG_REGISTERED,
-    NETREG_UNREGISTERING, Name, NameKey, NameMask, NameState, PatternSet, PatternState, Place,
-    Record, USERSPACE_ID, flag,
+    Counters, DeviceState, EVERYWHERE, KERNEL_EPOCH, LOOPBACK_IFINDEX, Leaving, Link, MASKS, Match,
+    NETREG_REGISTERED, NETREG_UNREGISTERING, Name, NameKey, NameMask, NameState, PatternSet,
+    PatternState, Place, Record, USERSPACE_ID, flag,
 };
 
 const NETNS: u32 = 4_026_531_840;
@@ -19,6 +19,8 @@ const OTHER: u32 = 4_026_532_000;
 const EPOCH: u32 = 77;
 const NETNS_EPOCH: u32 = 88;
 const CPU: u32 = 3;
+/// In how many namespaces, and in all, there may be patterns.
+const NAMESPACES: usize = 4;
 /// An address for a device that moves.
 const ADDRESS: u64 = 0xffff_8880_0000_1000;
 
@@ -30,7 +32,7 @@ struct Maps {
     namespaces: HashMap<u32, u32>,
     patterns: HashMap<u32, PatternSet>,
     pattern_states: HashMap<u32, PatternState>,
-    matching: HashMap<Link, Name>,
+    matching: HashMap<Link, Match>,
     /// Of all devices.
     kind: Name,
     /// There is no room in `matching`.
@@ -100,21 +102,45 @@ impl Kernel for Maps {
         !self.patterns.is_empty()
     }
 
+    fn hears_everywhere(&self) -> bool {
+        true
+    }
+
     fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
-        self.patterns.get(&netns)
+        let own = self.patterns.get(&netns);
+        own.or_else(|| self.patterns.get(&EVERYWHERE))
     }
 
     fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState> {
         self.pattern_states.get_mut(&netns)
     }
 
-    fn matching(&mut self, link: &Link) -> Name {
-        self.matching.get(link).copied().unwrap_or_default()
+    fn insert_pattern_state(&mut self, netns: u32, epoch: u32) -> bool {
+        let has_room = self.pattern_states.len() < NAMESPACES;
+        let is_new = has_room && !self.pattern_states.contains_key(&netns);
+        if is_new {
+            let state = PatternState {
+                epoch,
+                ..PatternState::default()
+            };
+            self.pattern_states.insert(netns, state);
+        }
+        is_new
     }
 
-    fn set_matching(&mut self, link: &Link, name: &Name) -> bool {
+    fn remove_pattern_state(&mut self, netns: u32) {
+        self.pattern_states.remove(&netns);
+    }
+
+    fn matching(&mut self, link: &Link) -> Name {
+        let found = self.matching.get(link);
+        found.map_or_else(Name::default, |found| found.name)
+    }
+
+    fn set_matching(&mut self, link: &Link, name: &Name, kind: &Name) -> bool {
         if !self.is_crowded_with_matches {
-            self.matching.insert(*link, *name);
+            let (name, kind) = (*name, *kind);
+            self.matching.insert(*link, Match { name, kind });
         }
         !self.is_crowded_with_matches
     }
@@ -768,11 +794,14 @@ impl Maps {
             masks,
             kinds,
             open: 0,
-            epoch: PATTERN_EPOCH,
+            zero: 0,
         };
-        self.namespaces.insert(netns, NETNS_EPOCH);
         self.patterns.insert(netns, set);
-        self.pattern_states.insert(netns, PatternState::default());
+        let state = PatternState {
+            epoch: PATTERN_EPOCH,
+            ..PatternState::default()
+        };
+        self.pattern_states.insert(netns, state);
     }
 
     fn changes(&self, netns: u32) -> u64 {
@@ -917,7 +946,11 @@ fn a_device_that_matches_moves() {
 fn a_name_that_userspace_did_not_know_is_told_once() {
     let mut maps = matching_wg();
     let nothing = Name::default().marked();
-    maps.matching.insert(Link::of(&wg0()), nothing);
+    let found = Match {
+        name: nothing,
+        ..Match::default()
+    };
+    maps.matching.insert(Link::of(&wg0()), found);
     assert_eq!(maps.event(Event::Exists, wg0()), Some(matched(wg0(), 1, 0)));
     assert_eq!(maps.event(Event::Exists, wg0()), None);
     // A new device is told, whatever is known of another one with its index.
@@ -968,4 +1001,106 @@ fn a_record_tells_of_a_name_and_of_a_pattern() {
     maps.is_full = true;
     maps.event(Event::Registered, wg1());
     assert_eq!(maps.changes(NETNS), 3);
+}
+
+/// The pattern is that of all namespaces.
+fn matching_wg_everywhere() -> Maps {
+    let mut maps = Maps::watching([]);
+    maps.match_wg(EVERYWHERE);
+    maps
+}
+
+fn lo() -> Place {
+    place(NETNS, "lo", LOOPBACK_IFINDEX)
+}
+
+/// The first change in a namespace.
+fn found(to: Place, took_epoch: u32, flags: u32) -> Record {
+    Record {
+        to,
+        took_epoch,
+        flags: flag::FOUND_NETNS | flags,
+        ..Record::default()
+    }
+}
+
+#[test]
+fn a_namespace_is_watched_from_its_first_device_to_its_last() {
+    let mut maps = matching_wg_everywhere();
+    for epoch in [KERNEL_EPOCH | 1, KERNEL_EPOCH | 2] {
+        let record = maps.event(Event::Registered, lo());
+        assert_eq!(record, Some(found(lo(), epoch, flag::NEW)));
+        let took = |to, count, flags| Record {
+            took_epoch: epoch,
+            ..matched(to, count, flags)
+        };
+        let record = maps.event(Event::Registered, wg0());
+        assert_eq!(record, Some(took(wg0(), 1, flag::NEW)));
+        assert_eq!(maps.event(Event::Registered, place(NETNS, "a", 8)), None);
+        let record = maps.event(Event::Renamed, wg1());
+        assert_eq!(record, Some(took(wg1(), 2, 0)));
+        let left = Record {
+            left_epoch: epoch,
+            ..unmatched(wg1(), NOWHERE, 3)
+        };
+        assert_eq!(maps.event(Event::Unregistered, wg1()), Some(left));
+        let gone = Record {
+            from: lo(),
+            left_epoch: epoch,
+            flags: flag::NETNS_GONE,
+            ..Record::default()
+        };
+        assert_eq!(maps.event(Event::Unregistered, lo()), Some(gone));
+        assert_eq!(maps.event(Event::Unregistered, wg1()), None);
+        assert!(maps.matching.is_empty() && maps.pattern_states.len() == 1);
+    }
+}
+
+#[test]
+fn a_namespace_that_was_there_is_found_by_its_first_change() {
+    let mut maps = matching_wg_everywhere();
+    let (epoch, stranger) = (KERNEL_EPOCH | 1, place(NETNS, "eth0", 3));
+    assert_eq!(maps.event(Event::Unregistered, stranger), None);
+    let record = maps.event(Event::Renamed, stranger);
+    assert_eq!(record, Some(found(stranger, epoch, 0)));
+    assert_eq!(maps.event(Event::Renamed, stranger), None);
+    let took = Record {
+        took_epoch: epoch,
+        ..matched(wg0(), 1, flag::NEW)
+    };
+    assert_eq!(maps.event(Event::Registered, wg0()), Some(took));
+    // Both at once.
+    let there = place(OTHER, "wg0", 4);
+    let found = Record {
+        took_count: 1,
+        ..found(there, epoch + 1, flag::NEW | flag::TOOK_PATTERN)
+    };
+    assert_eq!(maps.event(Event::Registered, there), Some(found));
+}
+
+#[test]
+fn of_a_namespace_for_which_there_is_no_room_it_is_told_once() {
+    let mut maps = matching_wg_everywhere();
+    for netns in 1..u32::try_from(NAMESPACES).expect("few") {
+        maps.event(Event::Registered, place(netns, "lo", LOOPBACK_IFINDEX));
+    }
+    let record = maps.event(Event::Registered, lo());
+    assert_eq!(record, Some(found(lo(), 0, flag::NEW)));
+    assert_eq!(maps.event(Event::Registered, wg0()), None);
+    assert_eq!(maps.event(Event::Unregistered, wg0()), None);
+    // There is again.
+    maps.event(Event::Unregistered, place(1, "lo", LOOPBACK_IFINDEX));
+    let record = maps.event(Event::Registered, wg0());
+    assert!(record.is_some_and(|record| record.took_epoch != 0));
+}
+
+#[test]
+fn a_namespace_with_patterns_of_its_own_goes_by_these() {
+    let mut maps = matching_wg_everywhere();
+    maps.match_wg(OTHER);
+    let set = maps.patterns.get_mut(&OTHER).expect("it is there");
+    set.open = 1;
+    let stranger = place(OTHER, "eth0", 3);
+    let record = maps.event(Event::Registered, stranger);
+    assert_eq!(record, Some(matched(stranger, 1, flag::NEW)));
 }

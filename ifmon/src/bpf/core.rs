@@ -18,6 +18,7 @@ use ifmon_ebpf::{
 use super::{
     Reply, Request,
     begin::Begin,
+    everywhere::Step as EverywhereStep,
     identities::Identities,
     patterns::{Gone, Patterns, Step as PatternStep},
 };
@@ -146,6 +147,8 @@ pub(super) enum Task {
     Identify(Watch, Identify),
     /// About the patterns of a namespace.
     Patterns(NetnsId, PatternStep),
+    /// About those of all namespaces.
+    Everywhere(EverywhereStep),
 }
 
 /// How far reading the truth about a name is.
@@ -383,6 +386,9 @@ impl Bpf {
             self.task = Some(task);
             return None;
         }
+        if self.have_begun_everywhere() {
+            return None;
+        }
         if let Some(overdue) = &mut self.overdue {
             if now.instant < overdue.at {
                 return Some(Step::Wait(Some(overdue.at)));
@@ -425,6 +431,8 @@ impl Bpf {
             // After what had happened in it: the programs write nothing of a watch any more whose
             // namespace has ended.
             Some(Task::IsAlive(netns))
+        } else if self.patterns.everywhere.must_count && self.patterns.suspects.is_empty() {
+            Some(Task::Everywhere(EverywhereStep::Count))
         } else if let Some((netns, step)) = self.patterns.next(self.overdue.is_none()) {
             Some(Task::Patterns(netns, step))
         } else {
@@ -444,6 +452,21 @@ impl Bpf {
                 Task::Begin(Box::new(Begin::new(netns, wanted, self.hook)))
             }
             Command::Unwatch(watch) => Task::Unwatch(watch, Unwatch::Name),
+            Command::WatchPatterns {
+                netns: NetnsId::ALL,
+                patterns,
+            } => match self.begin_everywhere(patterns) {
+                Some(step) => Task::Everywhere(step),
+                None => return Err(None),
+            },
+            Command::WatchPatterns { .. } if self.patterns.everywhere.is_on => {
+                self.outcome = Some(Outcome::Watched(Err(Error::AllNamespaces)));
+                return Err(None);
+            }
+            Command::UnwatchPattern(NetnsId::ALL, pattern) => match self.end_everywhere(&pattern) {
+                Some(step) => Task::Everywhere(step),
+                None => return Err(None),
+            },
             Command::WatchPatterns { netns, patterns } => {
                 self.patterns.add(netns, patterns);
                 Task::Begin(Box::new(Begin::namespace(netns, self.hook)))
@@ -491,10 +514,12 @@ impl Bpf {
                 Identify::Confirm(_) => Request::Name(key_of(watch)),
             },
             Task::Patterns(netns, step) => self.next_of_patterns(*netns, step)?,
+            Task::Everywhere(step) => self.next_everywhere(step),
         };
         let is_background = match &task {
             Task::Resync(..) | Task::Identify(..) => true,
             Task::Patterns(netns, _) => !self.patterns.are_joining(*netns),
+            Task::Everywhere(EverywhereStep::Count) => true,
             _ => false,
         };
         self.task = Some(task);
@@ -637,6 +662,7 @@ impl Bpf {
         self.record_of_patterns(record, time, by.as_ref());
         if record.flags & flag::NETNS_GONE != 0 {
             let netns = NetnsId(record.from.netns);
+            self.end_of_namespace(record, time, by.as_ref());
             if self.namespaces.get(&netns) == Some(&record.from_epoch) {
                 self.gone(netns, time, by);
             }
@@ -720,7 +746,9 @@ impl Bpf {
 
     /// A namespace has ended, and the watches in it.
     fn gone(&mut self, netns: NetnsId, time: SystemTime, by: Option<Actor>) {
-        self.patterns_gone(netns, time, by.as_ref());
+        if !self.patterns.everywhere.is_on {
+            self.patterns_gone(netns, time, by.as_ref());
+        }
         self.forget_namespace(netns);
         self.said.push_back(Signal::NetnsGone { netns, time, by });
     }
@@ -935,6 +963,9 @@ impl Bpf {
             (Task::Patterns(netns, step), reply) => {
                 let step = self.patterns_answered(netns, step, reply);
                 step.map(|step| Task::Patterns(netns, step))
+            }
+            (Task::Everywhere(step), reply) => {
+                self.everywhere_answered(step, reply).map(Task::Everywhere)
             }
             (Task::Identify(watch, Identify::Inode), Reply::Answer(Answer::Inode(inode))) => {
                 inode.map(|inode| Task::Identify(watch, Identify::Heard(inode)))

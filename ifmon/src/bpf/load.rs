@@ -39,6 +39,8 @@ const MATCHING: u32 = 16 * 1024;
 const TIGHT_MATCHING: u32 = 64;
 /// Namespaces with patterns that fit without being asked for.
 const SPARE_PATTERNS: usize = 4;
+/// Namespaces that there is room for where patterns are those of all.
+const NAMESPACES: u32 = 8 * 1024;
 /// The waits for locked memory that was given back double from the first to the last; 310 ms in
 /// all.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -224,6 +226,8 @@ pub(crate) struct Load<'a> {
     pub(crate) watches: usize,
     /// In how many namespaces there may be patterns.
     pub(crate) patterns: usize,
+    /// There may be some for all namespaces.
+    pub(crate) everywhere: bool,
     pub(crate) ring_bytes: Option<u32>,
 }
 
@@ -242,12 +246,14 @@ impl Load<'_> {
         let Self {
             watches,
             patterns,
+            everywhere,
             ring_bytes,
             ..
         } = *self;
         // Some later should not need a restart.
         let patterns = patterns.next_power_of_two().max(SPARE_PATTERNS);
         let patterns = u32::try_from(patterns).unwrap_or(u32::MAX);
+        let pattern_states = if everywhere { NAMESPACES } else { patterns };
         let roomy = (watches.max(WATCHES), MATCHING, ring_bytes.unwrap_or(RING));
         let tight = (
             watches.max(8),
@@ -286,7 +292,7 @@ impl Load<'_> {
                 .map_max_entries("NAMESPACES", entries)
                 .map_max_entries("SOCKETS", entries)
                 .map_max_entries("PATTERNS", patterns)
-                .map_max_entries("PATTERN_STATES", patterns)
+                .map_max_entries("PATTERN_STATES", pattern_states)
                 .map_max_entries("MATCHING", matching)
                 .map_max_entries("EVENTS", ring)
                 .load(code);

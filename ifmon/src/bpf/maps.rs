@@ -1,14 +1,14 @@
 //! The maps of the BPF programs, as userspace reads and writes them.
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use ifmon_ebpf::{
-    Control, Counters, DeviceState, Link, Name, NameKey, NameState, PatternSet, PatternState,
-    Place as WirePlace, USERSPACE_ID,
+    Control, Counters, DeviceState, Link, Match, Name, NameKey, NameState, PatternSet,
+    PatternState, Place as WirePlace, USERSPACE_ID,
 };
 
 use super::{Reply, Request};
@@ -36,7 +36,7 @@ struct PatternMaps {
     patterns: HashMap<MapData, u32, PatternSet>,
     states: HashMap<MapData, u32, PatternState>,
     /// The keys are words on the kernel side, of the same bytes.
-    matching: HashMap<MapData, Link, Name>,
+    matching: HashMap<MapData, Link, Match>,
 }
 
 impl PatternMaps {
@@ -64,6 +64,32 @@ impl PatternMaps {
         let count = self.patterns.keys().count();
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.patterned.set(0, count, 0).map_err(cause)
+    }
+
+    fn insert_state(&mut self, NetnsId(netns): NetnsId, epoch: u32, flags: u64) -> io::Result<()> {
+        let state = PatternState {
+            epoch,
+            ..PatternState::default()
+        };
+        insert(&mut self.states, netns, state, flags)
+    }
+
+    fn states(&self) -> io::Result<Vec<(NetnsId, PatternState)>> {
+        let all = entries(&self.states)?.into_iter();
+        Ok(all.map(|(netns, state)| (NetnsId(netns), state)).collect())
+    }
+
+    fn matching(&self, NetnsId(netns): NetnsId) -> io::Result<Vec<(u32, Match)>> {
+        let mut matching = Vec::new();
+        for link in self.matching.keys() {
+            let link = link.map_err(cause)?;
+            if link.netns == netns
+                && let Some(found) = get(&self.matching, &link)?
+            {
+                matching.push((link.ifindex, found));
+            }
+        }
+        Ok(matching)
     }
 
     fn remove_matching(&mut self, NetnsId(netns): NetnsId) -> io::Result<()> {
@@ -102,15 +128,11 @@ impl Maps {
             Request::RemoveName(key) => Reply::Done(remove(&mut self.names, &key)),
             Request::Link(link) => Reply::Link(get(&self.links, &link)),
             Request::InsertLink(link, id) => {
-                Reply::Inserted(match insert(&mut self.links, link, id, BPF_NOEXIST) {
-                    Ok(()) => Ok(true),
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-                    Err(error) => Err(error),
-                })
+                Reply::Inserted(is_new(insert(&mut self.links, link, id, BPF_NOEXIST)))
             }
             Request::RemoveLink(link) => Reply::Done(remove(&mut self.links, &link)),
             Request::Device(id) => Reply::Device(get(&self.devices, &id)),
-            Request::Devices => Reply::Devices(self.devices()),
+            Request::Devices => Reply::Devices(entries(&self.devices)),
             Request::InsertDevice(id, place) => Reply::Done(self.insert_device(id, place)),
             Request::RemoveDevice(id) => Reply::Done(remove(&mut self.devices, &id)),
             Request::Namespace(NetnsId(netns)) => Reply::Namespace(get(&self.namespaces, &netns)),
@@ -129,13 +151,31 @@ impl Maps {
             Request::PatternState(NetnsId(netns)) => {
                 Reply::PatternState(self.patterns().and_then(|maps| get(&maps.states, &netns)))
             }
-            Request::InsertPatternState(NetnsId(netns)) => {
-                let state = PatternState::default();
+            Request::PatternStates => {
+                Reply::PatternStates(self.patterns().and_then(|maps| maps.states()))
+            }
+            Request::InsertPatternState(netns, epoch) => {
                 let maps = self.patterns();
-                Reply::Done(maps.and_then(|maps| insert(&mut maps.states, netns, state, 0)))
+                Reply::Done(maps.and_then(|maps| maps.insert_state(netns, epoch, 0)))
+            }
+            Request::AddPatternState(netns, epoch) => {
+                let maps = self.patterns();
+                Reply::Inserted(is_new(
+                    maps.and_then(|maps| maps.insert_state(netns, epoch, BPF_NOEXIST)),
+                ))
+            }
+            Request::RemovePatternState(NetnsId(netns)) => {
+                let maps = self.patterns();
+                Reply::Done(maps.and_then(|maps| remove(&mut maps.states, &netns)))
+            }
+            Request::Matching(netns) => {
+                Reply::Matching(self.patterns().and_then(|maps| maps.matching(netns)))
             }
             Request::InsertMatching(link) => {
-                let nothing = Name::default().marked();
+                let nothing = Match {
+                    name: Name::default().marked(),
+                    ..Match::default()
+                };
                 let maps = self.patterns();
                 Reply::Done(maps.and_then(|maps| insert(&mut maps.matching, link, nothing, 0)))
             }
@@ -146,6 +186,7 @@ impl Maps {
             | Request::Leave(_)
             | Request::Record
             | Request::Overflowed(_)
+            | Request::Namespaces
             | Request::Ask(..) => return Err(request),
         })
     }
@@ -180,19 +221,6 @@ impl Maps {
         })
     }
 
-    fn devices(&self) -> io::Result<Vec<(u64, DeviceState)>> {
-        let mut devices = std::collections::BTreeMap::new();
-        for entry in self.devices.iter() {
-            match entry {
-                Ok((id, state)) => drop(devices.insert(id, state)),
-                // One that is removed meanwhile.
-                Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(cause(error)),
-            }
-        }
-        Ok(devices.into_iter().collect())
-    }
-
     fn insert_device(&mut self, id: u64, place: WirePlace) -> io::Result<()> {
         debug_assert!(id & USERSPACE_ID != 0);
         let state = DeviceState {
@@ -219,6 +247,29 @@ fn get<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, key: &K) -> io::Result<Opti
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(cause(error)),
+    }
+}
+
+/// All of them, each once.
+fn entries<K: Pod + Ord, V: Pod>(map: &HashMap<MapData, K, V>) -> io::Result<Vec<(K, V)>> {
+    let mut entries = BTreeMap::new();
+    for entry in map.iter() {
+        match entry {
+            Ok((key, value)) => drop(entries.insert(key, value)),
+            // One that is removed meanwhile.
+            Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(cause(error)),
+        }
+    }
+    Ok(entries.into_iter().collect())
+}
+
+/// Was it inserted, or there already?
+fn is_new(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

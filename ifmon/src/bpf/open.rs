@@ -42,6 +42,7 @@ impl Loader {
         let wanted = Wanted {
             watches: options.capacity,
             patterns: options.patterns,
+            everywhere: options.everywhere,
             ring_bytes: options.receive_buffer,
             open_filter: options.open_filter,
         };

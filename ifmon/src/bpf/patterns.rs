@@ -16,15 +16,16 @@ use std::{
     time::SystemTime,
 };
 
-use ifmon_ebpf::{Link, MASKS, Name, NameMask, PatternSet, Record, flag};
+use ifmon_ebpf::{Link, MASKS, Match, Name, NameMask, PatternSet, Record, flag};
 
 use super::{
     Reply, Request,
     core::{Bpf, Hook, Task, place},
+    everywhere::Everywhere,
 };
 use crate::{
     Actor, Error, InterfaceName, LinkKind, NetnsId, Pattern,
-    machine::{Answer, Named, Outcome, Question},
+    machine::{Answer, LinkTable, Named, Outcome, Question},
     pattern::{Mask, kind_masks, table::PatternTable},
     signal::Signal,
     tracker::{Place, Watch},
@@ -33,22 +34,27 @@ use crate::{
 /// The patterns of all namespaces.
 #[derive(Debug, Default)]
 pub(super) struct Patterns {
-    spaces: BTreeMap<NetnsId, Space>,
+    pub(super) spaces: BTreeMap<NetnsId, Space>,
     /// Namespaces about whose patterns records may be lost.
-    suspects: BTreeSet<NetnsId>,
+    pub(super) suspects: BTreeSet<NetnsId>,
     /// What is said when the step is done that takes patterns from the programs.
     outcome: Option<Outcome>,
+    pub(super) everywhere: Everywhere,
 }
 
 /// The patterns of one namespace.
 #[derive(Debug, Default)]
-struct Space {
-    table: PatternTable,
+pub(super) struct Space {
+    pub(super) table: PatternTable,
+    /// They are the patterns of all namespaces.
+    is_of_all: bool,
     /// The programs count for it.
-    is_counted: bool,
-    epoch: u32,
+    pub(super) is_counted: bool,
+    pub(super) epoch: u32,
     /// The changes that were delivered or accounted for.
-    count: u64,
+    pub(super) count: u64,
+    /// There was no room for all of its devices in the maps.
+    is_full: bool,
     /// What the programs know of its devices may be wrong, or is nothing yet.
     must_open: bool,
     /// They let everything through, until they know the devices.
@@ -61,6 +67,13 @@ struct Space {
 /// What is done about the patterns of a namespace.
 #[derive(Debug)]
 pub(super) enum Step {
+    /// Of all namespaces: this one is entered,
+    Enter,
+    /// the programs begin to count in it, unless they do already,
+    Adopt,
+    /// and it is still the one that they mean.
+    Verify,
+    Exit,
     State,
     Open,
     /// What they know of devices counts for nothing: that one was deleted may have been missed, and
@@ -82,6 +95,7 @@ pub(super) enum Step {
     Remove,
     RemoveWait,
     RemoveMatching,
+    RemoveState,
     Namespace,
     Leave,
 }
@@ -142,13 +156,25 @@ impl Patterns {
     /// Is it known that nothing was missed?
     pub(super) fn are_certain(&self) -> bool {
         let mut spaces = self.spaces.values();
-        self.suspects.is_empty() && spaces.all(|space| space.table.is_certain() && !space.closes)
+        let everywhere = &self.everywhere;
+        let is_counting = everywhere.must_count || !everywhere.left.is_empty();
+        !is_counting
+            && self.suspects.is_empty()
+            && spaces.all(|space| space.table.is_certain() && !space.closes)
+    }
+
+    /// Is any watched, or about to be?
+    pub(super) fn are_any(&self) -> bool {
+        self.everywhere.is_on || !self.spaces.is_empty()
     }
 
     /// Something is lost, and nobody knows yet whom it was about.
     pub(super) fn suspect_all(&mut self) {
-        let counted = self.spaces.iter().filter(|(_, space)| space.is_counted);
-        self.suspects.extend(counted.map(|(&netns, _)| netns));
+        self.everywhere.must_count = self.everywhere.is_on;
+        if !self.everywhere.is_on {
+            let counted = self.spaces.iter().filter(|(_, space)| space.is_counted);
+            self.suspects.extend(counted.map(|(&netns, _)| netns));
+        }
     }
 
     /// The program may have missed something about the namespace.
@@ -164,8 +190,26 @@ impl Patterns {
         if let Some(netns) = self.suspects.pop_first() {
             return Some((netns, Step::Count));
         }
-        self.spaces.iter_mut().find_map(|(&netns, space)| {
-            let step = if space.table.is_reading() {
+        let Self {
+            spaces, everywhere, ..
+        } = self;
+        if let Some(netns) = everywhere.entered
+            && spaces.get(&netns).is_none_or(Space::is_settled)
+        {
+            return Some((netns, Step::Exit));
+        }
+        if everywhere.entered.is_none()
+            && let Some(netns) = everywhere.left.pop()
+        {
+            let table = || Space::of_all(everywhere.table(false), true);
+            spaces.entry(netns).or_insert_with(table);
+        }
+        spaces.iter_mut().find_map(|(&netns, space)| {
+            let step = if space.is_of_all && space.must_open {
+                // One after the other, and none for long: it is kept alive meanwhile.
+                let is_free = everywhere.entered.is_none_or(|entered| entered == netns);
+                is_free.then_some(Step::Enter)
+            } else if space.table.is_reading() {
                 let is_ready = is_all || space.table.question().is_some();
                 is_ready.then_some(Step::Read)
             } else if space.table.needs_table() {
@@ -184,9 +228,10 @@ impl Patterns {
 
     /// The same when there is nothing else to do.
     pub(super) fn identify(&mut self) -> Option<(NetnsId, Step)> {
-        self.spaces
-            .iter_mut()
-            .find_map(|(&netns, space)| space.table.identify().then_some((netns, Step::Read)))
+        self.spaces.iter_mut().find_map(|(&netns, space)| {
+            let may_ask = !space.is_of_all;
+            (may_ask && space.table.identify()).then_some((netns, Step::Read))
+        })
     }
 
     /// Is this a change of the namespace that was not accounted for? A later one than the next
@@ -199,7 +244,7 @@ impl Patterns {
         let lost = count - space.count - 1;
         space.count = count;
         if lost > 0 {
-            space.table.lost(Some(lost));
+            space.lost(lost);
         }
         Some(&mut space.table)
     }
@@ -211,52 +256,154 @@ impl Space {
         self.joins = false;
     }
 
-    fn set(&self) -> Box<PatternSet> {
-        let of = |found: Vec<Mask>| {
-            let mut masks = [NameMask::NOTHING; MASKS];
-            for (to, mask) in masks.iter_mut().zip(found) {
-                *to = NameMask {
-                    bytes: Name::from_bytes(mask.bytes),
-                    mask: Name::from_bytes(mask.mask),
-                };
-            }
-            masks
-        };
-        Box::new(PatternSet {
-            masks: of(self.table.masks(MASKS)),
-            kinds: of(kind_masks(&self.table.kinds(), MASKS)),
-            open: u32::from(self.is_open),
-            epoch: self.epoch,
-        })
+    /// Of patterns of all namespaces. `must_open`: there may be devices that the programs do not know.
+    pub(super) fn of_all(table: PatternTable, must_open: bool) -> Self {
+        Self {
+            table,
+            is_of_all: true,
+            must_open,
+            ..Self::default()
+        }
     }
+
+    /// The programs count for it, and are there by now.
+    pub(super) fn counted(self, epoch: u32, count: u64) -> Self {
+        Self {
+            is_counted: true,
+            epoch,
+            count,
+            ..self
+        }
+    }
+
+    /// Is there nothing to be read or to be told to the programs?
+    fn is_settled(&self) -> bool {
+        let needs_table = self.table.needs_table() || self.table.is_reading();
+        !self.must_open && !self.closes && !needs_table
+    }
+
+    /// There were so many changes.
+    fn catch_up(&mut self, changes: u64) {
+        if let Some(lost) = changes.checked_sub(self.count)
+            && lost > 0
+        {
+            self.count = changes;
+            self.lost(lost);
+        }
+    }
+
+    /// So many changes were lost.
+    fn lost(&mut self, lost: u64) {
+        self.table.lost(Some(lost));
+        // What the maps have of devices that were found without a name is what is known of them, if
+        // nothing was lost meanwhile.
+        self.must_open |= self.is_of_all && self.is_open;
+    }
+
+    fn set(&self) -> Box<PatternSet> {
+        set(&self.table, self.is_open)
+    }
+
+    /// What the programs know of the devices is an answer to all that is asked: nothing is hidden from
+    /// them.
+    fn read_map(&mut self, matches: &[(u32, Match)]) -> io::Result<()> {
+        let links = matches.iter().filter_map(|&(ifindex, found)| {
+            let name = found.name.unmarked();
+            let named = if name == Name::default() {
+                // As it was when the programs were told of it.
+                self.table.named(ifindex)?
+            } else {
+                Named {
+                    name: InterfaceName::from_kernel(&name.to_bytes())?,
+                    kind: LinkKind::from_kernel(&found.kind.to_bytes()),
+                }
+            };
+            Some((ifindex, named))
+        });
+        let table = LinkTable {
+            links: links.collect(),
+            is_interrupted: false,
+        };
+        self.table.answer(Answer::Table(Ok(table)))?;
+        while let Some(question) = self.table.question() {
+            let answer = match question {
+                // It is not among them, since there was no room.
+                Question::NameOf(ifindex) if self.is_full => {
+                    Answer::Name(Ok(self.table.named(ifindex)))
+                }
+                Question::NameOf(_) => Answer::Name(Ok(None)),
+                question => Answer::unknown(question),
+            };
+            self.table.answer(answer)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the programs are told of these patterns.
+pub(super) fn set(table: &PatternTable, is_open: bool) -> Box<PatternSet> {
+    let of = |found: Vec<Mask>| {
+        let mut masks = [NameMask::NOTHING; MASKS];
+        for (to, mask) in masks.iter_mut().zip(found) {
+            *to = NameMask {
+                bytes: Name::from_bytes(mask.bytes),
+                mask: Name::from_bytes(mask.mask),
+            };
+        }
+        masks
+    };
+    Box::new(PatternSet {
+        masks: of(table.masks(MASKS)),
+        kinds: of(kind_masks(&table.kinds(), MASKS)),
+        open: u32::from(is_open),
+        zero: 0,
+    })
 }
 
 impl Bpf {
     /// Is the namespace needed for patterns?
     pub(super) fn has_patterns(&self, netns: NetnsId) -> bool {
         let space = self.patterns.spaces.get(&netns);
-        space.is_some_and(|space| space.is_counted)
+        space.is_some_and(|space| space.is_counted && !space.is_of_all)
     }
 
     /// What is to be asked for this step; `None` when it needs nothing, or another one comes first.
     pub(super) fn next_of_patterns(&mut self, netns: NetnsId, step: &Step) -> Option<Request> {
         let ask = |question| Some(Request::Ask(netns, question));
+        if let Step::Exit = step {
+            return Some(Request::Leave(netns));
+        }
+        let is_entered = self.patterns.everywhere.entered == Some(netns);
         let space = self.patterns.spaces.get_mut(&netns)?;
         let next = match step {
+            Step::Enter => return Some(Request::Enter(netns)),
+            Step::Adopt if space.is_counted => Step::Verify,
+            Step::Adopt => {
+                self.epoch = self.epoch.wrapping_add(1);
+                return Some(Request::AddPatternState(netns, self.epoch));
+            }
             Step::State if space.is_counted => Step::Open,
-            Step::State => return Some(Request::InsertPatternState(netns)),
+            Step::State => {
+                self.epoch = self.epoch.wrapping_add(1);
+                space.epoch = self.epoch;
+                return Some(Request::InsertPatternState(netns, self.epoch));
+            }
             Step::Open => {
                 space.is_open = true;
                 return Some(Request::InsertPatterns(netns, space.set()));
             }
             Step::Wait | Step::Settle | Step::RemoveWait => return ask(Question::Barrier),
-            Step::Count => return Some(Request::PatternState(netns)),
+            Step::Count | Step::Verify => return Some(Request::PatternState(netns)),
             Step::Read => {
                 if !space.table.is_reading() {
                     space.table.read_table();
                 }
                 if let Some(question) = space.table.question() {
-                    return ask(question);
+                    return if space.is_of_all && !is_entered {
+                        Some(Request::Matching(netns))
+                    } else {
+                        ask(question)
+                    };
                 }
                 space.table.finish();
                 self.say_patterns(netns, self.time, None);
@@ -271,13 +418,20 @@ impl Bpf {
             },
             Step::Close => {
                 space.is_open = false;
-                return Some(Request::InsertPatterns(netns, space.set()));
+                return Some(if space.is_of_all {
+                    Request::RemovePatterns(netns)
+                } else {
+                    Request::InsertPatterns(netns, space.set())
+                });
             }
             Step::Narrow => return Some(Request::InsertPatterns(netns, space.set())),
             Step::Remove => return Some(Request::RemovePatterns(netns)),
+            // That one was deleted cannot be missed where all namespaces are heard of.
+            Step::Clear if space.is_of_all => Step::Wait,
             Step::Clear | Step::RemoveMatching => return Some(Request::RemoveMatching(netns)),
+            Step::RemoveState => return Some(Request::RemovePatternState(netns)),
             Step::Namespace => return Some(Request::RemoveNamespace(netns)),
-            Step::Leave => return Some(Request::Leave(netns)),
+            Step::Leave | Step::Exit => return Some(Request::Leave(netns)),
         };
         self.task = Some(Task::Patterns(netns, next));
         None
@@ -290,17 +444,62 @@ impl Bpf {
         step: Step,
         reply: Reply,
     ) -> Option<Step> {
+        if let Step::Exit = step {
+            self.patterns.everywhere.entered = None;
+            return None;
+        }
         let space = self.patterns.spaces.get_mut(&netns)?;
         match (step, reply) {
+            (Step::Enter, Reply::Done(Ok(()))) => {
+                self.patterns.everywhere.entered = Some(netns);
+                Some(Step::Adopt)
+            }
+            (Step::Enter, Reply::Done(Err(error))) => {
+                log::debug!("network namespace {netns} cannot be entered: {error}");
+                if space.is_counted {
+                    // What it has is known from now on, and what it had is not.
+                    space.must_open = false;
+                } else {
+                    self.patterns.spaces.remove(&netns);
+                }
+                None
+            }
+            (Step::Adopt, Reply::Inserted(Ok(_))) => Some(Step::Verify),
+            (Step::Adopt, Reply::Inserted(Err(error))) => {
+                log::warn!("interfaces in network namespace {netns} are not watched: {error}");
+                self.patterns.spaces.remove(&netns);
+                None
+            }
+            (Step::Verify, Reply::PatternState(Ok(state))) => {
+                let is_it = |epoch| !space.is_counted || epoch == space.epoch;
+                match state.filter(|state| is_it(state.epoch)) {
+                    Some(state) => {
+                        space.is_full = state.full != 0;
+                        if !space.is_counted {
+                            space.is_counted = true;
+                            space.epoch = state.epoch;
+                            space.count = state.changes;
+                        }
+                        Some(Step::Open)
+                    }
+                    None => {
+                        self.patterns_gone(netns, self.time, None);
+                        None
+                    }
+                }
+            }
+            (Step::Verify, Reply::PatternState(Err(error))) => {
+                self.trouble(error);
+                None
+            }
             (Step::State, Reply::Done(Ok(()))) => {
-                self.epoch = self.epoch.wrapping_add(1);
                 space.is_counted = true;
-                space.epoch = self.epoch;
                 space.count = 0;
                 Some(Step::Open)
             }
             (Step::Open, Reply::Done(Ok(()))) => {
                 space.closes = true;
+                space.must_open = !space.is_of_all;
                 Some(Step::Clear)
             }
             (Step::Clear, Reply::Done(Ok(()))) => {
@@ -320,18 +519,35 @@ impl Bpf {
                 self.read_again();
                 None
             }
-            (Step::Count, Reply::PatternState(Ok(Some(state)))) => {
-                if let Some(lost) = state.changes.checked_sub(space.count)
-                    && lost > 0
-                {
-                    space.count = state.changes;
-                    space.table.lost(Some(lost));
+            (Step::Count, Reply::PatternState(Ok(state))) if space.is_of_all => {
+                let state = state.filter(|state| state.epoch == space.epoch);
+                if let Some(state) = state {
+                    space.is_full = state.full != 0;
+                    space.catch_up(state.changes);
+                } else {
+                    // If another one has its number, that is found by the next look.
+                    self.patterns_gone(netns, self.time, None);
+                    self.patterns.everywhere.must_count = true;
                 }
+                None
+            }
+            (Step::Count, Reply::PatternState(Ok(Some(state)))) => {
+                space.catch_up(state.changes);
                 None
             }
             (Step::Count, Reply::PatternState(state)) => {
                 let error = state.err();
                 self.trouble(error.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+                None
+            }
+            (Step::Read, Reply::Matching(matches)) => {
+                match matches.and_then(|matches| space.read_map(&matches)) {
+                    Ok(()) => self.read_again(),
+                    Err(error) => {
+                        space.table.abandon();
+                        self.trouble(error);
+                    }
+                }
                 None
             }
             (Step::Read, Reply::Answer(answer)) => {
@@ -345,6 +561,8 @@ impl Bpf {
                     }
                     Err(error) => {
                         space.table.abandon();
+                        // It may not be entered any more.
+                        space.must_open |= space.is_of_all;
                         self.trouble(error);
                     }
                 }
@@ -377,7 +595,8 @@ impl Bpf {
             }
             (Step::Remove, _) => Some(Step::RemoveWait),
             (Step::RemoveWait, _) => Some(Step::RemoveMatching),
-            (Step::RemoveMatching, _) => {
+            (Step::RemoveMatching, _) => Some(Step::RemoveState),
+            (Step::RemoveState, _) => {
                 let watch = self.watches.range(Watch::first_of(netns)..).next();
                 let has_names = watch.is_some_and(|(watch, _)| watch.netns == netns);
                 if !has_names && self.namespaces.remove(&netns).is_some() {
@@ -443,6 +662,7 @@ impl Bpf {
     ) {
         let Record { from, to, .. } = record;
         let (from_netns, to_netns) = (NetnsId(from.netns), NetnsId(to.netns));
+        self.record_of_namespace(record, time, by);
         if record.flags & flag::LEFT_PATTERN != 0
             && let Some(table) =
                 self.patterns
@@ -480,6 +700,21 @@ impl Bpf {
         }
     }
 
+    /// A namespace of all has ended, if it is the one with this epoch.
+    pub(super) fn end_of_namespace(
+        &mut self,
+        record: &Record,
+        time: SystemTime,
+        by: Option<&Actor>,
+    ) {
+        let netns = NetnsId(record.from.netns);
+        let space = self.patterns.spaces.get(&netns);
+        let is_it = |space: &Space| space.is_of_all && space.epoch == record.left_epoch;
+        if space.is_some_and(is_it) {
+            self.patterns_gone(netns, time, by);
+        }
+    }
+
     /// The rest of a record.
     pub(super) fn gone_elsewhere(&mut self, answer: Answer) {
         if let (
@@ -509,7 +744,7 @@ impl Bpf {
     pub(super) fn patterns_gone(&mut self, netns: NetnsId, time: SystemTime, by: Option<&Actor>) {
         // Those that begin are of the one that has its number now.
         if let Some(space) = self.patterns.spaces.get_mut(&netns)
-            && space.is_counted
+            && (space.is_counted || space.is_of_all)
         {
             space.table.netns_gone();
             self.say_patterns(netns, time, by);

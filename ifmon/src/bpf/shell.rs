@@ -32,6 +32,7 @@ use crate::{
     inquiry::Inquiry,
     machine::{Answer, Source},
     netlink::socket::Socket,
+    netns::Places,
     readiness::Readiness,
 };
 
@@ -50,6 +51,8 @@ pub(crate) struct Programs {
     /// The program's name, where it is one for sockets.
     filter: &'static str,
     offered: Option<Netns>,
+    /// Where namespaces are that nobody offers.
+    places: Places,
     readiness: Readiness,
     who: Who,
     /// How many watches there is room for.
@@ -72,6 +75,8 @@ impl fmt::Debug for Programs {
 pub(crate) struct Wanted {
     pub(crate) watches: usize,
     pub(crate) patterns: usize,
+    /// There may be some for all namespaces.
+    pub(crate) everywhere: bool,
     pub(crate) ring_bytes: Option<u32>,
     /// Every change of every interface is to be sent.
     pub(crate) open_filter: bool,
@@ -93,6 +98,7 @@ impl Programs {
                 who: Who::all(),
                 watches: wanted.watches,
                 patterns: wanted.patterns,
+                everywhere: wanted.everywhere,
                 ring_bytes: wanted.ring_bytes,
             };
             let (mut object, room) = load.object()?;
@@ -153,6 +159,7 @@ impl Programs {
             sockets: HashMap::new(),
             filter: SOCKET_PROGRAM,
             offered: None,
+            places: Places::default(),
             readiness,
             who,
             room,
@@ -186,7 +193,14 @@ impl Programs {
         if self.inquiries.contains_key(&netns) {
             return Ok(());
         }
-        let handle = self.offered.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let found;
+        let handle = match &self.offered {
+            Some(handle) => handle,
+            None => {
+                found = self.places.find(netns)?;
+                &found
+            }
+        };
         let mut inquiry = Inquiry::new(handle)?;
         if self.hook == Hook::Socket {
             inquiry.open_sysfs();
@@ -290,6 +304,7 @@ impl Shell for Programs {
                 self.leave(netns);
                 Reply::Done(Ok(()))
             }
+            Err(Request::Namespaces) => Reply::Namespaces(self.places.look()),
             Err(Request::Record) => Reply::Record(self.record()),
             Err(Request::Overflowed(netns)) => Reply::Overflowed(self.overflowed(netns)),
             Err(Request::Ask(netns, question)) => Reply::Answer(self.ask(netns, question)),
@@ -348,6 +363,7 @@ fn load_socket_filter(
             who,
             watches: wanted.watches,
             patterns: wanted.patterns,
+            everywhere: false,
             ring_bytes: wanted.ring_bytes,
         };
         // What was tried before and given back can still count as locked.

@@ -113,8 +113,8 @@ pub(crate) struct Args {
     pub(crate) state: Option<PathBuf>,
 
     /// Watch in this network namespace: a name of `ip netns`, a path, or the id of a process in
-    /// it; can be repeated
-    #[arg(long, value_name = "NAME|PATH|PID")]
+    /// it; can be repeated. '*' is all namespaces, those to come as well (by fentry or kprobe)
+    #[arg(long, value_name = "NAME|PATH|PID|*")]
     pub(crate) netns: Vec<OsString>,
 
     /// Show what this host allows, which backend that gives and why no better one, and end
@@ -365,6 +365,13 @@ impl Args {
             let narrowed = target::narrow(&mut args.interfaces, &args.kind);
             narrowed.map_err(|error| refuse(error.to_string()))?;
         }
+        let is_all = args.netns.iter().any(|netns| netns == target::EVERYWHERE);
+        if is_all && args.netns.len() > 1 {
+            let what = "--netns '*' is all network namespaces, beside which no other is named";
+            return Err(refuse(what.to_owned()));
+        }
+        let spread = target::spread(&mut args.interfaces, is_all);
+        spread.map_err(|error| refuse(error.to_string()))?;
         if let Some(path) = &args.serve
             && path.parent() == Some(Path::new(""))
         {

@@ -3,13 +3,16 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    fs::File,
 };
 
 use ifmon::{Netns, NetnsId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::output::stderr::printable;
 
-/// The names, looked up once, when the watches begin: a name can be taken away later.
+/// The names, looked up once, when the watches begin: a name can be taken away later. Where all
+/// namespaces are watched, there are others by then.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     own: Option<NetnsId>,
@@ -17,6 +20,8 @@ pub(crate) struct Namespaces {
     named: Vec<(OsString, NetnsId)>,
     /// Those of the namespaces that are watched.
     names: BTreeMap<NetnsId, OsString>,
+    /// Where all are watched: the table of mounts, which says when it has changed.
+    mounts: Option<File>,
 }
 
 impl Namespaces {
@@ -25,6 +30,25 @@ impl Namespaces {
             own: Netns::current().ok().map(|netns| netns.id()),
             named: Netns::names().collect(),
             names: BTreeMap::new(),
+            mounts: None,
+        }
+    }
+
+    /// All namespaces are watched, those to come as well.
+    pub(crate) fn learn_all(&mut self) {
+        self.names = Netns::names().map(|(name, id)| (id, name)).collect();
+        self.mounts = File::open("/proc/self/mountinfo").ok();
+    }
+
+    /// Something was told of a namespace. A name comes and goes with a mount, and with the number of one
+    /// that has ended comes another: so names are as they are now.
+    pub(crate) fn look_again(&mut self) {
+        let Some(mounts) = &self.mounts else {
+            return;
+        };
+        let mut changes = [PollFd::new(mounts, PollFlags::PRI)];
+        if poll(&mut changes, Some(&Timespec::default())).is_ok_and(|changed| changed > 0) {
+            self.names = Netns::names().map(|(name, id)| (id, name)).collect();
         }
     }
 
@@ -52,6 +76,8 @@ impl Namespaces {
     pub(crate) fn whereabouts(&self, netns: NetnsId) -> String {
         if self.own == Some(netns) {
             String::new()
+        } else if netns == NetnsId::ALL {
+            " in all network namespaces".to_owned()
         } else {
             format!(" in {}", self.describe(netns, self.name(netns)))
         }
@@ -82,6 +108,7 @@ mod tests {
                 (name("\u{1b}[31mred"), NetnsId(3)),
             ],
             names: BTreeMap::new(),
+            mounts: None,
         };
         namespaces.add(NetnsId(1), None);
         namespaces.add(NetnsId(2), None);
@@ -96,6 +123,7 @@ mod tests {
             (2, " in namespace first"),
             (3, " in namespace \\u{1b}[31mred"),
             (4, " in namespace 4"),
+            (0, " in all network namespaces"),
         ] {
             assert_eq!(namespaces.whereabouts(NetnsId(netns)), shown);
         }

@@ -1,6 +1,6 @@
 //! A run of the program: from the arguments to the last line.
 
-use std::{io, time::Duration};
+use std::{ffi::OsString, io, time::Duration};
 
 use anyhow::Context as _;
 use ifmon::{BackendKind, Error, Event, EventKind, Monitor};
@@ -21,6 +21,7 @@ use super::{
     service,
     signals::Signals,
     state::{Directory, State},
+    target::{self, Target},
     top::terminal::Terminal,
     watches::{self, Watches},
 };
@@ -61,8 +62,9 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         Some(address) => Some(metrics::Listener::open(address).await?),
         None => None,
     };
-    let elsewhere =
-        !args.netns.is_empty() || args.interfaces.iter().any(|target| target.netns.is_some());
+    let is_elsewhere = |target: &Target| target.netns.is_some() && !target.is_everywhere();
+    let is_named = |netns: &OsString| netns != target::EVERYWHERE;
+    let elsewhere = args.netns.iter().any(is_named) || args.interfaces.iter().any(is_elsewhere);
     let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
     let (builder, watches, places) = watches::builder(&mut args, directory.as_mut())?;
     let monitor = builder.start().await?;

@@ -8,6 +8,9 @@ use std::{
 
 use ifmon::{InterfaceName, InvalidName, InvalidPattern, LinkKind, Pattern};
 
+/// Stands for all network namespaces.
+pub(crate) const EVERYWHERE: &str = "*";
+
 /// A name, or all that match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
@@ -42,6 +45,8 @@ pub(crate) enum Malformed {
          name"
     )]
     Index,
+    #[error("an index is one of a single network namespace")]
+    EverywhereIndex,
     #[error("the backslash at its end has nothing to take as it is; write \\\\ for a backslash")]
     Backslash,
 }
@@ -77,6 +82,33 @@ impl Target {
             expected,
         })
     }
+}
+
+impl Target {
+    /// Is it meant in all namespaces?
+    pub(crate) fn is_everywhere(&self) -> bool {
+        self.netns.as_deref() == Some(OsStr::new(EVERYWHERE))
+    }
+}
+
+/// Takes the names in all namespaces as the patterns that they are there. `all`: so it is with those
+/// that were named without a namespace.
+pub(crate) fn spread(targets: &mut [Target], all: bool) -> Result<(), Malformed> {
+    for target in targets {
+        if all && target.netns.is_none() {
+            target.netns = Some(EVERYWHERE.into());
+        }
+        if !target.is_everywhere() {
+            continue;
+        }
+        if let What::Name(name) = target.what {
+            if target.expected.is_some() {
+                return Err(Malformed::EverywhereIndex);
+            }
+            target.what = What::Pattern(Pattern::from(name));
+        }
+    }
+    Ok(())
 }
 
 /// Narrows every pattern to these kinds. Where there is no pattern, all interfaces of these kinds are

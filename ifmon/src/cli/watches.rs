@@ -13,7 +13,7 @@ use super::{
     args::Args,
     namespaces::Namespaces,
     state::Directory,
-    target::{Target, What},
+    target::{EVERYWHERE, Target, What},
 };
 
 /// A name in a namespace.
@@ -117,18 +117,22 @@ impl Watches {
 
     fn event_of(&mut self, pattern: &Pattern, event: &Event) -> bool {
         let is_it = |account: &&mut PatternAccount| {
-            (account.netns, &account.pattern) == (event.netns, pattern)
+            let is_there = [event.netns, NetnsId::ALL].contains(&account.netns);
+            is_there && account.pattern == *pattern
         };
         let Some(account) = self.patterns.iter_mut().find(is_it) else {
             return false;
         };
+        let is_everywhere = account.netns == NetnsId::ALL;
         account.delivered += 1;
         account.matches = match event.kind {
+            // It tells how many match in one of the namespaces.
+            EventKind::Resynced { .. } if is_everywhere => account.matches,
             EventKind::Watching { .. } | EventKind::Resynced { .. } => {
                 event.matches.unwrap_or(account.matches)
             }
             // Counted already in the line before.
-            _ if event.recovered => account.matches,
+            _ if event.recovered && !is_everywhere => account.matches,
             EventKind::Appeared { .. } => account.matches + 1,
             EventKind::Renamed { to, .. } if pattern.matches(&to) => account.matches,
             _ => account.matches.saturating_sub(1),
@@ -246,19 +250,35 @@ pub(crate) fn builder(
     };
     let find = |netns: &OsStr| Netns::find(netns).map_err(Misused);
     let interfaces = std::mem::take(&mut args.interfaces);
-    let mut unplaced = Vec::new();
+    let (mut unplaced, mut everywhere) = (Vec::new(), Vec::new());
     for wanted in interfaces.chunk_by(|one, next| one.netns == next.netns) {
         match wanted.first().and_then(|target| target.netns.as_deref()) {
+            Some(netns) if netns == EVERYWHERE => everywhere.extend_from_slice(wanted),
             Some(netns) => place(&find(netns)?, Some(netns), wanted),
             None => unplaced.extend_from_slice(wanted),
         }
     }
-    for netns in &args.netns {
+    for netns in args.netns.iter().filter(|netns| *netns != EVERYWHERE) {
         place(&find(netns)?, Some(netns), &unplaced);
     }
     if args.netns.is_empty() && !unplaced.is_empty() {
         let own = Netns::current().context("the network namespace of ifmon itself is unknown")?;
         place(&own, None, &unplaced);
+    }
+    for target in everywhere {
+        let What::Pattern(pattern) = target.what else {
+            continue;
+        };
+        patterns.push((NetnsId::ALL, pattern.clone()));
+        targets.push(ifmon::Target::from(pattern).in_all_netns());
+        namespaces.learn_all();
+    }
+    // What others have as the other end is told of this one, and no other is kept alive for that.
+    if !patterns.is_empty()
+        && let Ok(own) = Netns::current()
+        && let Err(error) = peers.enter(&own)
+    {
+        log::debug!("no peers are told: {error}");
     }
     namespaces.complete();
     Ok((

@@ -130,6 +130,12 @@ pub enum Unavailable {
     /// The feature `agent` of the crate was not chosen.
     #[error("ifmon was built without the agent")]
     AgentNotBuilt,
+    /// All network namespaces are to be watched.
+    #[error(
+        "it hears of the network namespaces that it was told to watch, one by one; all of them, and those to come, take \
+         fentry or kprobe"
+    )]
+    OneNamespace,
     /// Anything else.
     #[error("{0}")]
     Other(String),

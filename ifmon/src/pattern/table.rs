@@ -237,6 +237,40 @@ impl PatternTable {
         }
     }
 
+    /// The patterns of all namespaces, in one of which nothing is known yet. `is_read`: it has no device.
+    pub(crate) fn adopt(
+        &mut self,
+        patterns: impl IntoIterator<Item = Pattern>,
+        has_begun: bool,
+        is_read: bool,
+    ) {
+        self.patterns
+            .extend(patterns.into_iter().map(|pattern| Watched {
+                pattern,
+                is_read,
+                has_begun,
+            }));
+    }
+
+    /// They have begun, which is told of all namespaces together.
+    pub(crate) fn begin_silently(&mut self) {
+        for watched in &mut self.patterns {
+            watched.has_begun = true;
+        }
+    }
+
+    /// How many devices match a pattern.
+    pub(crate) fn matches(&self, pattern: &Pattern) -> u32 {
+        let accepts = |known: &&Known| pattern.accepts(&known.name, known.kind);
+        let matches = self.devices.values().filter(accepts).count();
+        u32::try_from(matches).unwrap_or(u32::MAX)
+    }
+
+    /// What is known of a device.
+    pub(crate) fn named(&self, ifindex: u32) -> Option<Named> {
+        self.devices.get(&ifindex).map(Known::named)
+    }
+
     /// Ends a watch.
     pub(crate) fn remove(&mut self, pattern: &Pattern) {
         self.patterns.retain(|watched| watched.pattern != *pattern);
@@ -741,15 +775,14 @@ impl PatternTable {
 
     /// Tells something about a pattern as a whole.
     fn tell_whole(&mut self, pattern: Pattern, kind: EventKind) {
-        let accepts = |known: &&Known| pattern.accepts(&known.name, known.kind);
-        let matches = self.devices.values().filter(accepts).count();
+        let matches = Some(self.matches(&pattern));
         self.said.push_back(Told {
             pattern,
             name: None,
             link_kind: None,
             kind,
             recovered: false,
-            matches: Some(u32::try_from(matches).unwrap_or(u32::MAX)),
+            matches,
         });
     }
 }

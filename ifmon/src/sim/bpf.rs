@@ -7,9 +7,9 @@ use std::{
 };
 
 use ifmon_ebpf::{
-    Counters as KernelCounters, DeviceState, LOOPBACK_IFINDEX, Leaving, Link, NETREG_REGISTERED,
-    NETREG_UNREGISTERING, Name, NameKey, NameState, PatternSet, PatternState, Place as WirePlace,
-    Record, USERSPACE_ID,
+    Counters as KernelCounters, DeviceState, EVERYWHERE, LOOPBACK_IFINDEX, Leaving, Link, Match,
+    NETREG_REGISTERED, NETREG_UNREGISTERING, Name, NameKey, NameState, PatternSet, PatternState,
+    Place as WirePlace, Record, USERSPACE_ID,
     filter::{self, Change, Event, Kernel},
 };
 
@@ -21,7 +21,7 @@ use super::{
     shrink::Decisions,
 };
 use crate::{
-    BackendKind, Counters, InterfaceName,
+    BackendKind, Counters, InterfaceName, NetnsId,
     bpf::{
         Reply, Request,
         core::{Bpf, Hook},
@@ -66,9 +66,11 @@ struct Maps {
     devices: BTreeMap<u64, DeviceState>,
     links: HashMap<Link, u64>,
     namespaces: HashMap<u32, u32>,
+    /// The programs trace.
+    hears_everywhere: bool,
     patterns: HashMap<u32, PatternSet>,
     pattern_states: HashMap<u32, PatternState>,
-    matching: HashMap<Link, Name>,
+    matching: HashMap<Link, Match>,
     /// How many devices may match at a time.
     matching_room: usize,
     leaving: HashMap<u64, Leaving>,
@@ -156,22 +158,45 @@ impl Kernel for Maps {
         !self.patterns.is_empty()
     }
 
+    fn hears_everywhere(&self) -> bool {
+        self.hears_everywhere
+    }
+
     fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
-        self.patterns.get(&netns)
+        let own = self.patterns.get(&netns);
+        own.or_else(|| self.patterns.get(&EVERYWHERE))
     }
 
     fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState> {
         self.pattern_states.get_mut(&netns)
     }
 
-    fn matching(&mut self, link: &Link) -> Name {
-        self.matching.get(link).copied().unwrap_or_default()
+    fn insert_pattern_state(&mut self, netns: u32, epoch: u32) -> bool {
+        let is_new = !self.pattern_states.contains_key(&netns);
+        if is_new {
+            let state = PatternState {
+                epoch,
+                ..PatternState::default()
+            };
+            self.pattern_states.insert(netns, state);
+        }
+        is_new
     }
 
-    fn set_matching(&mut self, link: &Link, name: &Name) -> bool {
+    fn remove_pattern_state(&mut self, netns: u32) {
+        self.pattern_states.remove(&netns);
+    }
+
+    fn matching(&mut self, link: &Link) -> Name {
+        let found = self.matching.get(link);
+        found.map_or_else(Name::default, |found| found.name)
+    }
+
+    fn set_matching(&mut self, link: &Link, name: &Name, kind: &Name) -> bool {
         let has_room = self.matching.len() < self.matching_room || self.matching.contains_key(link);
         if has_room {
-            self.matching.insert(*link, *name);
+            let (name, kind) = (*name, *kind);
+            self.matching.insert(*link, Match { name, kind });
         }
         has_room
     }
@@ -326,6 +351,7 @@ impl Side for Programs {
             },
             room: watches,
             maps: Maps {
+                hears_everywhere: kind != BackendKind::NetlinkEbpf,
                 crowd: watches - 1,
                 ring_room: room,
                 matching_room: if is_crowded {
@@ -372,9 +398,14 @@ impl Side for Programs {
             Request::InsertPatterns(..) => 18,
             Request::RemovePatterns(_) => 19,
             Request::PatternState(_) => 20,
-            Request::InsertPatternState(_) => 21,
-            Request::InsertMatching(_) => 22,
-            Request::RemoveMatching(_) => 23,
+            Request::PatternStates => 21,
+            Request::InsertPatternState(..) => 22,
+            Request::AddPatternState(..) => 23,
+            Request::RemovePatternState(_) => 24,
+            Request::Matching(_) => 25,
+            Request::InsertMatching(_) => 26,
+            Request::RemoveMatching(_) => 27,
+            Request::Namespaces => 28,
         };
         KINDS_OF_QUESTIONS + kind
     }
@@ -397,7 +428,9 @@ impl Side for Programs {
             | Request::RemoveDevice(_)
             | Request::RemoveNamespace(_)
             | Request::RemovePatterns(_)
-            | Request::RemoveMatching(_) => return None,
+            | Request::RemovePatternState(_)
+            | Request::RemoveMatching(_)
+            | Request::Namespaces => return None,
             Request::Overflowed(_) => Reply::Overflowed(Err(failure())),
             Request::Counters => {
                 self.counters = None;
@@ -414,12 +447,15 @@ impl Side for Programs {
             Request::Devices => Reply::Devices(Err(failure())),
             Request::Namespace(_) => Reply::Namespace(Err(failure())),
             Request::PatternState(_) => Reply::PatternState(Err(failure())),
+            Request::PatternStates => Reply::PatternStates(Err(failure())),
+            Request::AddPatternState(..) => Reply::Inserted(Err(failure())),
+            Request::Matching(_) => Reply::Matching(Err(failure())),
             Request::Enter(_)
             | Request::InsertName(..)
             | Request::InsertDevice(..)
             | Request::InsertNamespace(..)
             | Request::InsertPatterns(..)
-            | Request::InsertPatternState(_)
+            | Request::InsertPatternState(..)
             | Request::InsertMatching(_) => Reply::Done(Err(failure())),
         })
     }
@@ -532,18 +568,42 @@ impl Side for Programs {
             }
             Request::RemovePatterns(netns) => {
                 maps.patterns.remove(&netns.0);
-                maps.pattern_states.remove(&netns.0);
                 Reply::Done(Ok(()))
             }
             Request::PatternState(netns) => {
                 Reply::PatternState(Ok(maps.pattern_states.get(&netns.0).copied()))
             }
-            Request::InsertPatternState(netns) => {
-                maps.pattern_states.insert(netns.0, PatternState::default());
+            Request::PatternStates => {
+                let states = maps.pattern_states.iter();
+                let states = states.map(|(&netns, &state)| (NetnsId(netns), state));
+                Reply::PatternStates(Ok(states.collect()))
+            }
+            Request::InsertPatternState(netns, epoch) => {
+                maps.pattern_states.remove(&netns.0);
+                maps.insert_pattern_state(netns.0, epoch);
                 Reply::Done(Ok(()))
             }
+            Request::AddPatternState(netns, epoch) => {
+                Reply::Inserted(Ok(maps.insert_pattern_state(netns.0, epoch)))
+            }
+            Request::RemovePatternState(netns) => {
+                maps.pattern_states.remove(&netns.0);
+                Reply::Done(Ok(()))
+            }
+            Request::Matching(netns) => {
+                let here = maps.matching.iter();
+                let here = here.filter(|(link, _)| link.netns == netns.0);
+                Reply::Matching(Ok(here
+                    .map(|(link, &found)| (link.ifindex, found))
+                    .collect()))
+            }
+            Request::Namespaces => {
+                let open = (0..SPACES).filter(|&space| host.is_open(space));
+                Reply::Namespaces(open.map(host::netns).collect())
+            }
             Request::InsertMatching(link) => {
-                let inserted = maps.set_matching(&link, &Name::default().marked());
+                let inserted =
+                    maps.set_matching(&link, &Name::default().marked(), &Name::default());
                 let full = || io::ErrorKind::StorageFull.into();
                 Reply::Done(inserted.then_some(()).ok_or_else(full))
             }

@@ -32,7 +32,7 @@ const FOR_EVER: u32 = u32::MAX;
 /// What fails so often in a row is tried again without a wait. All names and patterns of a namespace
 /// that are looked up after a loss ask for a barrier or two each.
 const TOO_SOON: u32 = 20;
-pub(crate) const KINDS_OF_REQUESTS: usize = 32;
+pub(crate) const KINDS_OF_REQUESTS: usize = 40;
 
 /// A backend's side of the kernel.
 pub(crate) trait Side: fmt::Debug {

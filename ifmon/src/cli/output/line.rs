@@ -144,7 +144,8 @@ impl<'a> Line<'a> {
         if let Some(pattern) = pattern {
             line.add("pattern", Value::Pattern(pattern));
         }
-        line.add("netns", Value::Number(netns.into()));
+        let netns = (NetnsId(netns) != NetnsId::ALL || pattern.is_none()).then_some(netns);
+        line.add("netns", netns.into());
         if let Some(name) = netns_name {
             line.add("netns_name", Value::NetnsName(name));
         }

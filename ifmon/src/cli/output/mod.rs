@@ -119,6 +119,7 @@ impl Output {
     /// Takes an event. That never waits, so that nothing is lost when the end comes meanwhile; see
     /// [`Self::is_ready`].
     pub(crate) fn event(&mut self, event: &Event, told: Option<state::Told>) -> Told {
+        self.namespaces.look_again();
         let mut facts = Facts::of(event, &mut self.origins, &self.mine);
         let has_line = matches!(self.sums, Sums::None);
         let is_of_pattern = event.pattern.is_some();

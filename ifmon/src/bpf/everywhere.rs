@@ -1,0 +1,269 @@
+//! Patterns of all namespaces, with tracing.
+//!
+//! The programs begin to count in a namespace with the first change in it, which for one that is new
+//! is its loopback device, and end with its last. What matches there they know from the beginning,
+//! and so, after a loss, their maps say what is true: nobody has to enter the namespace, and it is
+//! not kept alive. Those that there are at the start are entered once, one after the other, to read
+//! which devices they have.
+
+use std::collections::BTreeMap;
+
+use ifmon_ebpf::{KERNEL_EPOCH, LOOPBACK_IFINDEX, Record, flag};
+
+use super::{
+    Reply, Request,
+    core::Bpf,
+    patterns::{Space, set},
+};
+use crate::{
+    Actor, Error, EventKind, NetnsId, Pattern,
+    machine::Outcome,
+    pattern::table::{PatternTable, Told},
+    signal::Signal,
+};
+
+/// The patterns of all namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Everywhere {
+    pub(super) is_on: bool,
+    patterns: Vec<Pattern>,
+    has_begun: bool,
+    /// Namespaces that there were at the start, and that were not entered yet.
+    pub(super) left: Vec<NetnsId>,
+    /// The one that is entered.
+    pub(super) entered: Option<NetnsId>,
+    /// There may be namespaces of which nothing was heard, and others may have ended.
+    pub(super) must_count: bool,
+}
+
+/// What is done about all namespaces.
+#[derive(Debug)]
+pub(super) enum Step {
+    State,
+    Set,
+    /// Which namespaces are there?
+    List,
+    /// How much has happened in each of those that the programs know?
+    Count,
+    /// They are fewer.
+    Narrow,
+    /// They do not begin: nothing is left of them.
+    RemoveSet(Error),
+    RemoveState(Error),
+}
+
+impl Everywhere {
+    /// What is watched in one namespace.
+    pub(super) fn table(&self, is_read: bool) -> PatternTable {
+        let mut table = PatternTable::default();
+        table.adopt(self.patterns.iter().cloned(), self.has_begun, is_read);
+        table
+    }
+
+    /// One with this epoch, in which so much has happened; one that is new has no device yet.
+    fn space(&self, epoch: u32, count: u64, is_new: bool) -> Space {
+        Space::of_all(self.table(is_new), !is_new).counted(epoch, count)
+    }
+}
+
+impl Bpf {
+    /// Begins to watch patterns in all namespaces.
+    pub(super) fn begin_everywhere(&mut self, patterns: Vec<Pattern>) -> Option<Step> {
+        if self.patterns.are_any() {
+            self.outcome = Some(Outcome::Watched(Err(Error::AllNamespaces)));
+            return None;
+        }
+        self.patterns.everywhere = Everywhere {
+            is_on: true,
+            patterns,
+            ..Everywhere::default()
+        };
+        Some(Step::State)
+    }
+
+    /// Ends the watch of one of them; what is to be done about it.
+    pub(super) fn end_everywhere(&mut self, pattern: &Pattern) -> Option<Step> {
+        let everywhere = &mut self.patterns.everywhere;
+        everywhere.patterns.retain(|other| other != pattern);
+        for space in self.patterns.spaces.values_mut() {
+            space.table.remove(pattern);
+        }
+        if !everywhere.is_on {
+            self.outcome = Some(Outcome::Unwatched);
+            return None;
+        }
+        Some(Step::Narrow)
+    }
+
+    pub(super) fn next_everywhere(&mut self, step: &Step) -> Request {
+        match step {
+            Step::State => Request::InsertPatternState(NetnsId::ALL, 0),
+            Step::Set | Step::Narrow => {
+                let table = self.patterns.everywhere.table(true);
+                Request::InsertPatterns(NetnsId::ALL, set(&table, false))
+            }
+            Step::List => Request::Namespaces,
+            Step::Count => Request::PatternStates,
+            Step::RemoveSet(_) => Request::RemovePatterns(NetnsId::ALL),
+            Step::RemoveState(_) => Request::RemovePatternState(NetnsId::ALL),
+        }
+    }
+
+    /// What follows from an answer: the next step, if there is any.
+    pub(super) fn everywhere_answered(&mut self, step: Step, reply: Reply) -> Option<Step> {
+        match (step, reply) {
+            (Step::State, Reply::Done(Ok(()))) => Some(Step::Set),
+            // Before the look: a namespace that is there by then, and that the programs do not know,
+            // is found by it.
+            (Step::Set, Reply::Done(Ok(()))) => Some(Step::List),
+            (Step::State | Step::Set, Reply::Done(Err(error))) => {
+                Some(Step::RemoveSet(Error::Filter(error)))
+            }
+            (Step::List, Reply::Namespaces(all)) => {
+                self.patterns.everywhere.left = all;
+                // Those that are new were told by then.
+                self.read_again();
+                None
+            }
+            (Step::Count, Reply::PatternStates(Ok(states))) => {
+                self.patterns.everywhere.must_count = false;
+                let states: BTreeMap<_, _> = states.into_iter().collect();
+                let known = self.patterns.spaces.iter();
+                let suspects = known.filter(|(netns, space)| {
+                    let state = states.get(netns);
+                    space.is_counted
+                        && state.is_none_or(|state| {
+                            (state.epoch, state.changes) != (space.epoch, space.count)
+                        })
+                });
+                // Each is asked once more: one can have ended or begun meanwhile.
+                let suspects = suspects.map(|(&netns, _)| netns).collect::<Vec<_>>();
+                self.patterns.suspects.extend(suspects);
+                for (netns, state) in states {
+                    if netns != NetnsId::ALL && !self.patterns.spaces.contains_key(&netns) {
+                        let space =
+                            self.patterns
+                                .everywhere
+                                .space(state.epoch, state.changes, false);
+                        self.patterns.spaces.insert(netns, space);
+                    }
+                }
+                None
+            }
+            (Step::Count, Reply::PatternStates(Err(error))) => {
+                self.trouble(error);
+                None
+            }
+            (Step::Narrow, _) => {
+                self.outcome = Some(Outcome::Unwatched);
+                None
+            }
+            (Step::RemoveSet(error), _) => Some(Step::RemoveState(error)),
+            (Step::RemoveState(error), _) => {
+                self.patterns.everywhere = Everywhere::default();
+                self.patterns.spaces.clear();
+                self.outcome = Some(Outcome::Watched(Err(error)));
+                None
+            }
+            (step, reply) => {
+                debug_assert!(false, "{reply:?} to {step:?}");
+                None
+            }
+        }
+    }
+
+    /// All namespaces that there were have been entered: then the patterns are watched.
+    pub(super) fn have_begun_everywhere(&mut self) -> bool {
+        let everywhere = &self.patterns.everywhere;
+        let is_due = everywhere.is_on && !everywhere.has_begun && everywhere.entered.is_none();
+        if !is_due || !self.patterns.are_certain() {
+            return false;
+        }
+        self.patterns.everywhere.has_begun = true;
+        for space in self.patterns.spaces.values_mut() {
+            space.table.begin_silently();
+        }
+        for pattern in &self.patterns.everywhere.patterns {
+            let spaces = self.patterns.spaces.values();
+            let matches = spaces.map(|space| space.table.matches(pattern)).sum();
+            self.said.push_back(Signal::Pattern {
+                netns: NetnsId::ALL,
+                told: Told {
+                    pattern: pattern.clone(),
+                    name: None,
+                    link_kind: None,
+                    kind: EventKind::Watching { ifindex: None },
+                    recovered: false,
+                    matches: Some(matches),
+                },
+                time: self.time,
+                by: None,
+            });
+        }
+        self.outcome = Some(Outcome::Watched(Ok(Vec::new())));
+        true
+    }
+
+    /// What a record says of the namespace where the device is now, or was.
+    pub(super) fn record_of_namespace(
+        &mut self,
+        record: &Record,
+        time: std::time::SystemTime,
+        by: Option<&Actor>,
+    ) {
+        if !self.patterns.everywhere.is_on {
+            return;
+        }
+        if record.flags & flag::LEFT_PATTERN != 0 {
+            let (netns, epoch) = (record.from.netns, record.left_epoch);
+            self.heard_of(netns, epoch, record.left_count, false, time, by);
+        }
+        if record.flags & (flag::TOOK_PATTERN | flag::FOUND_NETNS) == 0 {
+            return;
+        }
+        if record.took_epoch == 0 {
+            log::warn!(
+                "there is no room for more network namespaces; interfaces in {} are not watched",
+                record.to.netns
+            );
+            return;
+        }
+        let (netns, epoch) = (record.to.netns, record.took_epoch);
+        let is_first = record.flags & flag::FOUND_NETNS != 0;
+        let is_new =
+            is_first && record.flags & flag::NEW != 0 && record.to.ifindex == LOOPBACK_IFINDEX;
+        let count = if is_first { 0 } else { record.took_count };
+        self.heard_of(netns, epoch, count, is_new, time, by);
+    }
+
+    /// Something was heard of the namespace with this epoch, in which so much had happened if it is
+    /// not known.
+    fn heard_of(
+        &mut self,
+        netns: u32,
+        epoch: u32,
+        count: u64,
+        is_new: bool,
+        time: std::time::SystemTime,
+        by: Option<&Actor>,
+    ) {
+        let netns = NetnsId(netns);
+        match self.patterns.spaces.get(&netns) {
+            Some(space) if space.is_counted && !is_later(epoch, space.epoch) => return,
+            // That it had ended was lost.
+            Some(_) => self.patterns_gone(netns, time, by),
+            None => {}
+        }
+        let space = self.patterns.everywhere.space(epoch, count, is_new);
+        self.patterns.spaces.insert(netns, space);
+    }
+}
+
+/// Is this the epoch of a namespace that came after the one with the other? Those that userspace
+/// gives are of namespaces that were there before.
+fn is_later(one: u32, other: u32) -> bool {
+    match (one & KERNEL_EPOCH != 0, other & KERNEL_EPOCH != 0) {
+        (true, true) => one != other && one.wrapping_sub(other) & KERNEL_EPOCH == 0,
+        (is_kernels, others_is) => is_kernels && !others_is,
+    }
+}
