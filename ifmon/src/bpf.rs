@@ -87,7 +87,7 @@ pub(crate) enum Request {
     AddPatternState(NetnsId, u32),
     /// [`Reply::Done`], also when there is none.
     RemovePatternState(NetnsId),
-    /// The devices of a namespace that may match: [`Reply::Matching`].
+    /// The devices of a namespace that may match, and how much there was of it: [`Reply::Matching`].
     Matching(NetnsId),
     /// A device may match, whatever it is called: [`Reply::Done`].
     InsertMatching(Link),
@@ -97,6 +97,14 @@ pub(crate) enum Request {
     Namespaces,
     /// [`Reply::Answer`].
     Ask(NetnsId, Question),
+}
+
+/// The devices of a namespace that may match, by index.
+#[derive(Debug)]
+pub(crate) struct Matching {
+    pub(crate) devices: Vec<(u32, Match)>,
+    /// Read after them: whether there was room for all is told by what was counted by then.
+    pub(crate) state: Option<PatternState>,
 }
 
 /// The answer to a [`Request`].
@@ -115,7 +123,7 @@ pub(crate) enum Reply {
     Namespace(io::Result<Option<u32>>),
     PatternState(io::Result<Option<PatternState>>),
     PatternStates(io::Result<Vec<(NetnsId, PatternState)>>),
-    Matching(io::Result<Vec<(u32, Match)>>),
+    Matching(io::Result<Matching>),
     /// Those that can be entered.
     Namespaces(Vec<NetnsId>),
     Answer(Answer),

@@ -66,7 +66,10 @@ impl Outbox {
     /// The same of a pattern.
     pub(crate) fn forget_pattern(&mut self, netns: NetnsId, pattern: &Pattern) {
         self.items.retain(|item| match item {
-            Item::Event(event) => event.netns != netns || event.pattern.as_ref() != Some(pattern),
+            Item::Event(event) => {
+                let is_elsewhere = event.netns != netns && netns != NetnsId::ALL;
+                is_elsewhere || event.pattern.as_ref() != Some(pattern)
+            }
             Item::Mark(_) | Item::Error(_) => true,
         });
     }

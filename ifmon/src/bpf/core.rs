@@ -431,8 +431,8 @@ impl Bpf {
             // After what had happened in it: the programs write nothing of a watch any more whose
             // namespace has ended.
             Some(Task::IsAlive(netns))
-        } else if self.patterns.everywhere.must_count && self.patterns.suspects.is_empty() {
-            Some(Task::Everywhere(EverywhereStep::Count))
+        } else if let Some(step) = self.next_of_everywhere() {
+            Some(Task::Everywhere(step))
         } else if let Some((netns, step)) = self.patterns.next(self.overdue.is_none()) {
             Some(Task::Patterns(netns, step))
         } else {

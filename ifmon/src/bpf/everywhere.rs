@@ -6,7 +6,7 @@
 //! not kept alive. Those that there are at the start are entered once, one after the other, to read
 //! which devices they have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use ifmon_ebpf::{KERNEL_EPOCH, LOOPBACK_IFINDEX, Record, flag};
 
@@ -34,6 +34,8 @@ pub(super) struct Everywhere {
     pub(super) entered: Option<NetnsId>,
     /// There may be namespaces of which nothing was heard, and others may have ended.
     pub(super) must_count: bool,
+    /// Why they do not begin.
+    refused: Option<Error>,
 }
 
 /// What is done about all namespaces.
@@ -47,9 +49,8 @@ pub(super) enum Step {
     Count,
     /// They are fewer.
     Narrow,
-    /// They do not begin: nothing is left of them.
-    RemoveSet(Error),
-    RemoveState(Error),
+    /// They do not begin: nothing is left of them when this is done.
+    Undo(Error, VecDeque<Request>),
 }
 
 impl Everywhere {
@@ -104,8 +105,8 @@ impl Bpf {
             }
             Step::List => Request::Namespaces,
             Step::Count => Request::PatternStates,
-            Step::RemoveSet(_) => Request::RemovePatterns(NetnsId::ALL),
-            Step::RemoveState(_) => Request::RemovePatternState(NetnsId::ALL),
+            // There is something in it.
+            Step::Undo(_, left) => left.front().cloned().unwrap_or(Request::Namespaces),
         }
     }
 
@@ -117,7 +118,7 @@ impl Bpf {
             // is found by it.
             (Step::Set, Reply::Done(Ok(()))) => Some(Step::List),
             (Step::State | Step::Set, Reply::Done(Err(error))) => {
-                Some(Step::RemoveSet(Error::Filter(error)))
+                Some(self.undo_everywhere(Error::Filter(error)))
             }
             (Step::List, Reply::Namespaces(all)) => {
                 self.patterns.everywhere.left = all;
@@ -158,10 +159,18 @@ impl Bpf {
                 self.outcome = Some(Outcome::Unwatched);
                 None
             }
-            (Step::RemoveSet(error), _) => Some(Step::RemoveState(error)),
-            (Step::RemoveState(error), _) => {
+            (Step::Undo(error, mut left), reply) => {
+                left.pop_front();
+                // Those that the programs have found meanwhile.
+                if let Reply::PatternStates(Ok(states)) = reply {
+                    left.extend(states.into_iter().flat_map(|(netns, _)| remove(netns)));
+                }
+                if !left.is_empty() {
+                    return Some(Step::Undo(error, left));
+                }
                 self.patterns.everywhere = Everywhere::default();
                 self.patterns.spaces.clear();
+                self.patterns.suspects.clear();
                 self.outcome = Some(Outcome::Watched(Err(error)));
                 None
             }
@@ -170,6 +179,33 @@ impl Bpf {
                 None
             }
         }
+    }
+
+    /// One of the namespaces that there were cannot be watched.
+    pub(super) fn refuse_everywhere(&mut self, error: Error) {
+        self.patterns.everywhere.refused = Some(error);
+    }
+
+    /// What there is to do about all namespaces, before anything is done about one.
+    pub(super) fn next_of_everywhere(&mut self) -> Option<Step> {
+        if let Some(error) = self.patterns.everywhere.refused.take() {
+            return Some(self.undo_everywhere(error));
+        }
+        let must_count = self.patterns.everywhere.must_count && self.patterns.suspects.is_empty();
+        must_count.then_some(Step::Count)
+    }
+
+    fn undo_everywhere(&self, error: Error) -> Step {
+        // First that of all, so that no more are found.
+        let all = std::iter::once(NetnsId::ALL).chain(self.patterns.spaces.keys().copied());
+        let entered = self.patterns.everywhere.entered.map(Request::Leave);
+        let left = all.flat_map(remove).chain([Request::PatternStates]);
+        Step::Undo(error, left.chain(entered).collect())
+    }
+
+    /// Have they begun?
+    pub(super) const fn is_everywhere(&self) -> bool {
+        self.patterns.everywhere.has_begun
     }
 
     /// All namespaces that there were have been entered: then the patterns are watched.
@@ -182,6 +218,7 @@ impl Bpf {
         self.patterns.everywhere.has_begun = true;
         for space in self.patterns.spaces.values_mut() {
             space.table.begin_silently();
+            space.is_sure = true;
         }
         for pattern in &self.patterns.everywhere.patterns {
             let spaces = self.patterns.spaces.values();
@@ -257,6 +294,15 @@ impl Bpf {
         let space = self.patterns.everywhere.space(epoch, count, is_new);
         self.patterns.spaces.insert(netns, space);
     }
+}
+
+/// What takes from the programs what they know of a namespace.
+fn remove(netns: NetnsId) -> [Request; 3] {
+    [
+        Request::RemovePatterns(netns),
+        Request::RemovePatternState(netns),
+        Request::RemoveMatching(netns),
+    ]
 }
 
 /// Is this the epoch of a namespace that came after the one with the other? Those that userspace

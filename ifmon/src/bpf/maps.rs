@@ -11,7 +11,7 @@ use ifmon_ebpf::{
     PatternState, Place as WirePlace, USERSPACE_ID,
 };
 
-use super::{Reply, Request};
+use super::{Matching, Reply, Request};
 use crate::{NetnsId, Unavailable};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
@@ -79,17 +79,18 @@ impl PatternMaps {
         Ok(all.map(|(netns, state)| (NetnsId(netns), state)).collect())
     }
 
-    fn matching(&self, NetnsId(netns): NetnsId) -> io::Result<Vec<(u32, Match)>> {
-        let mut matching = Vec::new();
+    fn matching(&self, NetnsId(netns): NetnsId) -> io::Result<Matching> {
+        let mut devices = Vec::new();
         for link in self.matching.keys() {
             let link = link.map_err(cause)?;
             if link.netns == netns
                 && let Some(found) = get(&self.matching, &link)?
             {
-                matching.push((link.ifindex, found));
+                devices.push((link.ifindex, found));
             }
         }
-        Ok(matching)
+        let state = get(&self.states, &netns)?;
+        Ok(Matching { devices, state })
     }
 
     fn remove_matching(&mut self, NetnsId(netns): NetnsId) -> io::Result<()> {

@@ -19,7 +19,7 @@ use std::{
 use ifmon_ebpf::{Link, MASKS, Match, Name, NameMask, PatternSet, Record, flag};
 
 use super::{
-    Reply, Request,
+    Matching, Reply, Request,
     core::{Bpf, Hook, Task, place},
     everywhere::Everywhere,
 };
@@ -55,6 +55,8 @@ pub(super) struct Space {
     pub(super) count: u64,
     /// There was no room for all of its devices in the maps.
     is_full: bool,
+    /// The maps know all devices, and nothing was lost while they were told.
+    pub(super) is_sure: bool,
     /// What the programs know of its devices may be wrong, or is nothing yet.
     must_open: bool,
     /// They let everything through, until they know the devices.
@@ -194,6 +196,7 @@ impl Patterns {
             spaces, everywhere, ..
         } = self;
         if let Some(netns) = everywhere.entered
+            && is_all
             && spaces.get(&netns).is_none_or(Space::is_settled)
         {
             return Some((netns, Step::Exit));
@@ -228,10 +231,9 @@ impl Patterns {
 
     /// The same when there is nothing else to do.
     pub(super) fn identify(&mut self) -> Option<(NetnsId, Step)> {
-        self.spaces.iter_mut().find_map(|(&netns, space)| {
-            let may_ask = !space.is_of_all;
-            (may_ask && space.table.identify()).then_some((netns, Step::Read))
-        })
+        self.spaces
+            .iter_mut()
+            .find_map(|(&netns, space)| space.table.identify().then_some((netns, Step::Read)))
     }
 
     /// Is this a change of the namespace that was not accounted for? A later one than the next
@@ -262,6 +264,7 @@ impl Space {
             table,
             is_of_all: true,
             must_open,
+            is_sure: !must_open,
             ..Self::default()
         }
     }
@@ -295,9 +298,9 @@ impl Space {
     /// So many changes were lost.
     fn lost(&mut self, lost: u64) {
         self.table.lost(Some(lost));
-        // What the maps have of devices that were found without a name is what is known of them, if
-        // nothing was lost meanwhile.
-        self.must_open |= self.is_of_all && self.is_open;
+        // The maps say what is true, but for devices for which there was no room; and of those that
+        // were entered without a name it is what is known of them, if nothing was lost meanwhile.
+        self.must_open |= self.is_of_all && (!self.is_sure || self.is_full);
     }
 
     fn set(&self) -> Box<PatternSet> {
@@ -306,8 +309,8 @@ impl Space {
 
     /// What the programs know of the devices is an answer to all that is asked: nothing is hidden from
     /// them.
-    fn read_map(&mut self, matches: &[(u32, Match)]) -> io::Result<()> {
-        let links = matches.iter().filter_map(|&(ifindex, found)| {
+    fn read_map(&mut self, devices: &[(u32, Match)]) -> io::Result<()> {
+        let links = devices.iter().filter_map(|&(ifindex, found)| {
             let name = found.name.unmarked();
             let named = if name == Name::default() {
                 // As it was when the programs were told of it.
@@ -327,7 +330,7 @@ impl Space {
         self.table.answer(Answer::Table(Ok(table)))?;
         while let Some(question) = self.table.question() {
             let answer = match question {
-                // It is not among them, since there was no room.
+                // There was no room for it, perhaps.
                 Question::NameOf(ifindex) if self.is_full => {
                     Answer::Name(Ok(self.table.named(ifindex)))
                 }
@@ -446,8 +449,13 @@ impl Bpf {
     ) -> Option<Step> {
         if let Step::Exit = step {
             self.patterns.everywhere.entered = None;
+            // Everything was heard by then.
+            if let Some(space) = self.patterns.spaces.get_mut(&netns) {
+                space.is_sure = true;
+            }
             return None;
         }
+        let is_everywhere = self.is_everywhere();
         let space = self.patterns.spaces.get_mut(&netns)?;
         match (step, reply) {
             (Step::Enter, Reply::Done(Ok(()))) => {
@@ -456,18 +464,24 @@ impl Bpf {
             }
             (Step::Enter, Reply::Done(Err(error))) => {
                 log::debug!("network namespace {netns} cannot be entered: {error}");
-                if space.is_counted {
+                let is_over = error.kind() == io::ErrorKind::NotFound;
+                if space.is_counted && (is_over || is_everywhere && !space.is_full) {
                     // What it has is known from now on, and what it had is not.
                     space.must_open = false;
+                } else if is_everywhere {
+                    self.trouble(error);
                 } else {
                     self.patterns.spaces.remove(&netns);
+                    if !is_over {
+                        self.refuse_everywhere(Error::Recheck(error));
+                    }
                 }
                 None
             }
             (Step::Adopt, Reply::Inserted(Ok(_))) => Some(Step::Verify),
             (Step::Adopt, Reply::Inserted(Err(error))) => {
-                log::warn!("interfaces in network namespace {netns} are not watched: {error}");
                 self.patterns.spaces.remove(&netns);
+                self.refuse_everywhere(Error::Filter(error));
                 None
             }
             (Step::Verify, Reply::PatternState(Ok(state))) => {
@@ -499,6 +513,7 @@ impl Bpf {
             }
             (Step::Open, Reply::Done(Ok(()))) => {
                 space.closes = true;
+                space.is_sure = false;
                 space.must_open = !space.is_of_all;
                 Some(Step::Clear)
             }
@@ -540,14 +555,25 @@ impl Bpf {
                 self.trouble(error.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
                 None
             }
-            (Step::Read, Reply::Matching(matches)) => {
-                match matches.and_then(|matches| space.read_map(&matches)) {
-                    Ok(()) => self.read_again(),
-                    Err(error) => {
-                        space.table.abandon();
-                        self.trouble(error);
-                    }
+            (Step::Read, Reply::Matching(Ok(Matching { devices, state }))) => {
+                let is_full = state.is_none_or(|state| state.full != 0);
+                let is_news = is_full && !space.is_full;
+                space.is_full |= is_full;
+                if is_news {
+                    // Or the namespace has ended.
+                    space.table.abandon();
+                    space.must_open = true;
+                } else if let Err(error) = space.read_map(&devices) {
+                    space.table.abandon();
+                    self.trouble(error);
+                } else {
+                    self.read_again();
                 }
+                None
+            }
+            (Step::Read, Reply::Matching(Err(error))) => {
+                space.table.abandon();
+                self.trouble(error);
                 None
             }
             (Step::Read, Reply::Answer(answer)) => {
@@ -587,6 +613,7 @@ impl Bpf {
             }
             (Step::Settle, _) => {
                 self.have_begun(netns);
+                self.read_again();
                 None
             }
             (Step::Narrow, _) => {

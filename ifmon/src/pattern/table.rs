@@ -60,6 +60,8 @@ pub(crate) struct PatternTable {
     unheard: BTreeSet<u32>,
     /// Devices whose inode was not read.
     unidentified: BTreeSet<u32>,
+    /// Nobody enters the namespace to read any.
+    is_hidden: bool,
     said: VecDeque<Told>,
 }
 
@@ -237,13 +239,15 @@ impl PatternTable {
         }
     }
 
-    /// The patterns of all namespaces, in one of which nothing is known yet. `is_read`: it has no device.
+    /// The patterns of all namespaces, in one of which nothing is known yet, and which nobody enters to
+    /// read an inode. `is_read`: it has no device.
     pub(crate) fn adopt(
         &mut self,
         patterns: impl IntoIterator<Item = Pattern>,
         has_begun: bool,
         is_read: bool,
     ) {
+        self.is_hidden = true;
         self.patterns
             .extend(patterns.into_iter().map(|pattern| Watched {
                 pattern,
@@ -415,7 +419,7 @@ impl PatternTable {
         if self.is_dropping() && (self.was_filtered || !recovered) {
             self.unfiltered.insert(ifindex);
         }
-        if inode.is_none() {
+        if inode.is_none() && !self.is_hidden {
             self.unidentified.insert(ifindex);
         }
         self.tell(device.named(), recovered, |pattern| {
@@ -566,7 +570,8 @@ impl PatternTable {
             (one, other) => one.or(other),
         };
         let known = self.devices.iter();
-        let is_open = |(_, known): &(&u32, &Known)| known.inode.is_none();
+        let is_hidden = self.is_hidden;
+        let is_open = |(_, known): &(&u32, &Known)| known.inode.is_none() && !is_hidden;
         self.unidentified
             .extend(known.filter(is_open).map(|(&ifindex, _)| ifindex));
         // Which of them it was about is not remembered: all are looked at once more.

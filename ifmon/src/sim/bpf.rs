@@ -21,9 +21,9 @@ use super::{
     shrink::Decisions,
 };
 use crate::{
-    BackendKind, Counters, InterfaceName, NetnsId,
+    BackendKind, Counters, NetnsId,
     bpf::{
-        Reply, Request,
+        Matching, Reply, Request,
         core::{Bpf, Hook},
     },
     machine::Source,
@@ -249,6 +249,16 @@ fn kind(device: &Device) -> Name {
     Name::from_bytes(kind.unwrap_or_default())
 }
 
+fn loopback(space: usize) -> Device {
+    Device {
+        id: 0,
+        space,
+        ifindex: LOOPBACK_IFINDEX,
+        name: host::loopback(),
+        kind: None,
+    }
+}
+
 fn key_of(spot: &Spot) -> NameKey {
     NameKey {
         name: Name::from_bytes(spot.name.padded()),
@@ -269,15 +279,9 @@ impl Programs {
             Notice::Leaving(old, _) => (Event::Leaving, old, NETREG_REGISTERED),
             Notice::Repeated(device) => (Event::Repeated, device, NETREG_UNREGISTERED),
             Notice::NetnsGone(space) => {
-                let loopback = Device {
-                    id: 0,
-                    space,
-                    ifindex: LOOPBACK_IFINDEX,
-                    name: InterfaceName::new("lo").expect("a valid name"),
-                    kind: None,
-                };
-                (Event::Unregistered, loopback, NETREG_UNREGISTERING)
+                (Event::Unregistered, loopback(space), NETREG_UNREGISTERING)
             }
+            Notice::NetnsNew(space) => (Event::Registered, loopback(space), NETREG_REGISTERED),
             Notice::Altered(_) | Notice::Released(_) => return,
         };
         let seen = filter::Notice {
@@ -314,7 +318,10 @@ impl Programs {
                 };
                 (seen, device)
             }
-            Notice::Released(_) | Notice::Repeated(_) | Notice::NetnsGone(_) => return,
+            Notice::Released(_)
+            | Notice::Repeated(_)
+            | Notice::NetnsGone(_)
+            | Notice::NetnsNew(_) => return,
         };
         if !self.entered[device.space] {
             return;
@@ -327,6 +334,35 @@ impl Programs {
             return;
         }
         filter::observe(&mut self.maps, &seen);
+    }
+}
+
+impl Programs {
+    /// Patterns of all namespaces are watched, or were.
+    fn check_everywhere(&self, host: &Host) {
+        let maps = &self.maps;
+        for &netns in maps
+            .pattern_states
+            .keys()
+            .filter(|&&netns| netns != EVERYWHERE)
+        {
+            let is_there = !host.now.has_ended[host::space_of(NetnsId(netns))];
+            assert!(is_there, "{netns} has ended: {:?}", maps.pattern_states);
+        }
+        // One that went as it was entered without a name stays.
+        let nameless = Name::default().marked();
+        for (link, _) in maps
+            .matching
+            .iter()
+            .filter(|(_, found)| found.name != nameless)
+        {
+            let space = host::space_of(NetnsId(link.netns));
+            let is_there = match link.ifindex {
+                LOOPBACK_IFINDEX => maps.pattern_states.contains_key(&link.netns),
+                ifindex => host.now.by_index(space, ifindex).is_some(),
+            };
+            assert!(is_there, "{link:?} is gone: {:?}", maps.matching);
+        }
     }
 }
 
@@ -447,7 +483,11 @@ impl Side for Programs {
             Request::Devices => Reply::Devices(Err(failure())),
             Request::Namespace(_) => Reply::Namespace(Err(failure())),
             Request::PatternState(_) => Reply::PatternState(Err(failure())),
-            Request::PatternStates => Reply::PatternStates(Err(failure())),
+            Request::PatternStates => {
+                // What is to be removed cannot be known.
+                self.has_leftovers = true;
+                Reply::PatternStates(Err(failure()))
+            }
             Request::AddPatternState(..) => Reply::Inserted(Err(failure())),
             Request::Matching(_) => Reply::Matching(Err(failure())),
             Request::Enter(_)
@@ -467,7 +507,11 @@ impl Side for Programs {
         match request {
             Request::Ask(netns, question) => Reply::Answer(answer(host, netns, question)),
             Request::Enter(netns) => {
-                self.entered[host::space_of(netns)] = true;
+                let space = host::space_of(netns);
+                if !host.is_open(space) {
+                    return Reply::Done(Err(io::ErrorKind::NotFound.into()));
+                }
+                self.entered[space] = true;
                 Reply::Done(Ok(()))
             }
             Request::Leave(netns) => {
@@ -593,9 +637,10 @@ impl Side for Programs {
             Request::Matching(netns) => {
                 let here = maps.matching.iter();
                 let here = here.filter(|(link, _)| link.netns == netns.0);
-                Reply::Matching(Ok(here
-                    .map(|(link, &found)| (link.ifindex, found))
-                    .collect()))
+                Reply::Matching(Ok(Matching {
+                    devices: here.map(|(link, &found)| (link.ifindex, found)).collect(),
+                    state: maps.pattern_states.get(&netns.0).copied(),
+                }))
             }
             Request::Namespaces => {
                 let open = (0..SPACES).filter(|&space| host.is_open(space));
@@ -664,6 +709,7 @@ impl Side for Programs {
         watched: &[Spot],
         patterns: &[patterns::Place],
     ) {
+        let is_everywhere = patterns.iter().any(|place| place.is_everywhere);
         let matches = |device: &Device| {
             let matches = |place: &patterns::Place| {
                 place.spot.space == device.space && place.pattern.accepts(&device.name, device.kind)
@@ -686,7 +732,8 @@ impl Side for Programs {
         );
         let is_watched = |space| watched.iter().any(|spot| spot.space == space);
         for space in 0..SPACES {
-            let has_patterns = patterns.iter().any(|place| place.spot.space == space);
+            let is_here = |place: &patterns::Place| place.spot.space == space;
+            let has_patterns = !is_everywhere && patterns.iter().any(is_here);
             let is_needed = self.hook == Hook::Socket && is_watched(space) || has_patterns;
             assert_eq!(self.entered[space], is_needed, "namespace {space} is held");
         }
@@ -702,14 +749,22 @@ impl Side for Programs {
             .iter()
             .map(|place| netns(place.spot.space).0)
             .collect();
-        assert_eq!(maps.patterns.len(), patterned.len(), "{:?}", maps.patterns);
-        let is_patterned = |link: &Link| patterned.contains(&link.netns);
-        assert!(
-            maps.matching.keys().all(is_patterned),
-            "{:?}",
-            maps.matching
-        );
-        spots.extend(patterned);
+        if is_everywhere || maps.patterns.contains_key(&EVERYWHERE) {
+            self.check_everywhere(host);
+        } else {
+            assert_eq!(maps.patterns.len(), patterned.len(), "{:?}", maps.patterns);
+            let is_patterned = |link: &Link| patterned.contains(&link.netns);
+            if !self.has_leftovers {
+                let counted = maps.pattern_states.len();
+                assert_eq!(counted, patterned.len(), "{:?}", maps.pattern_states);
+                assert!(
+                    maps.matching.keys().all(is_patterned),
+                    "{:?}",
+                    maps.matching
+                );
+            }
+            spots.extend(patterned);
+        }
         for spot in watched {
             let state = maps.names.get(&key_of(spot));
             let state = state.unwrap_or_else(|| panic!("the program knows nothing of {spot:?}"));

@@ -38,10 +38,21 @@ const LAST_INDEX: u32 = 5;
 const DEVICES: usize = 4;
 const FIRST_NETNS: u32 = 4_026_531_840;
 
+/// The place of what is watched in all of them.
+pub(crate) const EVERYWHERE: usize = SPACES;
+
 /// The inode number of the namespace that is in this place. Whatever namespace comes there next has
 /// the same.
 pub(crate) const fn netns(space: usize) -> NetnsId {
+    if space == EVERYWHERE {
+        return NetnsId::ALL;
+    }
     NetnsId(FIRST_NETNS + space as u32)
+}
+
+/// What a loopback device is called.
+pub(crate) fn loopback() -> InterfaceName {
+    InterfaceName::new("lo").expect("a valid name")
 }
 
 /// The place of the namespace with this inode number.
@@ -148,6 +159,8 @@ pub(crate) enum Notice {
     Repeated(Device),
     /// The loopback device of the namespace in this place was unregistered, the last of all.
     NetnsGone(usize),
+    /// That of another one was registered, the first of all.
+    NetnsNew(usize),
 }
 
 #[derive(Debug)]
@@ -363,6 +376,7 @@ impl Host {
                     let mut state = self.now;
                     state.eras[space] += 1;
                     state.has_ended[space] = false;
+                    self.tell(Notice::NetnsNew(space));
                     self.steps.push_back(Step::Show(state));
                 } else {
                     self.doomed[space] = true;

@@ -292,7 +292,7 @@ impl Side for Sockets {
                 self.tell_deleted(old, Some(moved));
             }
             Notice::Released(device) => self.tell(device.space, None),
-            Notice::Repeated(_) | Notice::NetnsGone(_) => {}
+            Notice::Repeated(_) | Notice::NetnsGone(_) | Notice::NetnsNew(_) => {}
         }
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    host::{self, Device, Host, Spot, State, netns},
+    host::{self, Device, Host, SPACES, Spot, State, netns},
     oracle::Means,
 };
 use crate::{Event, EventKind, InterfaceName, Pattern};
@@ -18,6 +18,8 @@ pub(crate) struct Place {
     /// The name has no meaning.
     pub(crate) spot: Spot,
     pub(crate) pattern: Pattern,
+    /// It is watched in all namespaces, and so in any that has the number.
+    pub(crate) is_everywhere: bool,
 }
 
 /// One watch of a pattern, from its `watching` on.
@@ -55,8 +57,17 @@ struct Belief {
 impl Place {
     fn holds(&self, state: &State, device: &Device) -> bool {
         device.space == self.spot.space
-            && state.is_there(self.spot)
+            && state.is_there(self.spot_in(state))
             && self.pattern.accepts(&device.name, device.kind)
+    }
+
+    fn spot_in(&self, state: &State) -> Spot {
+        let era = if self.is_everywhere {
+            state.eras[self.spot.space]
+        } else {
+            self.spot.era
+        };
+        Spot { era, ..self.spot }
     }
 
     fn held(&self, state: &State) -> BTreeMap<u32, InterfaceName> {
@@ -73,11 +84,12 @@ impl Place {
         for before in old.devices().filter(|device| self.holds(old, device)) {
             let now = new.by_id(before.id);
             let is_here = now.is_some_and(|now| now.space == before.space);
-            if now == Some(before) && new.is_there(self.spot) {
+            let spot = self.spot_in(new);
+            if now == Some(before) && new.is_there(spot) {
                 continue;
             }
-            let there = now.filter(|_| !is_here || new.is_there(self.spot));
-            let kind = host::departure(self.spot, before.ifindex, there, new);
+            let there = now.filter(|_| !is_here || new.is_there(spot));
+            let kind = host::departure(spot, before.ifindex, there, new);
             changes.push((before.name, kind));
         }
         for after in new.devices().filter(|device| self.holds(new, device)) {
@@ -142,6 +154,44 @@ impl Follower {
         let least = count(|names| names.iter().all(Option::is_some));
         let most = count(|names| names.iter().any(Option::is_some));
         least <= matches && matches <= most
+    }
+
+    /// The same in each of all namespaces, of which it is told together how many match.
+    pub(crate) fn begin_everywhere(
+        place: &Place,
+        means: Means,
+        host: &Host,
+        window: (usize, usize),
+        matches: Option<u32>,
+    ) -> Option<Vec<Self>> {
+        let (mut least, mut most) = (0, 0);
+        let mut begin = |space| {
+            let spot = Spot {
+                space,
+                ..place.spot
+            };
+            let place = Place {
+                spot,
+                ..place.clone()
+            };
+            let states = &host.states[window.0..=window.1];
+            let counts = states.iter().map(|state| place.held(state).len());
+            let (fewest, many) = (counts.clone().min()?, counts.max()?);
+            least += fewest;
+            most += many;
+            let begun = (fewest..=many).filter_map(|count| {
+                let count = u32::try_from(count).ok();
+                Self::begin(place.clone(), means, host, window, count)
+            });
+            // However many it was in this one.
+            begun.reduce(|mut all, other| {
+                all.beliefs.extend(other.beliefs);
+                all
+            })
+        };
+        let followers = (0..SPACES).map(&mut begin).collect::<Option<_>>()?;
+        let matches = usize::try_from(matches?).ok()?;
+        (least..=most).contains(&matches).then_some(followers)
     }
 
     /// More has happened since.

@@ -31,7 +31,7 @@ const TOO_OFTEN: u32 = 200;
 const FOR_EVER: u32 = u32::MAX;
 /// What fails so often in a row is tried again without a wait. All names and patterns of a namespace
 /// that are looked up after a loss ask for a barrier or two each.
-const TOO_SOON: u32 = 20;
+const TOO_SOON: u32 = 30;
 pub(crate) const KINDS_OF_REQUESTS: usize = 40;
 
 /// A backend's side of the kernel.
@@ -134,6 +134,8 @@ pub(crate) struct Setting {
     pub(crate) is_faulty: bool,
     /// All patterns are narrowed to some kinds.
     pub(crate) is_narrowed: bool,
+    /// They are watched in all namespaces.
+    pub(crate) is_everywhere: bool,
     /// Something happens at one in so many occasions.
     pub(crate) pace: u32,
     /// The reader takes something at one in so many.
@@ -160,6 +162,7 @@ impl Setting {
             is_crowded: decisions.chance(2),
             is_faulty: decisions.chance(3),
             is_narrowed: decisions.chance(2),
+            is_everywhere: kind == BackendKind::Fentry && decisions.chance(2),
             pace: pick(decisions, &[16, 4, 2, 40]),
             reader: pick(decisions, &[1, 4, 30]),
             asker: pick(decisions, &[30, 6, 200]),
@@ -633,9 +636,15 @@ impl<S: Side> Run<S> {
                 if !self.host.is_open(space) || !S::takes_patterns(space) {
                     return;
                 }
+                let space = self.pattern_space(space);
                 let patterns: Vec<_> = (0..=decisions.below(2))
                     .map(|_| host::pattern(decisions, self.setting.is_narrowed))
                     .collect();
+                // Loopback devices are none of the host's.
+                let is_loopback = |pattern: &Pattern| pattern.accepts(&host::loopback(), None);
+                if space == host::EVERYWHERE && patterns.iter().any(is_loopback) {
+                    return;
+                }
                 let at = self.host.at();
                 self.asked = Some(Asked::WatchPatterns {
                     space,
@@ -648,6 +657,7 @@ impl<S: Side> Run<S> {
                 }
             }
             18.. => {
+                let space = self.pattern_space(space);
                 let pattern = host::pattern(decisions, self.setting.is_narrowed);
                 let place = self.place(space, pattern.clone());
                 self.asked = Some(Asked::UnwatchPattern(place));
@@ -685,9 +695,22 @@ impl<S: Side> Run<S> {
     }
 
     fn place(&self, space: usize, pattern: Pattern) -> patterns::Place {
+        let is_everywhere = space == host::EVERYWHERE;
+        // The first stands for all.
+        let space = if is_everywhere { 0 } else { space };
         patterns::Place {
             spot: self.spot(space, InterfaceName::NONE),
             pattern,
+            is_everywhere,
+        }
+    }
+
+    /// Where patterns are watched.
+    const fn pattern_space(&self, space: usize) -> usize {
+        if self.setting.is_everywhere {
+            host::EVERYWHERE
+        } else {
+            space
         }
     }
 
@@ -723,7 +746,8 @@ impl<S: Side> Run<S> {
             (Asked::UnwatchPattern(place), Reply::Unwatched(was_watched)) => {
                 let is_known = self.is_pattern_watched(&place);
                 let is_it = |other: &patterns::Place| {
-                    (other.spot.space, &other.pattern) == (place.spot.space, &place.pattern)
+                    let is_here = other.spot.space == place.spot.space || place.is_everywhere;
+                    is_here && other.pattern == place.pattern
                 };
                 let is_known_still = self.patterns.iter().any(|other| is_it(&other.place))
                     || self.begun_patterns.iter().any(|(other, _)| is_it(other));
@@ -737,7 +761,10 @@ impl<S: Side> Run<S> {
             }
             (Asked::Watch { .. } | Asked::WatchPatterns { .. }, Reply::Watched(Err(error))) => {
                 let is_for_room = self.setting.is_crowded && matches!(error, Error::Filter(_));
-                assert!(self.setting.is_faulty || is_for_room, "refused: {error}");
+                // They are for the start.
+                let is_late = self.setting.is_everywhere && matches!(error, Error::AllNamespaces);
+                let is_expected = self.setting.is_faulty || is_for_room || is_late;
+                assert!(is_expected, "refused: {error}");
                 self.sum.refused += 1;
             }
             (Asked::Unwatch(spot), Reply::Unwatched(was_watched)) => {
@@ -807,6 +834,9 @@ impl<S: Side> Run<S> {
     }
 
     fn heard_pattern(&mut self, pattern: Pattern, event: &Event) {
+        if event.netns == NetnsId::ALL {
+            return self.begun_everywhere(pattern, event);
+        }
         let space = host::space_of(event.netns);
         let is_it = |place: &patterns::Place| place.spot.space == space && place.pattern == pattern;
         let follower = self.patterns.iter().position(|other| is_it(&other.place));
@@ -844,6 +874,24 @@ impl<S: Side> Run<S> {
             EventKind::Resynced { .. } => self.sum.resyncs += 1,
             _ => self.sum.verdicts += 1,
         }
+    }
+
+    fn begun_everywhere(&mut self, pattern: Pattern, event: &Event) {
+        assert!(matches!(event.kind, EventKind::Watching { .. }));
+        let place = self.place(host::EVERYWHERE, pattern);
+        let is_it = |(other, _): &(patterns::Place, _)| *other == place;
+        let begun = self.begun_patterns.iter().position(is_it);
+        let window = match (begun, &self.asked) {
+            (Some(at), _) => self.begun_patterns.remove(at).1,
+            (None, Some(Asked::WatchPatterns { at, .. })) => (*at, self.host.at()),
+            (None, asked) => panic!("{event:?}, and {asked:?} was asked"),
+        };
+        let means = self.setting.means();
+        let (host, matches) = (&self.host, event.matches);
+        let followers = patterns::Follower::begin_everywhere(&place, means, host, window, matches);
+        let followers =
+            followers.unwrap_or_else(|| panic!("{event:?} was never true in {window:?}"));
+        self.patterns.extend(followers);
     }
 
     fn heard(&mut self, netns: NetnsId, name: InterfaceName, kind: &EventKind, recovered: bool) {
@@ -984,8 +1032,9 @@ impl<S: Side> Run<S> {
             follower.rest(&self.host);
         }
         let host = &self.host;
-        self.patterns
-            .retain(|follower| host.now.is_there(follower.place.spot));
+        self.patterns.retain(|patterns::Follower { place, .. }| {
+            place.is_everywhere || host.now.is_there(place.spot)
+        });
         let patterns: Vec<_> = self
             .patterns
             .iter()
