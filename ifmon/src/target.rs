@@ -74,7 +74,9 @@ impl Target {
     /// later, and patterns of single namespaces beside it. No namespace is kept alive by it. There
     /// is one `Watching`, with all that match and [`NetnsId::ALL`]; every other event has the
     /// namespace that it is about. A namespace that neither `/proc/PID/ns/net` of any process nor a
-    /// mount shows is watched from the first change on that is made in it.
+    /// mount shows is watched from the first change on that is made in it. A device is known by its
+    /// index there: one that takes the index and the name of another while events are lost is not told
+    /// from it.
     ///
     /// [`Handle::watch`]: crate::Handle::watch
     /// [`NetnsId::ALL`]: crate::NetnsId::ALL

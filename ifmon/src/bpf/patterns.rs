@@ -468,19 +468,17 @@ impl Bpf {
                 if space.is_counted && (is_over || is_everywhere && !space.is_full) {
                     // What it has is known from now on, and what it had is not.
                     space.must_open = false;
+                } else if is_over {
+                    self.patterns.spaces.remove(&netns);
                 } else if is_everywhere {
                     self.trouble(error);
                 } else {
-                    self.patterns.spaces.remove(&netns);
-                    if !is_over {
-                        self.refuse_everywhere(Error::Recheck(error));
-                    }
+                    self.refuse_everywhere(Error::Recheck(error));
                 }
                 None
             }
             (Step::Adopt, Reply::Inserted(Ok(_))) => Some(Step::Verify),
             (Step::Adopt, Reply::Inserted(Err(error))) => {
-                self.patterns.spaces.remove(&netns);
                 self.refuse_everywhere(Error::Filter(error));
                 None
             }
@@ -488,7 +486,7 @@ impl Bpf {
                 let is_it = |epoch| !space.is_counted || epoch == space.epoch;
                 match state.filter(|state| is_it(state.epoch)) {
                     Some(state) => {
-                        space.is_full = state.full != 0;
+                        space.is_full |= state.full != 0;
                         if !space.is_counted {
                             space.is_counted = true;
                             space.epoch = state.epoch;
@@ -537,7 +535,7 @@ impl Bpf {
             (Step::Count, Reply::PatternState(Ok(state))) if space.is_of_all => {
                 let state = state.filter(|state| state.epoch == space.epoch);
                 if let Some(state) = state {
-                    space.is_full = state.full != 0;
+                    space.is_full |= state.full != 0;
                     space.catch_up(state.changes);
                 } else {
                     // If another one has its number, that is found by the next look.
@@ -601,6 +599,7 @@ impl Bpf {
             (Step::Close, Reply::Done(Ok(()))) => Some(Step::Settle),
             // There is no room for all of them: everything is let through from now on.
             (Step::Mark(_), Reply::Done(Err(error))) => {
+                space.is_full = true;
                 log::warn!("the programs let every interface through from now on: {error}");
                 self.have_begun(netns);
                 None

@@ -148,21 +148,23 @@ impl Setting {
     pub(crate) fn decide<S: Side>(kind: BackendKind, decisions: &mut Decisions) -> Self {
         let pick = |decisions: &mut Decisions, of: &[u32]| of[decisions.index(of.len())];
         let behind = decisions.index(S::BEHIND.len().max(1));
+        let is_everywhere = kind == BackendKind::Fentry && decisions.chance(2);
         Self {
             kind,
             behind: S::BEHIND.get(behind).copied(),
             conduct: Conduct {
                 room: pick(decisions, &[1 << 30, 1 << 30, 1, 2, 3, 5]) as usize,
                 calm: decisions.chance(4),
-                // Who is back after the agent was away is known by its index.
-                reuses: decisions.chance(2) && kind != BackendKind::Agent,
+                // Who is back after the agent was away is known by its index; so is, after a loss,
+                // whoever matches in a namespace that nobody enters.
+                reuses: decisions.chance(2) && kind != BackendKind::Agent && !is_everywhere,
                 overwrites: decisions.chance(2),
                 lockless: decisions.chance(2),
             },
             is_crowded: decisions.chance(2),
             is_faulty: decisions.chance(3),
             is_narrowed: decisions.chance(2),
-            is_everywhere: kind == BackendKind::Fentry && decisions.chance(2),
+            is_everywhere,
             pace: pick(decisions, &[16, 4, 2, 40]),
             reader: pick(decisions, &[1, 4, 30]),
             asker: pick(decisions, &[30, 6, 200]),
