@@ -55,6 +55,8 @@ pub(super) struct Space {
     pub(super) count: u64,
     /// There was no room for all of its devices in the maps.
     is_full: bool,
+    /// It could not be entered.
+    is_closed: bool,
     /// The maps know all devices, and nothing was lost while they were told.
     pub(super) is_sure: bool,
     /// What the programs know of its devices may be wrong, or is nothing yet.
@@ -460,6 +462,7 @@ impl Bpf {
         match (step, reply) {
             (Step::Enter, Reply::Done(Ok(()))) => {
                 self.patterns.everywhere.entered = Some(netns);
+                space.is_closed = false;
                 Some(Step::Adopt)
             }
             (Step::Enter, Reply::Done(Err(error))) => {
@@ -468,6 +471,7 @@ impl Bpf {
                 if space.is_counted && (is_over || is_everywhere && !space.is_full) {
                     // What it has is known from now on, and what it had is not.
                     space.must_open = false;
+                    space.is_closed = true;
                 } else if is_over {
                     self.patterns.spaces.remove(&netns);
                 } else if is_everywhere {
@@ -554,11 +558,13 @@ impl Bpf {
                 None
             }
             (Step::Read, Reply::Matching(Ok(Matching { devices, state }))) => {
-                let is_full = state.is_none_or(|state| state.full != 0);
-                let is_news = is_full && !space.is_full;
-                space.is_full |= is_full;
-                if is_news {
-                    // Or the namespace has ended.
+                let Some(state) = state.filter(|state| state.epoch == space.epoch) else {
+                    self.patterns_gone(netns, self.time, None);
+                    self.patterns.everywhere.must_count = true;
+                    return None;
+                };
+                space.is_full |= state.full != 0;
+                if space.is_full && !space.is_closed {
                     space.table.abandon();
                     space.must_open = true;
                 } else if let Err(error) = space.read_map(&devices) {
