@@ -50,6 +50,8 @@ pub(crate) struct Agent {
     others: Netlink,
     command: Option<(Command, Progress)>,
     said: VecDeque<Said>,
+    /// What was told to be lost; `None` once not all of it was counted.
+    lost: Option<u64>,
     /// To be let go of.
     closing: VecDeque<Request>,
     awaiting: Awaiting,
@@ -153,6 +155,7 @@ impl Agent {
             others: Netlink::new(is_filtered),
             command: None,
             said: VecDeque::new(),
+            lost: Some(0),
             closing: VecDeque::new(),
             awaiting: Awaiting::Nobody,
             has_failed: false,
@@ -368,9 +371,8 @@ impl Agent {
         let is_elsewhere = netns.is_some_and(|netns| netns != self.home);
         match progress {
             Progress::New if matches!(command, Command::Count) => {
-                // Only the agent could count.
                 self.command = None;
-                let counted = Outcome::Counted(Counters::default());
+                let counted = Outcome::Counted(self.counters());
                 self.said.push_back(Said::Done(counted));
             }
             Progress::New if is_elsewhere => {
@@ -569,13 +571,13 @@ impl Machine for Agent {
     fn poll(&mut self, now: &Now) -> Step<Request> {
         loop {
             match self.said.pop_front() {
-                Some(Said::Signal(signal)) => return Step::Signal(signal),
+                Some(Said::Signal(signal)) => return self.tell(signal),
                 Some(Said::Done(outcome)) => return Step::Done(outcome),
                 None => {}
             }
             if self.has_failed {
                 return match self.command.take() {
-                    Some(_) => Step::Done(Outcome::Counted(Counters::default())),
+                    Some(_) => Step::Done(Outcome::Counted(self.counters())),
                     None => Step::Wait(None),
                 };
             }
@@ -624,7 +626,7 @@ impl Machine for Agent {
                         // Before its watches have begun it says what is not asked for.
                         let has_begun = !matches!(stand_in.busy, Some(Busy::Take(_)));
                         if has_begun && let Some(signal) = self.names.translate(signal) {
-                            return Step::Signal(signal);
+                            return self.tell(signal);
                         }
                         continue;
                     }
@@ -688,13 +690,28 @@ impl Machine for Agent {
 }
 
 impl Agent {
+    fn tell(&mut self, signal: Signal) -> Step<Request> {
+        if let Signal::Resync { lost, .. } = signal {
+            self.lost = self.lost.zip(lost).map(|(before, lost)| before + lost);
+        }
+        Step::Signal(signal)
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            lost: self.lost,
+            // Only the agent could count these.
+            ..Counters::default()
+        }
+    }
+
     /// Hands on a step of netlink that is not for us.
     fn pass_on(&mut self, step: Step<netlink::Request>, awaiting: Awaiting) -> Step<Request> {
         self.awaiting = awaiting;
         match step {
             Step::Request(request) => Step::Request(Request::Netlink(request)),
             Step::Background(request) => Step::Background(Request::Netlink(request)),
-            Step::Signal(signal) => Step::Signal(signal),
+            Step::Signal(signal) => self.tell(signal),
             Step::Done(outcome) => Step::Done(outcome),
             Step::Wait(until) => Step::Wait(until),
             Step::Failed(error) => self.give_up(error),

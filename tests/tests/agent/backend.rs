@@ -51,6 +51,10 @@ fn is_resync(line: &Value, changed: bool) -> bool {
     line["lost"].is_null() && line["changed"] == changed
 }
 
+fn last(ifmon: Ifmon) -> Result<Value> {
+    ifmon.stop()?.lines.pop().context("no last line")
+}
+
 #[test]
 fn a_user_without_privileges_gets_the_agent_and_netlink_while_it_is_away() -> Result<()> {
     let Host {
@@ -164,6 +168,10 @@ fn what_happened_while_the_agent_was_being_replaced_is_told() -> Result<()> {
     host.room.add("wg0", 7)?;
     let ifmon = client(&host.room, &host.folder, &["--backend", "agent", "wg0"])?;
     ifmon.expect("wg0", "watching")?;
+    // Who has the agent from the begin to the end has lost nothing.
+    let other = client(&host.room, &host.folder, &["--backend", "agent", "wg0"])?;
+    other.expect("wg0", "watching")?;
+    ensure!(last(other)?["lost"] == 0);
     // While both sleep, the device is replaced and the agent ends.
     ifmon.signal(Signal::STOP)?;
     host.agent.signal(Signal::KILL)?;
@@ -180,7 +188,7 @@ fn what_happened_while_the_agent_was_being_replaced_is_told() -> Result<()> {
         line["ifindex"] == 9 && line["old_ifindex"] == 7 && line["recovered"] == true,
         "{line}"
     );
-    ifmon.stop()?;
+    ensure!(last(ifmon)?["lost"].is_null());
     Ok(())
 }
 
