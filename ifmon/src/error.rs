@@ -1,8 +1,13 @@
 //! What can go wrong, and what each case means for the engine behind an interface.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use crate::{BackendKind, InterfaceName, InvalidName, InvalidPattern, NetnsId, host::Unavailable};
+use crate::{
+    BackendKind, InterfaceName, InvalidName, InvalidPattern, NetnsId, host::Unavailable, netns,
+};
 
 /// Why a watch failed or ended.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +65,7 @@ pub enum Error {
     AllNamespaces,
 
     /// A network namespace could not be opened.
-    #[error("cannot open the network namespace {}: {source}", .path.display())]
+    #[error("cannot open the network namespace {}: {}", .path.display(), not_opened(.path, .source))]
     Netns {
         /// What was opened.
         path: PathBuf,
@@ -104,6 +109,15 @@ pub enum Error {
     /// The stream of events ended, and opening it again failed for good.
     #[error("the stream of events ended and could not be opened again: {0}")]
     Ended(#[source] io::Error),
+}
+
+/// A name that is not there is most often one that was mistyped.
+fn not_opened(path: &Path, source: &io::Error) -> String {
+    if source.kind() == io::ErrorKind::NotFound && path.parent() == Some(Path::new(netns::NAMES)) {
+        "there is none of that name; `ip netns` lists those that there are".to_owned()
+    } else {
+        source.to_string()
+    }
 }
 
 impl Error {

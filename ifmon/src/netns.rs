@@ -26,7 +26,7 @@ use rustix::{
 use crate::Error;
 
 /// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
-const NAMES: &str = "/run/netns";
+pub(crate) const NAMES: &str = "/run/netns";
 
 /// The inode number of a network namespace, as `readlink /proc/PID/ns/net` shows it.
 ///
@@ -303,7 +303,8 @@ fn mounted(line: &[u8]) -> Option<(NetnsId, PathBuf)> {
 /// A refusal says what was missing: the number alone sends people to look at the file's mode.
 fn needs_capability(errno: rustix::io::Errno) -> io::Error {
     if errno == rustix::io::Errno::PERM {
-        let why = "entering another network namespace takes CAP_SYS_ADMIN";
+        let why = "entering another network namespace takes CAP_SYS_ADMIN; \
+                   run it as root or give it the capability";
         return io::Error::new(io::ErrorKind::PermissionDenied, why);
     }
     errno.into()

@@ -84,7 +84,11 @@ fn bad_names_are_wrong_usage() {
 
 #[test]
 fn missing_namespaces_are_wrong_usage() {
-    fails(words(&["no-such-netns/wg0"]), 2, &["no-such-netns"]);
+    fails(
+        words(&["no-such-netns/wg0"]),
+        2,
+        &["no-such-netns", "`ip netns` lists"],
+    );
     fails(
         words(&["--netns", "no-such-netns", "wg0"]),
         2,

@@ -116,7 +116,8 @@ pub enum Unavailable {
     NoSocketFilter(#[source] io::Error),
     /// There is no agent.
     #[error(
-        "no agent listens on {} ({source}); `systemctl enable --now ifmon.socket` or `ifmon --serve` has one", .path.display()
+        "no agent listens on {}{}; `systemctl enable --now ifmon.socket` or `ifmon --serve` has one",
+        .path.display(), refusal(.source)
     )]
     NoAgent {
         /// Where it would listen.
@@ -139,6 +140,14 @@ pub enum Unavailable {
     /// Anything else.
     #[error("{0}")]
     Other(String),
+}
+
+/// Why nobody could be asked, where it is not that nobody is there.
+fn refusal(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => String::new(),
+        _ => format!(" ({source})"),
+    }
 }
 
 impl Unavailable {

@@ -203,7 +203,7 @@ fn an_agent_that_is_asked_for_by_name_has_to_be_there() -> Result<()> {
     );
     let said = refused.stderr.lines().last().context("it said nothing")?;
     ensure!(
-        said.contains("no agent listens on") && said.contains("ifmon.socket"),
+        said.contains("io.ifmon; `systemctl enable --now ifmon.socket`"),
         "{said}"
     );
     // Else netlink is taken, and it is said why.
