@@ -51,7 +51,8 @@ removes() {
     echo IFMON_OPTIONS=--nonsense > /etc/default/ifmon-veth9
     ! systemctl start ifmon@veth9
     rm /etc/default/ifmon-veth9
-    dpkg --remove ifmon
+    dpkg --remove ifmon > /run/removed 2>&1
+    is "$(grep Failed /run/removed)" ''
     is "$(pgrep --exact ifmon)" ''
     # The link of what was enabled keeps its name in the manager's list until the purge, and no more than that.
     is "$(systemctl list-units --all --no-legend --state active,activating,failed 'ifmon*')" ''
@@ -70,6 +71,7 @@ purges() {
     is "$(pgrep --exact ifmon)" ''
     files > /run/after
     diff /run/before /run/after
+    [ ! -e /run/ifmon ]
     is "$(systemctl list-units --all --no-legend 'ifmon@*')" ''
     is "$(find /etc/systemd -xtype l)" ''
 }
