@@ -341,7 +341,7 @@ many events of this one, and how many were lost (\fBstopped\fR).
 .SH PATTERNS
 An argument with a \fB*\fR, \fB?\fR or \fB[\fR in it watches all interfaces whose names match, as in a shell.
 \fBappeared\fR says that one was made, renamed into the pattern, or moved here. \fB\-\-on\-restart\fR, \fB\-\-state\fR,
-metrics and the agent take names alone. A pattern keeps its network namespace alive.
+the agent and the metrics of interfaces take names alone. A pattern keeps its network namespace alive.
 .PP
 \fB\-\-kind\fR narrows all patterns to interfaces of some kinds, which are what \fBip link add type\fR takes. An interface that is
 hardware has none, nor has \fBlo\fR. Names are not narrowed.
