@@ -34,6 +34,10 @@ pub(super) struct Everywhere {
     pub(super) entered: Option<NetnsId>,
     /// There may be namespaces of which nothing was heard, and others may have ended.
     pub(super) must_count: bool,
+    /// Namespaces that have ended while everything was let through in them.
+    pub(super) ended: Vec<NetnsId>,
+    /// It was said that some may not be entered.
+    pub(super) is_refused: bool,
     /// Why they do not begin.
     refused: Option<Error>,
 }
@@ -198,9 +202,10 @@ impl Bpf {
     fn undo_everywhere(&self, error: Error) -> Step {
         // First that of all, so that no more are found.
         let all = std::iter::once(NetnsId::ALL).chain(self.patterns.spaces.keys().copied());
-        let entered = self.patterns.everywhere.entered.map(Request::Leave);
+        let Everywhere { entered, ended, .. } = &self.patterns.everywhere;
+        let all = all.chain(ended.iter().copied());
         let left = all.flat_map(remove).chain([Request::PatternStates]);
-        Step::Undo(error, left.chain(entered).collect())
+        Step::Undo(error, left.chain(entered.map(Request::Leave)).collect())
     }
 
     /// Have they begun?

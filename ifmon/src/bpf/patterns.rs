@@ -78,6 +78,8 @@ pub(super) enum Step {
     /// and it is still the one that they mean.
     Verify,
     Exit,
+    /// It has ended while everything was let through.
+    Forget,
     State,
     Open,
     /// What they know of devices counts for nothing: that one was deleted may have been missed, and
@@ -197,6 +199,9 @@ impl Patterns {
         let Self {
             spaces, everywhere, ..
         } = self;
+        if let Some(netns) = everywhere.ended.pop() {
+            return Some((netns, Step::Forget));
+        }
         if let Some(netns) = everywhere.entered
             && is_all
             && spaces.get(&netns).is_none_or(Space::is_settled)
@@ -375,8 +380,10 @@ impl Bpf {
     /// What is to be asked for this step; `None` when it needs nothing, or another one comes first.
     pub(super) fn next_of_patterns(&mut self, netns: NetnsId, step: &Step) -> Option<Request> {
         let ask = |question| Some(Request::Ask(netns, question));
-        if let Step::Exit = step {
-            return Some(Request::Leave(netns));
+        match step {
+            Step::Exit => return Some(Request::Leave(netns)),
+            Step::Forget => return Some(Request::RemovePatterns(netns)),
+            _ => {}
         }
         let is_entered = self.patterns.everywhere.entered == Some(netns);
         let space = self.patterns.spaces.get_mut(&netns)?;
@@ -430,7 +437,7 @@ impl Bpf {
                 });
             }
             Step::Narrow => return Some(Request::InsertPatterns(netns, space.set())),
-            Step::Remove => return Some(Request::RemovePatterns(netns)),
+            Step::Remove | Step::Forget => return Some(Request::RemovePatterns(netns)),
             // That one was deleted cannot be missed where all namespaces are heard of.
             Step::Clear if space.is_of_all => Step::Wait,
             Step::Clear | Step::RemoveMatching => return Some(Request::RemoveMatching(netns)),
@@ -449,6 +456,9 @@ impl Bpf {
         step: Step,
         reply: Reply,
     ) -> Option<Step> {
+        if let Step::Forget = step {
+            return None;
+        }
         if let Step::Exit = step {
             self.patterns.everywhere.entered = None;
             // Everything was heard by then.
@@ -467,12 +477,19 @@ impl Bpf {
             }
             (Step::Enter, Reply::Done(Err(error))) => {
                 log::debug!("network namespace {netns} cannot be entered: {error}");
-                let is_over = error.kind() == io::ErrorKind::NotFound;
-                if space.is_counted && (is_over || is_everywhere && !space.is_full) {
+                let may_not = error.kind() == io::ErrorKind::PermissionDenied;
+                let is_away = error.kind() == io::ErrorKind::NotFound || may_not && !space.is_full;
+                if may_not && !std::mem::replace(&mut self.patterns.everywhere.is_refused, true) {
+                    log::warn!(
+                        "network namespaces that may not be entered are watched from the next change in \
+                         each on ({error})"
+                    );
+                }
+                if space.is_counted && (is_away || is_everywhere && !space.is_full) {
                     // What it has is known from now on, and what it had is not.
                     space.must_open = false;
                     space.is_closed = true;
-                } else if is_over {
+                } else if is_away {
                     self.patterns.spaces.remove(&netns);
                 } else if is_everywhere {
                     self.trouble(error);
@@ -779,6 +796,9 @@ impl Bpf {
             && (space.is_counted || space.is_of_all)
         {
             space.table.netns_gone();
+            if space.is_of_all && space.is_open {
+                self.patterns.everywhere.ended.push(netns);
+            }
             self.say_patterns(netns, time, by);
             self.patterns.spaces.remove(&netns);
             self.patterns.suspects.remove(&netns);

@@ -341,6 +341,10 @@ impl Programs {
     /// Patterns of all namespaces are watched, or were.
     fn check_everywhere(&self, host: &Host) {
         let maps = &self.maps;
+        for netns in maps.patterns.keys() {
+            let is_counted = maps.pattern_states.contains_key(netns);
+            assert!(is_counted, "{netns} has ended: {:?}", maps.patterns);
+        }
         for &netns in maps
             .pattern_states
             .keys()
