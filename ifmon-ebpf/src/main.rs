@@ -48,21 +48,21 @@ fn ifmon_kprobe(ctx: ProbeContext) -> u32 {
 /// whoever waits for the socket is not woken, and its queue stays empty.
 #[socket_filter]
 fn ifmon_socket(ctx: SkBuffContext) -> i64 {
-    observe::<_, ANYTHING, false>(&ctx, netlink::notice::<false>(&ctx));
+    observe::<_, ANYTHING, false>(&ctx, netlink::notice(&ctx));
     0
 }
 
 /// The same for who has no CAP_PERFMON before 6.17.
 #[socket_filter]
 fn ifmon_socket_pid(ctx: SkBuffContext) -> i64 {
-    observe::<_, PID_AND_CGROUP, false>(&ctx, netlink::notice::<true>(&ctx));
+    observe::<_, PID_AND_CGROUP, false>(&ctx, netlink::notice(&ctx));
     0
 }
 
 /// The same where he may not even ask that, before 6.10.
 #[socket_filter]
 fn ifmon_socket_nobody(ctx: SkBuffContext) -> i64 {
-    observe::<_, NOTHING, false>(&ctx, netlink::notice::<true>(&ctx));
+    observe::<_, NOTHING, false>(&ctx, netlink::notice(&ctx));
     0
 }
 

@@ -70,9 +70,9 @@ const LAST_BYTE: usize = 0xffff;
 // `Name` has its bytes in memory's order.
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// What the message says. `CALLS` is for who has no CAP_PERFMON before 6.17, see [`find`].
+/// What the message says.
 #[inline(always)]
-pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice> {
+pub(crate) fn notice(packet: &SkBuffContext) -> Option<Notice> {
     let header: Header = packet.load(0).ok()?;
     let is_deletion = header.kind == RTM_DELLINK;
     if !is_deletion && header.kind != RTM_NEWLINK || header.family != AF_UNSPEC {
@@ -85,7 +85,7 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
         ifindex: header.ifindex,
     };
     // Before the ways part, so that the verifier walks to it once.
-    let name = name::<CALLS>(packet)?;
+    let name = name(packet)?;
     let kind = if cfg!(feature = "patterns") {
         kind(packet)
     } else {
@@ -97,7 +97,7 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
     let event = if !is_deletion {
         Event::Exists
     } else if (maps::id_of(&link).is_some() || maps::has_patterns_in(link.netns))
-        && destination::<CALLS>(packet, &mut nsid, &mut to_ifindex)
+        && destination(packet, &mut nsid, &mut to_ifindex)
     {
         Event::Moved
     } else {
@@ -118,8 +118,8 @@ pub(crate) fn notice<const CALLS: bool>(packet: &SkBuffContext) -> Option<Notice
 
 /// The name in the message.
 #[inline(always)]
-fn name<const CALLS: bool>(packet: &SkBuffContext) -> Option<Name> {
-    let (at, size) = find::<STEPS_TO_NAME, CALLS>(packet, IFLA_IFNAME)?;
+fn name(packet: &SkBuffContext) -> Option<Name> {
+    let (at, size) = find::<STEPS_TO_NAME>(packet, IFLA_IFNAME)?;
     // What a wireless device says of itself has its name and nothing else of a link.
     let next = next_to(at, size) as u64;
     if cfg!(feature = "patterns") && kind_of(word(packet.skb.skb, next)) == IFLA_WIRELESS {
@@ -222,12 +222,8 @@ fn text(packet: &SkBuffContext, at: usize, size: usize) -> Option<Name> {
 
 /// Did the deleted device move, and where to?
 #[inline(always)]
-fn destination<const CALLS: bool>(
-    packet: &SkBuffContext,
-    nsid: &mut i32,
-    ifindex: &mut u32,
-) -> bool {
-    let Some((at, size)) = find::<STEPS_TO_NETNSID, CALLS>(packet, IFLA_NEW_NETNSID) else {
+fn destination(packet: &SkBuffContext, nsid: &mut i32, ifindex: &mut u32) -> bool {
+    let Some((at, size)) = find::<STEPS_TO_NETNSID>(packet, IFLA_NEW_NETNSID) else {
         return false;
     };
     *nsid = packet.load(at).unwrap_or_default();
@@ -241,31 +237,16 @@ fn destination<const CALLS: bool>(
 
 /// Place and size of the first attribute of a kind.
 ///
-/// One kind at a time, because the verifier goes through every step with all that can have been
-/// found before it.
-///
-/// To who has no CAP_PERFMON a loop is refused before 6.17: the verifier also goes where a
-/// processor may go by a wrong guess (`sanitize_speculative_path` in `kernel/bpf/verifier.c`), past
-/// the last step, where the loop has no end. There every step is a call instead, which takes the
-/// verifier four times as long; written out, they would be a large program.
+/// The steps are calls of global functions, which the verifier goes through once, for whatever
+/// arguments. Written out or in a loop, it would go through each step with all that can have been
+/// found before it; and a loop it refuses to who has no CAP_PERFMON, before 6.17, since there it
+/// also goes where a processor may go by a wrong guess (`sanitize_speculative_path` in
+/// `kernel/bpf/verifier.c`), past the last step, where the loop has no end.
 #[inline(always)]
-fn find<const STEPS: usize, const CALLS: bool>(
-    packet: &SkBuffContext,
-    kind: u16,
-) -> Option<(usize, usize)> {
-    let packet = packet.skb.skb;
+fn find<const STEPS: usize>(packet: &SkBuffContext, kind: u16) -> Option<(usize, usize)> {
     let mut walk = size_of::<Header>() as Walk;
-    if CALLS {
-        for _ in 0..STEPS / 16 {
-            walk = sixteen_steps(packet, walk, kind);
-        }
-    } else {
-        for _ in 0..STEPS {
-            walk = step(packet, walk, kind);
-            if is_over(walk) {
-                break;
-            }
-        }
+    for _ in 0..STEPS / 16 {
+        walk = ifmon_sixteen_steps(packet.skb.skb, walk, u32::from(kind));
     }
     found(walk)
 }
@@ -288,28 +269,40 @@ const fn is_over(walk: Walk) -> bool {
     walk & (FOUND | NOT_FOUND) != 0
 }
 
+// A global function keeps its name, and has arguments of whole registers: the context, as the
+// kernel's own types have it, and numbers. Its loop of four is written out.
+
 #[inline(never)]
-fn sixteen_steps(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
-    let walk = four_steps(packet, walk, kind);
-    let walk = four_steps(packet, walk, kind);
-    let walk = four_steps(packet, walk, kind);
-    four_steps(packet, walk, kind)
+#[unsafe(no_mangle)]
+extern "C" fn ifmon_sixteen_steps(packet: *mut __sk_buff, mut walk: Walk, kind: u32) -> Walk {
+    for _ in 0..4 {
+        walk = ifmon_four_steps(packet, walk, kind);
+        if is_over(walk) {
+            break;
+        }
+    }
+    walk
 }
 
 #[inline(never)]
-fn four_steps(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
-    let walk = one_step(packet, walk, kind);
-    let walk = one_step(packet, walk, kind);
-    let walk = one_step(packet, walk, kind);
-    one_step(packet, walk, kind)
+#[unsafe(no_mangle)]
+extern "C" fn ifmon_four_steps(packet: *mut __sk_buff, mut walk: Walk, kind: u32) -> Walk {
+    for _ in 0..4 {
+        walk = ifmon_one_step(packet, walk, kind);
+        if is_over(walk) {
+            break;
+        }
+    }
+    walk
 }
 
 #[inline(never)]
-fn one_step(packet: *mut __sk_buff, walk: Walk, kind: u16) -> Walk {
+#[unsafe(no_mangle)]
+extern "C" fn ifmon_one_step(packet: *mut __sk_buff, walk: Walk, kind: u32) -> Walk {
     if is_over(walk) {
         return walk;
     }
-    step(packet, walk, kind)
+    step(packet, walk, kind as u16)
 }
 
 /// Past the attribute here, unless it is of the kind.

@@ -1,7 +1,8 @@
 //! Loads the BPF object, and finds the plain reason when the kernel does not take it.
 
 use std::{
-    error::Error as _, fs, io, os::unix::fs::MetadataExt as _, path::Path, thread, time::Duration,
+    borrow::Cow, error::Error as _, fs, io, os::unix::fs::MetadataExt as _, path::Path, thread,
+    time::Duration,
 };
 
 use aya::{
@@ -13,7 +14,7 @@ use aya::{
 use ifmon_ebpf::{OBJECT, OBJECT_OF_NAMES, OBJECT_WITH_LOG};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
-use super::layout::Layout;
+use super::{btf::VMLINUX, layout::Layout};
 use crate::{
     Unavailable,
     error::again,
@@ -235,7 +236,7 @@ impl Load<'_> {
     /// Parses the object, creates its maps and sets its constants. Says how many watches there is
     /// room for.
     pub(crate) fn object(&self) -> Result<(Ebpf, usize), Unavailable> {
-        // With patterns the verifier walks twelve times as many instructions, and each of their maps
+        // With patterns the verifier walks some five times as many instructions, and each of their maps
         // is a page at least.
         let code = match self.patterns {
             _ if wants_log() => OBJECT_WITH_LOG,
@@ -243,6 +244,11 @@ impl Load<'_> {
             _ => OBJECT,
         };
         let code = code.ok_or(Unavailable::NoObject)?;
+        let code = if Path::new(VMLINUX).exists() {
+            Cow::Borrowed(code)
+        } else {
+            Cow::Owned(without_types(code))
+        };
         let Self {
             watches,
             patterns,
@@ -295,7 +301,7 @@ impl Load<'_> {
                 .map_max_entries("PATTERN_STATES", pattern_states)
                 .map_max_entries("MATCHING", matching)
                 .map_max_entries("EVENTS", ring)
-                .load(code);
+                .load(&code);
             match result {
                 Ok(object) => return Ok((object, entries as usize)),
                 Err(error) => last = Some(error),
@@ -356,6 +362,22 @@ pub(crate) fn with_memory<T>(
 /// Is the kernel side to say what it sees?
 pub(crate) fn wants_log() -> bool {
     log::log_enabled!(target: "ifmon_ebpf", log::Level::Debug)
+}
+
+/// The object without BTF of its own: then its global functions are none.
+///
+/// The verifier goes through a global function once and not at each call, and needs the kernel's BTF
+/// to know its arguments (`btf_get_prog_ctx_type` in `kernel/bpf/btf.c`). A kernel that has none
+/// goes the long way.
+fn without_types(object: &[u8]) -> Vec<u8> {
+    const SECTIONS: &[u8] = b".BTF";
+    const NO_SECTIONS: &[u8] = b".btf";
+    let mut without = object.to_vec();
+    // Names of sections alone: what else is called so is looked for by nobody.
+    for at in memchr::memmem::find_iter(object, SECTIONS) {
+        without[at..at + SECTIONS.len()].copy_from_slice(NO_SECTIONS);
+    }
+    without
 }
 
 /// A loader that has not parsed the kernel's BTF.

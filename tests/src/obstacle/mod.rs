@@ -75,6 +75,10 @@ pub const ALL: &[Obstacle] = &[
         meet: seccomp_enosys,
     },
     Obstacle {
+        name: "no BTF",
+        meet: no_btf,
+    },
+    Obstacle {
         name: "BTF without a field",
         meet: btf_without_field,
     },
@@ -269,6 +273,21 @@ fn seccomp_enosys() -> Result {
         },
         "no bpf(2)",
     )
+}
+
+/// The filter of a socket needs none, also without CAP_PERFMON, and then the verifier goes the long
+/// way.
+fn no_btf() -> Result {
+    let mut setting = Setting {
+        hide: Some(PathBuf::from("/sys/kernel/btf")),
+        ..Setting::default()
+    };
+    match tracing_refused(&setting, "/sys/kernel/btf/vmlinux") {
+        Result::Passed => {}
+        other => return other,
+    }
+    setting.capabilities = Some(CapabilitySet::BPF);
+    setting.takes("netlink-ebpf", SOCKET, &[]).into()
 }
 
 /// A copy of the kernel's BTF, changed, in its place.
