@@ -24,6 +24,12 @@ pub const EBPF: &[BackendKind] = &[
 ];
 /// Those on a function of the kernel, which see every device of the host.
 pub const TRACING: &[BackendKind] = &[BackendKind::Fentry, BackendKind::Kprobe];
+/// Those that hear of the namespaces alone that they are told of, one by one.
+pub const BY_NAMESPACE: &[BackendKind] = &[
+    BackendKind::NetlinkEbpf,
+    BackendKind::Netlink,
+    BackendKind::NetlinkUnfiltered,
+];
 /// Those that work without privileges.
 pub const UNPRIVILEGED: &[BackendKind] = &[BackendKind::Netlink, BackendKind::NetlinkUnfiltered];
 

@@ -69,7 +69,12 @@ pub fn check(line: &Value, backend: &str, begin: i64) -> Result<i64> {
         is_number(&line["matches"]) == counts,
         "not how many match: {line}"
     );
-    ensure!(is_number(&line["netns"]), "netns is no number: {line}");
+    // What is said of a pattern in all namespaces is said of none of them.
+    let of_all = whole && event != "resynced" && line["netns"].is_null();
+    ensure!(
+        is_number(&line["netns"]) || of_all,
+        "netns is no number: {line}"
+    );
     let no_index = matches!(event, "watching" | "resynced" | "stopped");
     ensure!(
         is_number(&line["ifindex"]) || no_index && line["ifindex"].is_null(),

@@ -268,7 +268,11 @@ impl NamedNetns {
     pub fn new(room: &Room, name: &str) -> Result<Self> {
         let folder = PathBuf::from("/run/netns");
         fs::create_dir_all(&folder)?;
-        let path = folder.join(name);
+        Self::at(room, folder.join(name))
+    }
+
+    /// The same at any place, as container runtimes do it.
+    pub fn at(room: &Room, path: PathBuf) -> Result<Self> {
         File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let named = Self(path);
         rustix::mount::mount_bind(room.path(), &named.0)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ifmon::BackendKind;
+use ifmon::{BackendKind, NetnsId};
 use serde_json::Value;
 
 use crate::{
@@ -57,8 +57,9 @@ pub struct Stage {
     begin: i64,
     program: Option<Ifmon>,
     watches: BTreeSet<Watch>,
-    /// In the order in which they began.
+    /// In the order in which they began: those of names, and those of patterns, which end after them.
     begun: Vec<Watch>,
+    begun_patterns: Vec<Watch>,
     /// Lines that were read while another was waited for.
     unread: BTreeMap<Watch, VecDeque<Value>>,
     /// What was read of each watch: how many lines, and the time of the last change.
@@ -82,6 +83,7 @@ impl Stage {
             program: None,
             watches: BTreeSet::new(),
             begun: Vec::new(),
+            begun_patterns: Vec::new(),
             unread: BTreeMap::new(),
             read: BTreeMap::new(),
             gone: BTreeSet::new(),
@@ -190,6 +192,25 @@ impl Stage {
         Ok(())
     }
 
+    /// The same in all namespaces, those to come as well. The sentinel is at home.
+    pub fn watch_everywhere(&mut self, options: &[&str], patterns: &[(&str, u32)]) -> Result<()> {
+        let mut args: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        args.push(SENTINEL.to_owned());
+        args.extend(patterns.iter().map(|(pattern, _)| format!("*/{pattern}")));
+        let home = self.home.id()?;
+        self.start(&args, true)?;
+        self.begin_watches([(home, SENTINEL, None)])?;
+        for &(pattern, matches) in patterns {
+            self.expect_everywhere(pattern, matches)?;
+        }
+        Ok(())
+    }
+
+    /// A pattern that is watched in all namespaces has to match so many.
+    pub fn expect_everywhere(&mut self, pattern: &str, matches: u32) -> Result<()> {
+        self.begin_pattern(NetnsId::ALL.0, pattern, matches)
+    }
+
     /// A pattern that is watched at home has to match so many.
     pub fn expect_pattern(&mut self, pattern: &str, matches: u32) -> Result<()> {
         let home = self.home.id()?;
@@ -246,6 +267,7 @@ impl Stage {
         self.begin = format::now();
         self.watches.clear();
         self.begun.clear();
+        self.begun_patterns.clear();
         self.unread.clear();
         self.read.clear();
         self.program = Some(Ifmon::spawn(command)?);
@@ -330,21 +352,20 @@ impl Stage {
         )
     }
 
+    /// The next line, whatever it says.
+    pub fn next_line(&mut self) -> Result<Value> {
+        self.no_unread()?;
+        let line = self.program()?.next()?;
+        let line = line.context("ended, and a line was wanted")?;
+        self.account(&line)?;
+        Ok(line)
+    }
+
     /// Checks what has to be right about any line, and keeps it until it is asked for.
     fn keep(&mut self, mut line: Value) -> Result<()> {
-        let time = format::check(&line, self.backend.as_str(), self.begin)?;
-        let event = line["event"].as_str().unwrap_or_default().to_owned();
-        *self.verdicts.entry(event.clone()).or_default() += 1;
-        let watch = watch_of(&line)?;
-        if event == "watching" {
-            self.begun.push(watch.clone());
-        }
-        let (count, last) = self.read.entry(watch.clone()).or_insert((0, self.begin));
-        *count += 1;
-        ensure!(format::in_order(*last, time), "before its time: {line}");
-        *last = time;
+        let watch = self.account(&line)?;
         if self.lossy && !knows_new_devices(self.backend) {
-            if event == "resynced" {
+            if line["event"] == "resynced" {
                 return Ok(());
             }
             if let Some(fields) = line.as_object_mut() {
@@ -353,6 +374,34 @@ impl Stage {
         }
         self.unread.entry(watch).or_default().push_back(line);
         Ok(())
+    }
+
+    /// Checks what has to be right about any line; says whose it is.
+    fn account(&mut self, line: &Value) -> Result<Watch> {
+        let time = format::check(line, self.backend.as_str(), self.begin)?;
+        let event = line["event"].as_str().unwrap_or_default().to_owned();
+        *self.verdicts.entry(event.clone()).or_default() += 1;
+        let watch = watch_of(line)?;
+        if event == "watching" {
+            let begun = if line["pattern"].is_string() {
+                &mut self.begun_patterns
+            } else {
+                &mut self.begun
+            };
+            begun.push(watch.clone());
+        }
+        // Whatever namespace the line is of, it may be the watch of all of them.
+        let everywhere = (NetnsId::ALL.0, watch.1.clone());
+        let counted = if self.watches.contains(&everywhere) {
+            everywhere
+        } else {
+            watch.clone()
+        };
+        let (count, last) = self.read.entry(counted).or_insert((0, self.begin));
+        *count += 1;
+        ensure!(format::in_order(*last, time), "before its time: {line}");
+        *last = time;
+        Ok(watch)
     }
 
     /// From here on netlink may have missed a message, and have to read the state again.
@@ -467,13 +516,17 @@ impl Stage {
         for line in lines {
             self.keep(line.clone())?;
         }
+        let begun = self.begun.len() + self.begun_patterns.len();
         ensure!(
-            lines.len() == self.watches.len() && lines.len() == self.begun.len(),
+            lines.len() == self.watches.len() && lines.len() == begun,
             "{} lines at the end, not one for each of {} watches: {lines:?}",
             lines.len(),
             self.watches.len()
         );
-        for (line, watch) in lines.iter().zip(&self.begun) {
+        for (line, watch) in lines
+            .iter()
+            .zip(self.begun.iter().chain(&self.begun_patterns))
+        {
             ensure!(
                 line["event"] == "stopped" && watch_of(line)? == *watch,
                 "not the end of {watch:?}: {line}"
@@ -529,7 +582,11 @@ fn word(name: &str) -> String {
 }
 
 fn watch_of(line: &Value) -> Result<Watch> {
-    let netns = line["netns"].as_u64().context("no netns")?;
+    let netns = match &line["netns"] {
+        // It has no number that a namespace has.
+        Value::Null => NetnsId::ALL.0.into(),
+        netns => netns.as_u64().context("no netns")?,
+    };
     let name = line.get("pattern").unwrap_or(&line["interface"]);
     let name = name.as_str().context("no interface")?;
     Ok((u32::try_from(netns)?, name.to_owned()))

@@ -4,6 +4,7 @@
 //! them.
 
 mod continuity;
+mod everywhere;
 mod hooks;
 mod identity;
 mod library;
@@ -98,6 +99,7 @@ pub fn scenarios() -> impl Iterator<Item = Scenario> {
         names::TABLE,
         namespaces::TABLE,
         patterns::TABLE,
+        everywhere::TABLE,
         peers::TABLE,
         start::TABLE,
         origins::TABLE,

@@ -139,6 +139,11 @@ impl Want {
         self.with("netns_name", json!(name))
     }
 
+    /// The namespace of the watch has no name.
+    pub fn in_unnamed(self) -> Self {
+        self.with("netns_name", Value::Null)
+    }
+
     /// The namespace that the device went to has this name, by which netlink finds it, too.
     pub fn to_named(mut self, name: &str) -> Self {
         self.fields.append(&mut self.destination);

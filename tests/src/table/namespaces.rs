@@ -245,6 +245,23 @@ fn only_watched_ends(stage: &mut Stage) -> Result<()> {
 /// How many namespaces are made until one has the number of that which ended.
 const ATTEMPTS: usize = 200;
 
+/// A namespace with the number of one that ends.
+pub(super) fn another_with_number(ending: u32) -> Result<Room> {
+    // The number is free a moment after the last device is gone. The lowest free one is given, so
+    // those below are used up.
+    let mut below = Vec::new();
+    loop {
+        let namespace = Namespace::new()?;
+        if namespace.id()? == ending {
+            return Room::of(namespace, Device::Veth);
+        }
+        below.push(namespace);
+        if below.len() == ATTEMPTS {
+            return left_out("this kernel did not give the number of a namespace again");
+        }
+    }
+}
+
 fn number_again(stage: &mut Stage) -> Result<()> {
     let (doomed, other) = (stage.room()?, stage.room()?);
     let ending = doomed.id()?;
@@ -252,19 +269,7 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     stage.watch_rooms(&[(&doomed, "wg0", Some(100)), (&other, "wg0", None)])?;
     stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
-    // The number is free a moment after the device is gone. The lowest free one is given, so those
-    // below are used up.
-    let mut below = Vec::new();
-    let next = loop {
-        let namespace = Namespace::new()?;
-        if namespace.id()? == ending {
-            break Room::of(namespace, Device::Veth)?;
-        }
-        below.push(namespace);
-        if below.len() == ATTEMPTS {
-            return left_out("this kernel did not give the number of a namespace again");
-        }
-    };
+    let next = another_with_number(ending)?;
     next.add("wg0", 100)?;
     next.rename(100, "old0")?;
     next.rename(100, "wg0")?;

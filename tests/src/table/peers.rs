@@ -48,13 +48,13 @@ const A: &str = "6f0a1d2c3b4e5f60718293a4b5c6d7e8f9000102030405060708090a0b0c0d0
 const Z: &str = "f9ab8e7d4c5f6aa9827364b5a4d7c6f9e8aaabacadaeafa0a1a2a3abacadaeaf";
 
 /// A process in a namespace, and in a cgroup that ends with it.
-struct Process {
+pub(super) struct Process {
     child: Child,
     _cgroup: Option<Cgroup>,
 }
 
 impl Process {
-    fn new(room: &Room, cgroup: Option<&str>) -> Result<Self> {
+    pub(super) fn new(room: &Room, cgroup: Option<&str>) -> Result<Self> {
         let cgroup = cgroup.map(Cgroup::new).transpose()?;
         let mut command = Command::new("sleep");
         command.arg("1000").stdin(Stdio::null());

@@ -54,7 +54,7 @@ const NOBODY: u32 = 65534;
 
 /// The program as an ordinary user can start it, wherever it is: by a descriptor, which needs no
 /// way through folders.
-fn program() -> Result<(File, Command)> {
+pub(super) fn program() -> Result<(File, Command)> {
     let name = program::path();
     let path = if name.components().count() > 1 {
         name
@@ -71,7 +71,7 @@ fn program() -> Result<(File, Command)> {
 }
 
 /// Makes the command run as an ordinary user; what is to be done as root has to be done before.
-fn as_nobody(command: &mut Command) {
+pub(super) fn as_nobody(command: &mut Command) {
     // SAFETY: system calls alone, in a process that has one thread.
     unsafe {
         command.pre_exec(|| {
