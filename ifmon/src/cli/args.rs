@@ -570,6 +570,48 @@ mod tests {
         }
     }
 
+    #[test]
+    fn all_namespaces_stand_alone_and_are_for_patterns() {
+        for (words, count) in [
+            (&["--netns", "*", "wg0", "veth*"][..], 2),
+            (&["--netns=*", "--kind", "veth"], 1),
+            (&["*/wg0", "wg0=7", "--once"], 2),
+        ] {
+            let args = parse(words).expect("good arguments");
+            let everywhere = args
+                .interfaces
+                .iter()
+                .filter(|target| target.is_everywhere());
+            let expected = if args.netns.is_empty() { 1 } else { count };
+            assert_eq!(
+                (everywhere.count(), args.interfaces.len()),
+                (expected, count),
+                "{words:?}"
+            );
+        }
+        for (words, why) in [
+            (
+                &["--netns", "*", "--netns", "web", "wg0"][..],
+                "beside which no other",
+            ),
+            (&["--netns", "*", "wg0=7"], "of a single network namespace"),
+            (&["*/wg0=7"], "of a single network namespace"),
+            (
+                &["--netns", "*", "wg0", "--expect-ifindex", "7"],
+                "not for patterns",
+            ),
+            (
+                &["--netns", "*", "wg0", "--on-restart", "true"],
+                "not for patterns",
+            ),
+            (&["*/wg0", "--state", "/tmp"], "not for patterns"),
+            (&["--netns", "*"], "not provided"),
+        ] {
+            let said = in_one_line(&parse(words).expect_err("wrong usage"));
+            assert!(said.contains(why), "{words:?}: {said}");
+        }
+    }
+
     #[cfg(feature = "metrics")]
     #[test]
     fn a_port_alone_is_one_of_the_loopback_address() {

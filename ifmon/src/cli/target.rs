@@ -272,6 +272,56 @@ mod tests {
     }
 
     #[test]
+    fn names_in_all_namespaces_are_patterns() {
+        let everywhere = |words: &[&str], all| {
+            let parse = |word: &&str| Target::parse(OsStr::new(word), false);
+            let targets: Result<Vec<Target>, _> = words.iter().map(parse).collect();
+            let mut targets = targets.expect("good words");
+            spread(&mut targets, all).map(|()| targets)
+        };
+        let all = Some(EVERYWHERE);
+        for (words, is_all, expected) in [
+            (
+                &["*/wg0", "*/veth*"][..],
+                false,
+                [pattern(all, "wg0"), pattern(all, "veth*")],
+            ),
+            (
+                &["wg0", "veth*"],
+                true,
+                [pattern(all, "wg0"), pattern(all, "veth*")],
+            ),
+            // One that was named stays what it is.
+            (
+                &["web/wg0", "wg0"],
+                true,
+                [target(Some("web"), "wg0", None), pattern(all, "wg0")],
+            ),
+            (
+                &["web/wg0=7", "wg0=7"],
+                false,
+                [
+                    target(Some("web"), "wg0", Some(7)),
+                    target(None, "wg0", Some(7)),
+                ],
+            ),
+            // Nothing in it has a meaning.
+            (
+                &[r"*/a\*", r"*/a\="],
+                false,
+                [pattern(all, r"a\*"), pattern(all, "a=")],
+            ),
+        ] {
+            let expected = expected.into_iter().collect::<Result<Vec<_>, _>>();
+            assert_eq!(everywhere(words, is_all), expected, "{words:?}");
+        }
+        for (words, is_all) in [(&["*/wg0=7"][..], false), (&["wg1", "wg0=7"], true)] {
+            let said = everywhere(words, is_all);
+            assert_eq!(said, Err(Malformed::EverywhereIndex), "{words:?}");
+        }
+    }
+
+    #[test]
     fn literally_everything_is_a_name() {
         for word in [r"\*", "wg0=7", "wg[0]", r"a\"] {
             assert_eq!(

@@ -287,3 +287,98 @@ pub(crate) fn builder(
         (namespaces, peers),
     ))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use ifmon::{BackendChoice, BackendKind};
+
+    use super::*;
+
+    /// Of a pattern: an event that a real monitor told of something else, changed.
+    pub(crate) fn event(netns: NetnsId, pattern: &Pattern, kind: EventKind) -> Event {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let mut event = runtime.block_on(async {
+            let mut monitor = Monitor::builder()
+                .backend(BackendChoice::Only(BackendKind::Netlink))
+                .watch("lo")
+                .start()
+                .await
+                .expect("a monitor");
+            monitor.next().await.expect("an event").expect("no error")
+        });
+        event.interface = InterfaceName::NONE;
+        event.pattern = Some(pattern.clone());
+        event.netns = netns;
+        event.kind = kind;
+        event
+    }
+
+    /// What a loss costs is told of one namespace, and how many match there says nothing of the others.
+    #[test]
+    fn what_matches_in_all_namespaces_is_counted_line_by_line() {
+        let pattern = Pattern::new("wg*").expect("a good pattern");
+        let to = |name| InterfaceName::new(name).expect("a good name");
+        let other = Pattern::new("veth*").expect("a good pattern");
+        let all = |pattern: &Pattern| (NetnsId::ALL, pattern.clone());
+        let mut watches = Watches::new(Vec::new(), vec![all(&pattern), all(&other)]);
+        let event = |netns, pattern: &Pattern, kind| event(NetnsId(netns), pattern, kind);
+        let recovered = |mut event: Event| {
+            event.recovered = true;
+            event
+        };
+        let whole = |mut event: Event, matches| {
+            event.matches = Some(matches);
+            event
+        };
+        let ifindex = 7;
+        let watching = |pattern| event(0, pattern, EventKind::Watching { ifindex: None });
+        assert!(!watches.event(&whole(watching(&other), 3)));
+        let resynced = EventKind::Resynced {
+            lost: Some(5),
+            changed: true,
+            ifindex: None,
+        };
+        let appeared = EventKind::Appeared { ifindex };
+        let deleted = EventKind::Deleted { ifindex };
+        let renamed = |name| EventKind::Renamed {
+            ifindex,
+            to: to(name),
+        };
+        let moved = EventKind::Moved {
+            ifindex,
+            to_netns: None,
+            to_ifindex: None,
+        };
+        for (delivered, (event, matches)) in (1..).zip([
+            (whole(watching(&pattern), 2), 2),
+            (event(1, &pattern, appeared.clone()), 3),
+            (event(2, &pattern, appeared.clone()), 4),
+            (event(2, &pattern, renamed("wg8")), 4),
+            (event(2, &pattern, renamed("eth8")), 3),
+            (event(1, &pattern, moved), 2),
+            (whole(event(1, &pattern, resynced), 9), 2),
+            (recovered(event(1, &pattern, appeared)), 3),
+            (recovered(event(1, &pattern, deleted.clone())), 2),
+            (event(3, &pattern, deleted), 1),
+        ]) {
+            assert_eq!(watches.event(&event), delivered == 1, "{event:?}");
+            let found = watches.patterns();
+            let account = found.iter().find(|account| account.pattern == pattern);
+            let account = account.expect("it has begun");
+            assert_eq!(
+                (account.matches, account.delivered),
+                (matches, delivered),
+                "{event:?}"
+            );
+        }
+        let found = watches.patterns();
+        let other = found.iter().find(|account| account.pattern == other);
+        assert_eq!(
+            other.map(|account| (account.matches, account.delivered)),
+            Some((3, 1))
+        );
+    }
+}

@@ -159,3 +159,38 @@ impl<'a> Line<'a> {
         self.fields.push((name, value));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ifmon::EventKind;
+
+    use super::*;
+    use crate::cli::{output::facts::Reason, watches::tests::event};
+
+    #[test]
+    fn what_is_said_of_all_namespaces_is_said_of_none_of_them() {
+        let pattern = Pattern::new("wg*").expect("a good pattern");
+        let json = |line: Line<'_>| String::from_utf8(line.to_json()).expect("text");
+        for (netns, told) in [
+            (NetnsId::ALL, r#""pattern":"wg*","netns":null,"#),
+            (NetnsId(7), r#""pattern":"wg*","netns":7,"#),
+        ] {
+            let event = event(netns, &pattern, EventKind::Watching { ifindex: None });
+            let said = json(Line::event(&event, &Facts::default(), None));
+            assert!(said.contains(told), "{said}");
+            let stopped = Stopped {
+                time: SystemTime::UNIX_EPOCH,
+                watch: (netns, InterfaceName::NONE),
+                pattern: Some(pattern.clone()),
+                ifindex: None,
+                backend: BackendKind::Fentry,
+                reason: Reason::Signal,
+                seen: None,
+                delivered: 1,
+                lost: None,
+            };
+            let said = json(Line::stopped(&stopped, None));
+            assert!(said.contains(told), "{said}");
+        }
+    }
+}
