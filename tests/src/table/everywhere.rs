@@ -143,9 +143,10 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     let own = prefix();
     let all = format!("{own}*");
     let name = |number: u32| format!("{own}{number}");
-    // Those that earlier scenarios left free are used up: the files of /proc/net have such numbers, too.
-    let below: Result<Vec<_>> = (0..BELOW).map(|_| Namespace::new()).collect();
-    let _below = below?;
+    // The files of /proc/net have such numbers, too, and each namespace has files there: while these
+    // stay, no lower numbers come and go.
+    let below: Result<_> = (0..BELOW).map(|_| Namespace::new()).collect();
+    let mut below: Vec<_> = below?;
     let mut doomed = stage.room()?;
     let netns = doomed.id()?;
     let process = Process::new(&doomed, None)?;
@@ -153,10 +154,15 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     stage.watch_everywhere(&[], &[(&all, 1)])?;
     drop(process);
     for number in 0..3 {
+        // One batch ends after the other: when this one goes, nothing is left of the one before.
+        let next_batch = stage.room()?;
+        next_batch.add_pair("near0", 300, &stage.home)?;
         drop(doomed);
         let gone = deleted(100).of(&name(number)).by_the_kernel();
         stage.see_in(netns, &all, gone)?;
-        doomed = another_with_number(netns)?;
+        drop(next_batch);
+        wait_for(|| stage.home.index_of("far0").is_err().then_some(()))?;
+        doomed = another_with_number(netns, &mut below)?;
         doomed.add(name(number + 1), 100)?;
         stage.see_in(netns, &all, appeared(100).of(&name(number + 1)))?;
     }

@@ -246,17 +246,17 @@ fn only_watched_ends(stage: &mut Stage) -> Result<()> {
 const ATTEMPTS: usize = 200;
 
 /// A namespace with the number of one that ends.
-pub(super) fn another_with_number(ending: u32) -> Result<Room> {
+pub(super) fn another_with_number(ending: u32, below: &mut Vec<Namespace>) -> Result<Room> {
     // The number is free a moment after the last device is gone. The lowest free one is given, so
     // those below are used up.
-    let mut below = Vec::new();
+    let most = below.len() + ATTEMPTS;
     loop {
         let namespace = Namespace::new()?;
         if namespace.id()? == ending {
             return Room::of(namespace, Device::Veth);
         }
         below.push(namespace);
-        if below.len() == ATTEMPTS {
+        if below.len() == most {
             return left_out("this kernel did not give the number of a namespace again");
         }
     }
@@ -269,7 +269,7 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     stage.watch_rooms(&[(&doomed, "wg0", Some(100)), (&other, "wg0", None)])?;
     stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
-    let next = another_with_number(ending)?;
+    let next = another_with_number(ending, &mut Vec::new())?;
     next.add("wg0", 100)?;
     next.rename(100, "old0")?;
     next.rename(100, "wg0")?;
