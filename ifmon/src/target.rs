@@ -78,6 +78,22 @@ impl Target {
     /// index there: one that takes the index and the name of another while events are lost is not told
     /// from it.
     ///
+    /// ```no_run
+    /// use ifmon::{EventKind, Monitor, Target};
+    ///
+    /// # async fn watch() -> Result<(), Box<dyn std::error::Error>> {
+    /// let all = Target::pattern("veth*")?.in_all_netns();
+    /// let mut monitor = Monitor::builder().watch_all([all]).start().await?;
+    /// while let Some(event) = monitor.next().await {
+    ///     let event = event?;
+    ///     if let EventKind::Appeared { ifindex } = event.kind {
+    ///         println!("{} in namespace {}: {ifindex}", event.interface, event.netns);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// [`Handle::watch`]: crate::Handle::watch
     /// [`NetnsId::ALL`]: crate::NetnsId::ALL
     pub fn in_all_netns(self) -> Self {

@@ -13,7 +13,7 @@ use std::{
 
 use ifmon::{
     BackendChoice, BackendKind, Check, Error, Event, EventKind, Handle, Identity, Inspector,
-    InterfaceName, Monitor, Netns, Target,
+    InterfaceName, Monitor, Netns, Target, Unavailable,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -441,6 +441,32 @@ fn a_pattern_needs_room_from_the_start_with_bpf_alone() {
         let watched = monitor.handle().watch(pattern()).await;
         assert!(watched.is_ok(), "{kind}: {watched:?}");
         told(&mut monitor).await;
+        ip(namespace, "link add wg7 type veth peer name p7\n");
+        assert_eq!(words(&mut monitor).await, ["wg7 appeared"], "{kind}");
+        ip(namespace, "link del wg7\n");
+    });
+}
+
+/// Such a backend hears of one namespace at a time, and the watches that it has stay what they are.
+#[test]
+fn all_namespaces_are_not_for_backends_that_hear_of_one() {
+    with_each_backend(async |namespace, kind| {
+        let target = || Target::pattern("wg*").map(Target::in_all_netns);
+        let target = || target().expect("a good pattern");
+        let is_refused = |result: Result<(), Error>| match result {
+            Err(Error::Unavailable {
+                backend,
+                reason: reason @ Unavailable::OneNamespace,
+            }) => backend == kind && reason.to_string().contains("take fentry or kprobe"),
+            _ => false,
+        };
+        let builder = Monitor::builder().backend(BackendChoice::Only(kind));
+        let started = builder.watch_all([target()]).start().await;
+        assert!(is_refused(started.map(drop)), "{kind}");
+
+        let (mut monitor, handle) = start(kind, &["wg7"]).await;
+        told(&mut monitor).await;
+        assert!(is_refused(handle.watch(target()).await), "{kind}");
         ip(namespace, "link add wg7 type veth peer name p7\n");
         assert_eq!(words(&mut monitor).await, ["wg7 appeared"], "{kind}");
         ip(namespace, "link del wg7\n");
