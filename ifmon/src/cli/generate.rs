@@ -75,7 +75,7 @@ _ifmon_with_names() {
         names=
     fi
     case $option in
-        --netns) names=/run/netns/* ;;
+        --netns) names=/run/netns/*; [[ -n $2 ]] || COMPREPLY=('\*') ;;
         --kind) names='@KINDS@' ;;
         @WITH_VALUE@) names= ;;
     esac
@@ -108,7 +108,7 @@ fn names_for_bash() -> String {
 /// The same for fish.
 const FISH_NAMES: &str = "
 complete -c ifmon -f -a '(path filter -d /sys/class/net/* | path basename)' -d Interface
-complete -c ifmon -l netns -f -r -a '(path basename /run/netns/*)' -d Namespace
+complete -c ifmon -l netns -f -r -a '(path basename /run/netns/*) \\*' -d Namespace
 complete -c ifmon -l kind -f -r -a '@KINDS@'
 ";
 
@@ -272,7 +272,7 @@ One of those above.
 The name that is watched; the inode number of its network namespace; what
 .BR ip\-netns (8)
 calls that, where it has a name. With a pattern, the interface is the device that the line is about, and null where it
-is about the pattern.
+is about the pattern, as is the namespace where that is watched in all of them.
 .TP
 .B kind
 With a pattern, the kind of a device that appeared or was deleted (\fBveth\fR, \fBwireguard\fR and so on), if it has one.
@@ -341,7 +341,12 @@ many events of this one, and how many were lost (\fBstopped\fR).
 .SH PATTERNS
 An argument with a \fB*\fR, \fB?\fR or \fB[\fR in it watches all interfaces whose names match, as in a shell.
 \fBappeared\fR says that one was made, renamed into the pattern, or moved here. \fB\-\-on\-restart\fR, \fB\-\-state\fR,
-the agent and the metrics of interfaces take names alone. A pattern keeps its network namespace alive.
+the agent and the metrics of interfaces take names alone. A pattern of one network namespace keeps it alive.
+.PP
+With \fB\-\-netns \(aq*\(aq\fR, or \fB\(aq*/veth*\(aq\fR, the namespaces that there are and those to come are watched, and none is kept
+alive. That takes \fBfentry\fR or \fBkprobe\fR. A name is a pattern there that it alone matches, and patterns of single
+namespaces do not stand beside it. A namespace that neither a process nor a mount shows at the start is watched from
+the next change in it on. There is room for 8,192.
 .PP
 \fB\-\-kind\fR narrows all patterns to interfaces of some kinds, which are what \fBip link add type\fR takes. An interface that is
 hardware has none, nor has \fBlo\fR. Names are not narrowed.
@@ -548,6 +553,19 @@ mod tests {
     }
 
     #[test]
+    fn bash_offers_all_namespaces() {
+        for (words, is_offered) in [
+            ("--netns ", true),
+            ("--netns =", true),
+            ("--netns x", false),
+        ] {
+            let offered = offered_by_bash(words);
+            let has_all = offered.split(' ').any(|word| word == r"\*");
+            assert_eq!(has_all, is_offered, "{words}: {offered}");
+        }
+    }
+
+    #[test]
     fn fish_takes_no_word_for_the_state_to_wait_for() {
         let text = written(What::Fish);
         let line = text.lines().find(|line| line.contains("-l wait "));
@@ -562,7 +580,7 @@ mod tests {
             "\n[\\fB\\-\\-backend\\fR \\fIBACKEND\\fR]\n",
             "\n[\\fB\\-\\-wait\\fR[=\\fISTATE\\fR]]\n",
             "\n[\\fB\\-\\-serve\\fR [\\fIPATH\\fR]]\n",
-            "\n[\\fB\\-\\-netns\\fR \\fINAME|PATH|PID\\fR]...\n",
+            "\n[\\fB\\-\\-netns\\fR \\fINAME|PATH|PID|*\\fR]...\n",
             "\n[\\fB\\-q\\fR|\\fB\\-\\-quiet\\fR]\n",
             "\n\\fIINTERFACE\\fR...\n",
         ] {
