@@ -208,11 +208,12 @@ impl Patterns {
         {
             return Some((netns, Step::Exit));
         }
+        // Those that were heard of meanwhile are among the others.
+        everywhere.left.retain(|netns| !spaces.contains_key(netns));
         if everywhere.entered.is_none()
             && let Some(netns) = everywhere.left.pop()
         {
-            let table = || Space::of_all(everywhere.table(false), true);
-            spaces.entry(netns).or_insert_with(table);
+            spaces.insert(netns, Space::of_all(everywhere.table(false), true));
         }
         spaces.iter_mut().find_map(|(&netns, space)| {
             let step = if space.is_of_all && space.must_open {
