@@ -542,7 +542,8 @@ impl Bpf {
                 Some(Step::Wait)
             }
             (Step::State | Step::Open | Step::Clear, Reply::Done(Err(error))) => {
-                space.is_open = false;
+                // What was let through before is let through still.
+                space.is_open &= space.is_of_all;
                 if space.joins {
                     return self.refuse_patterns(netns, Error::Filter(error));
                 }
