@@ -107,9 +107,6 @@ pub fn who_by_kernel(kernel: (u32, u32), perfmon: bool) -> BTreeSet<String> {
         // The others came to all types of programs later; that for the name reads memory, which takes
         // CAP_PERFMON.
         _ if kernel < (6, 16) => &["pid", "cgroup", "kthread"],
-        // Where the processor must be kept from guessing, a program with a helper in it that may
-        // not be called is refused; the one without has these.
-        false if cfg!(target_arch = "aarch64") => &["pid", "cgroup", "kthread"],
         false => &["pid", "uid", "cgroup", "kthread"],
         true => &WHO,
     };

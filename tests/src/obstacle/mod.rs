@@ -286,8 +286,16 @@ fn no_btf() -> Result {
         Result::Passed => {}
         other => return other,
     }
-    setting.capabilities = Some(CapabilitySet::BPF);
-    setting.takes("netlink-ebpf", SOCKET, &[]).into()
+    (|| {
+        setting.capabilities = Some(CapabilitySet::BPF);
+        if backend::kernel()? < (5, 11) {
+            // Its verifier does not follow the longer way that far.
+            setting.fails("netlink-ebpf", "CAP_PERFMON is needed")
+        } else {
+            setting.takes("netlink-ebpf", SOCKET, &[])
+        }
+    })()
+    .into()
 }
 
 /// A copy of the kernel's BTF, changed, in its place.
