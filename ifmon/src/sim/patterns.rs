@@ -343,9 +343,9 @@ impl Follower {
         assert!(!self.follows, "something was to follow");
         self.catch_up(host);
         let is_told = if self.means.is_lossless {
-            // It is where there is something to say.
-            let is_there = |belief: &Belief| belief.left.is_empty() && belief.at > from;
-            self.beliefs.iter().any(is_there)
+            // It is where there is something to say; of the end of a namespace, perhaps a part was said.
+            let told = |belief: &Belief| belief.at - usize::from(!belief.left.is_empty());
+            self.beliefs.iter().any(|belief| told(belief) > from)
         } else {
             let states = host.states[from..].iter();
             let held: Vec<_> = states.map(|state| self.place.held(state)).collect();
