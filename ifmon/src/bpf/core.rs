@@ -589,6 +589,9 @@ impl Bpf {
         if counters.dropped != self.dropped {
             self.dropped = counters.dropped;
             self.suspect_all();
+            // Which namespaces there are is read after all that was sent before the loss: of one that
+            // begins by it, the end may be what was lost.
+            self.unread |= self.patterns.everywhere.is_on;
         }
         let known = self.received + self.dropped;
         let accounted = known + self.written_off;
