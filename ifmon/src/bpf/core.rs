@@ -431,7 +431,7 @@ impl Bpf {
             // After what had happened in it: the programs write nothing of a watch any more whose
             // namespace has ended.
             Some(Task::IsAlive(netns))
-        } else if let Some(step) = self.next_of_everywhere() {
+        } else if let Some(step) = self.next_of_everywhere(self.overdue.is_none()) {
             Some(Task::Everywhere(step))
         } else if let Some((netns, step)) = self.patterns.next(self.overdue.is_none()) {
             Some(Task::Patterns(netns, step))
@@ -519,7 +519,7 @@ impl Bpf {
         let is_background = match &task {
             Task::Resync(..) | Task::Identify(..) => true,
             Task::Patterns(netns, _) => !self.patterns.are_joining(*netns),
-            Task::Everywhere(EverywhereStep::Count) => true,
+            Task::Everywhere(step) => step.is_background(),
             _ => false,
         };
         self.task = Some(task);

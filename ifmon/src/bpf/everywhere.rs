@@ -6,7 +6,10 @@
 //! not kept alive. Those that there are at the start are entered once, one after the other, to read
 //! which devices they have.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::SystemTime,
+};
 
 use ifmon_ebpf::{KERNEL_EPOCH, LOOPBACK_IFINDEX, Record, flag};
 
@@ -51,10 +54,21 @@ pub(super) enum Step {
     List,
     /// How much has happened in each of those that the programs know?
     Count,
+    /// This one has ended while everything was let through in it.
+    Forget(NetnsId),
+    /// Of the one that was entered all is known.
+    Exit(NetnsId),
     /// They are fewer.
     Narrow,
     /// They do not begin: nothing is left of them when this is done.
     Undo(Error, VecDeque<Request>),
+}
+
+impl Step {
+    /// Does nobody wait for it?
+    pub(super) const fn is_background(&self) -> bool {
+        matches!(self, Self::Count | Self::Forget(_) | Self::Exit(_))
+    }
 }
 
 impl Everywhere {
@@ -89,13 +103,13 @@ impl Bpf {
     /// Ends the watch of one of them; what is to be done about it.
     pub(super) fn end_everywhere(&mut self, pattern: &Pattern) -> Option<Step> {
         let everywhere = &mut self.patterns.everywhere;
-        everywhere.patterns.retain(|other| other != pattern);
-        for space in self.patterns.spaces.values_mut() {
-            space.table.remove(pattern);
-        }
         if !everywhere.is_on {
             self.outcome = Some(Outcome::Unwatched);
             return None;
+        }
+        everywhere.patterns.retain(|other| other != pattern);
+        for space in self.patterns.spaces.values_mut() {
+            space.table.remove(pattern);
         }
         Some(Step::Narrow)
     }
@@ -109,6 +123,8 @@ impl Bpf {
             }
             Step::List => Request::Namespaces,
             Step::Count => Request::PatternStates,
+            &Step::Forget(netns) => Request::RemovePatterns(netns),
+            &Step::Exit(netns) => Request::Leave(netns),
             // There is something in it.
             Step::Undo(_, left) => left.front().cloned().unwrap_or(Request::Namespaces),
         }
@@ -159,6 +175,15 @@ impl Bpf {
                 self.trouble(error);
                 None
             }
+            (Step::Forget(_), _) => None,
+            (Step::Exit(netns), _) => {
+                self.patterns.everywhere.entered = None;
+                // Everything was heard by then.
+                if let Some(space) = self.patterns.spaces.get_mut(&netns) {
+                    space.is_sure = true;
+                }
+                None
+            }
             (Step::Narrow, _) => {
                 self.outcome = Some(Outcome::Unwatched);
                 None
@@ -190,13 +215,27 @@ impl Bpf {
         self.patterns.everywhere.refused = Some(error);
     }
 
-    /// What there is to do about all namespaces, before anything is done about one.
-    pub(super) fn next_of_everywhere(&mut self) -> Option<Step> {
+    /// What there is to do about all namespaces, before anything is done about one. `is_all`: every
+    /// record came that was counted.
+    pub(super) fn next_of_everywhere(&mut self, is_all: bool) -> Option<Step> {
         if let Some(error) = self.patterns.everywhere.refused.take() {
             return Some(self.undo_everywhere(error));
         }
-        let must_count = self.patterns.everywhere.must_count && self.patterns.suspects.is_empty();
-        must_count.then_some(Step::Count)
+        if !self.patterns.suspects.is_empty() {
+            return None;
+        }
+        let everywhere = &mut self.patterns.everywhere;
+        if everywhere.must_count {
+            return Some(Step::Count);
+        }
+        if let Some(netns) = everywhere.ended.pop() {
+            return Some(Step::Forget(netns));
+        }
+        let entered = everywhere.entered.filter(|_| is_all)?;
+        let space = self.patterns.spaces.get(&entered);
+        space
+            .is_none_or(Space::is_settled)
+            .then_some(Step::Exit(entered))
     }
 
     fn undo_everywhere(&self, error: Error) -> Step {
@@ -250,7 +289,7 @@ impl Bpf {
     pub(super) fn record_of_namespace(
         &mut self,
         record: &Record,
-        time: std::time::SystemTime,
+        time: SystemTime,
         by: Option<&Actor>,
     ) {
         if !self.patterns.everywhere.is_on {
@@ -286,7 +325,7 @@ impl Bpf {
         epoch: u32,
         count: u64,
         is_new: bool,
-        time: std::time::SystemTime,
+        time: SystemTime,
         by: Option<&Actor>,
     ) {
         let netns = NetnsId(netns);

@@ -77,9 +77,6 @@ pub(super) enum Step {
     Adopt,
     /// and it is still the one that they mean.
     Verify,
-    Exit,
-    /// It has ended while everything was let through.
-    Forget,
     State,
     Open,
     /// What they know of devices counts for nothing: that one was deleted may have been missed, and
@@ -199,15 +196,6 @@ impl Patterns {
         let Self {
             spaces, everywhere, ..
         } = self;
-        if let Some(netns) = everywhere.ended.pop() {
-            return Some((netns, Step::Forget));
-        }
-        if let Some(netns) = everywhere.entered
-            && is_all
-            && spaces.get(&netns).is_none_or(Space::is_settled)
-        {
-            return Some((netns, Step::Exit));
-        }
         // Those that were heard of meanwhile are among the others.
         everywhere.left.retain(|netns| !spaces.contains_key(netns));
         if everywhere.entered.is_none()
@@ -288,7 +276,7 @@ impl Space {
     }
 
     /// Is there nothing to be read or to be told to the programs?
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let needs_table = self.table.needs_table() || self.table.is_reading();
         !self.must_open && !self.closes && !needs_table
     }
@@ -381,11 +369,6 @@ impl Bpf {
     /// What is to be asked for this step; `None` when it needs nothing, or another one comes first.
     pub(super) fn next_of_patterns(&mut self, netns: NetnsId, step: &Step) -> Option<Request> {
         let ask = |question| Some(Request::Ask(netns, question));
-        match step {
-            Step::Exit => return Some(Request::Leave(netns)),
-            Step::Forget => return Some(Request::RemovePatterns(netns)),
-            _ => {}
-        }
         let is_entered = self.patterns.everywhere.entered == Some(netns);
         let space = self.patterns.spaces.get_mut(&netns)?;
         let next = match step {
@@ -438,13 +421,13 @@ impl Bpf {
                 });
             }
             Step::Narrow => return Some(Request::InsertPatterns(netns, space.set())),
-            Step::Remove | Step::Forget => return Some(Request::RemovePatterns(netns)),
+            Step::Remove => return Some(Request::RemovePatterns(netns)),
             // That one was deleted cannot be missed where all namespaces are heard of.
             Step::Clear if space.is_of_all => Step::Wait,
             Step::Clear | Step::RemoveMatching => return Some(Request::RemoveMatching(netns)),
             Step::RemoveState => return Some(Request::RemovePatternState(netns)),
             Step::Namespace => return Some(Request::RemoveNamespace(netns)),
-            Step::Leave | Step::Exit => return Some(Request::Leave(netns)),
+            Step::Leave => return Some(Request::Leave(netns)),
         };
         self.task = Some(Task::Patterns(netns, next));
         None
@@ -457,17 +440,6 @@ impl Bpf {
         step: Step,
         reply: Reply,
     ) -> Option<Step> {
-        if let Step::Forget = step {
-            return None;
-        }
-        if let Step::Exit = step {
-            self.patterns.everywhere.entered = None;
-            // Everything was heard by then.
-            if let Some(space) = self.patterns.spaces.get_mut(&netns) {
-                space.is_sure = true;
-            }
-            return None;
-        }
         let is_everywhere = self.is_everywhere();
         let space = self.patterns.spaces.get_mut(&netns)?;
         match (step, reply) {

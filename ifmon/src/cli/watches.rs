@@ -265,20 +265,21 @@ pub(crate) fn builder(
         let own = Netns::current().context("the network namespace of ifmon itself is unknown")?;
         place(&own, None, &unplaced);
     }
+    if !everywhere.is_empty() {
+        namespaces.learn_all();
+        // What others have as the other end is told of this one, and no other is kept alive for that.
+        if let Ok(own) = Netns::current()
+            && let Err(error) = peers.enter(&own)
+        {
+            log::debug!("no peers are told: {error}");
+        }
+    }
     for target in everywhere {
         let What::Pattern(pattern) = target.what else {
             continue;
         };
         patterns.push((NetnsId::ALL, pattern.clone()));
         targets.push(ifmon::Target::from(pattern).in_all_netns());
-        namespaces.learn_all();
-    }
-    // What others have as the other end is told of this one, and no other is kept alive for that.
-    if !patterns.is_empty()
-        && let Ok(own) = Netns::current()
-        && let Err(error) = peers.enter(&own)
-    {
-        log::debug!("no peers are told: {error}");
     }
     namespaces.complete();
     Ok((
