@@ -40,6 +40,8 @@ pub struct Scenario {
     pub backends: &'static [BackendKind],
     /// Played on an emulated processor, too.
     pub is_for_emulated: bool,
+    /// Does the kernel have a part in the answer, so that each has to be asked?
+    pub is_of_kernel: bool,
     /// Plays it.
     pub play: fn(&mut Stage) -> Result<()>,
 }
@@ -59,6 +61,7 @@ const fn all(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenario
         devices: Devices::All,
         backends: &BACKENDS,
         is_for_emulated: true,
+        is_of_kernel: true,
         play,
     }
 }
@@ -69,6 +72,7 @@ const fn veth(name: &'static str, play: fn(&mut Stage) -> Result<()>) -> Scenari
         devices: Devices::Veth,
         backends: &BACKENDS,
         is_for_emulated: true,
+        is_of_kernel: true,
         play,
     }
 }
@@ -90,30 +94,39 @@ const fn native(scenario: Scenario) -> Scenario {
     }
 }
 
+/// What the kernel does and says.
+const OF_KERNEL: [&[Scenario]; 11] = [
+    verdicts::TABLE,
+    identity::TABLE,
+    silence::TABLE,
+    names::TABLE,
+    namespaces::TABLE,
+    patterns::TABLE,
+    everywhere::TABLE,
+    peers::TABLE,
+    origins::TABLE,
+    users::TABLE,
+    load::TABLE,
+];
+
+/// What the program makes of it: its options, hooks, restarts and state, and its library.
+const OF_PROGRAM: [&[Scenario]; 6] = [
+    start::TABLE,
+    others::TABLE,
+    hooks::TABLE,
+    restarts::TABLE,
+    continuity::TABLE,
+    library::TABLE,
+];
+
 /// The whole table.
 pub fn scenarios() -> impl Iterator<Item = Scenario> {
-    [
-        verdicts::TABLE,
-        identity::TABLE,
-        silence::TABLE,
-        names::TABLE,
-        namespaces::TABLE,
-        patterns::TABLE,
-        everywhere::TABLE,
-        peers::TABLE,
-        start::TABLE,
-        origins::TABLE,
-        others::TABLE,
-        users::TABLE,
-        hooks::TABLE,
-        restarts::TABLE,
-        continuity::TABLE,
-        library::TABLE,
-        load::TABLE,
-    ]
-    .into_iter()
-    .flatten()
-    .copied()
+    let of_program = |scenario: &Scenario| Scenario {
+        is_of_kernel: false,
+        ..*scenario
+    };
+    let of_kernel = OF_KERNEL.into_iter().flatten().copied();
+    of_kernel.chain(OF_PROGRAM.into_iter().flatten().map(of_program))
 }
 
 #[cfg(test)]

@@ -111,8 +111,9 @@ impl Job<'_> {
     }
 }
 
-/// So many jobs beside each other.
-const AT_ONCE: usize = 2;
+/// So many jobs beside each other: one more than a small machine has processors, since each waits
+/// for a third of its time, for grace periods of its kernel or for what is not to come.
+const AT_ONCE: usize = 3;
 
 /// Does all of them, beginning in this order.
 fn work_off<'a>(

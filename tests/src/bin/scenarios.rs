@@ -22,17 +22,18 @@ use tests::{
     table::{Devices, Scenario, scenarios},
 };
 
-const USAGE: &str = "scenarios [--backends LIST] [--emulated] [--list] [PART OF A NAME]...
+const USAGE: &str = "scenarios [--backends LIST] [--emulated] [--of-kernel] [--list] [PART OF A NAME]...
 
 LIST is comma-separated: fentry, kprobe, netlink-ebpf, netlink, netlink-unfiltered. IFMON in the environment is the program to test.
 With --emulated, what is done by the thousand is done by the hundred, and what other scenarios show as well is left out
-unless it is named.
+unless it is named. With --of-kernel, what the program alone decides is left out unless it is named.
 Ends with 0 when nothing failed, 1 when something did, 2 on wrong usage. The first line is the kernel's version; one for
 each scenario follows; the last ones are for each backend: backend NAME passed=N failed=N left-out=N EVENT=N...";
 
 struct Options {
     backends: Vec<BackendKind>,
     is_emulated: bool,
+    is_of_kernel: bool,
     filter: Vec<String>,
 }
 
@@ -56,6 +57,7 @@ impl Options {
         let mut options = Self {
             backends: BACKENDS.to_vec(),
             is_emulated: false,
+            is_of_kernel: false,
             filter: Vec::new(),
         };
         let mut args = env::args().skip(1);
@@ -67,6 +69,7 @@ impl Options {
                         list.split(',').map(backend::named).collect::<Result<_>>()?;
                 }
                 "--emulated" => options.is_emulated = true,
+                "--of-kernel" => options.is_of_kernel = true,
                 "--list" => {
                     for scenario in scenarios() {
                         println!("{}", scenario.name);
@@ -88,11 +91,12 @@ impl Options {
         if !scenario.backends.contains(&backend) {
             return false;
         }
-        // What is asked for by name is played everywhere.
-        if self.is_emulated && !scenario.is_for_emulated && self.filter.is_empty() {
-            return false;
+        if self.filter.is_empty() {
+            return (scenario.is_for_emulated || !self.is_emulated)
+                && (scenario.is_of_kernel || !self.is_of_kernel);
         }
-        self.filter.is_empty() || self.filter.iter().any(|part| scenario.name.contains(part))
+        // What is asked for by name is played everywhere.
+        self.filter.iter().any(|part| scenario.name.contains(part))
     }
 }
 

@@ -98,9 +98,9 @@ fn bpf_linker() -> Result<PathBuf> {
             .args(["install", "bpf-linker", "--locked", "--force", "--quiet"])
             .args(["--version", BPF_LINKER, "--root"])
             .arg(&tools)
-            // A linker for four small objects is not worth the minutes that its own optimisation takes.
+            // A linker for four small objects is not worth the minute that its own optimisation takes.
             .envs([
-                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
                 ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
             ]),
     )?;

@@ -22,9 +22,10 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Builds ifmon in the release profile. The scenarios are built like the unit tests, so that
-    /// what both need is compiled once, and so that a panic ends a scenario and not the
-    /// program.
+    /// Builds ifmon in the release profile; for another processor without the optimisation of the
+    /// whole, which takes longer than the scenarios there. The scenarios are built like the unit
+    /// tests, so that what both need is compiled once, and so that a panic ends a scenario and
+    /// not the program.
     pub(super) fn build(arch: Arch) -> Result<Self> {
         let standalone = Standalone::new(arch)?;
         let programs = Self {
@@ -40,6 +41,13 @@ impl Programs {
         let tests = ["scenarios", "obstacles", "stress"];
         let mut shipped = programs.cargo("build");
         shipped.args(ifmon).args(["--features", "metrics"]);
+        if !arch.is_host() {
+            shipped.envs([
+                ("CARGO_PROFILE_RELEASE_LTO", "off"),
+                ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+                ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+            ]);
+        }
         let mut others = programs.cargo("build");
         others.args(["--package", "tests"]);
         others.args(tests.iter().flat_map(|name| ["--bin", *name]));

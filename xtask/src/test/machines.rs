@@ -1,12 +1,9 @@
 //! The scenarios on emulated kernels.
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use anyhow::Result;
+use clap::ValueEnum as _;
 
 use super::{Counts, build::Programs, lock, matrix::Matrix, scenarios::Results, stress};
 use crate::{
@@ -55,15 +52,26 @@ fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
 }
 
 /// Obstacles are kernel code that is the same for each processor: on ARM the newest kernel stands
-/// for the others, unless all are asked for.
+/// for the others, and on x86 for the one before it, unless all are asked for.
 fn has_obstacles(kernel: &Kernel, arch: Arch, all: bool) -> bool {
-    all || arch == Arch::X86_64 || kernel.to_string() == "sid"
+    all || match arch {
+        Arch::X86_64 => kernel.to_string() != "trixie",
+        Arch::Aarch64 => kernel.to_string() == "sid",
+    }
+}
+
+/// What the program makes of what a kernel says is the same on each: the oldest and the newest for
+/// one processor stand for the others, and this host, unless all are asked for.
+fn has_program(kernel: &Kernel, arch: Arch, all: bool) -> bool {
+    all || (arch == Arch::X86_64 && matches!(kernel.to_string().as_str(), "bullseye" | "sid"))
 }
 
 /// The emulated machines, with the programs that they get.
 pub(super) struct Machines {
-    /// Getting a kernel and building are done by one at a time.
-    built: Mutex<BTreeMap<Arch, Programs>>,
+    /// Getting a kernel is done by one at a time.
+    kernels: Mutex<()>,
+    /// So is building for an architecture, which those for another do not wait for.
+    programs: BTreeMap<Arch, Mutex<Option<Programs>>>,
     /// Each backend and each obstacle on each kernel.
     all: bool,
 }
@@ -71,9 +79,14 @@ pub(super) struct Machines {
 impl Machines {
     /// The host's programs are built already.
     pub(super) fn new(host: Arch, programs: &Programs, all: bool) -> Self {
+        let programs = Arch::value_variants().iter().map(|&arch| {
+            let built = (arch == host).then(|| programs.clone());
+            (arch, Mutex::new(built))
+        });
         Self {
+            kernels: Mutex::new(()),
+            programs: programs.collect(),
             all,
-            built: Mutex::new(BTreeMap::from([(host, programs.clone())])),
         }
     }
 
@@ -96,7 +109,9 @@ impl Machines {
         let met = (filter.is_none() && has_obstacles(kernel, arch, self.all))
             .then(|| obstacles(&machine, &place));
         machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
-        let (results, error) = scenarios(&machine, &backends(kernel, arch, self.all), filter);
+        let backends = backends(kernel, arch, self.all);
+        let of_kernel = (!has_program(kernel, arch, self.all)).then_some("--of-kernel");
+        let (results, error) = scenarios(&machine, &backends, of_kernel, filter);
         let endured = (filter.is_none() && stress::is_for(kernel, arch))
             .then(|| stress::emulated(&machine, &place));
         let (met, endured) = (met.unwrap_or_default(), endured.unwrap_or_default());
@@ -115,17 +130,20 @@ impl Machines {
 
     /// Gets a machine ready, with programs that are built once for each architecture.
     fn prepare(&self, kernel: &Kernel, arch: Arch) -> Result<Machine> {
-        let mut built = lock(&self.built);
-        let mut machine = Machine::without_ifmon(kernel, arch)?;
+        let mut machine = {
+            let _one_at_a_time = lock(&self.kernels);
+            Machine::without_ifmon(kernel, arch)?
+        };
+        let mut built = lock(&self.programs[&arch]);
         let Programs {
             ifmon,
             scenarios,
             obstacles,
             stress,
             ..
-        } = match built.entry(arch) {
-            Entry::Occupied(built) => built.into_mut(),
-            Entry::Vacant(missing) => missing.insert(Programs::build(arch)?),
+        } = match &mut *built {
+            Some(built) => built,
+            missing => missing.insert(Programs::build(arch)?),
         };
         machine.program = Some(ifmon.clone());
         machine.files = vec![scenarios.clone(), obstacles.clone(), stress.clone()];
@@ -139,11 +157,13 @@ impl Machines {
 fn scenarios(
     machine: &Machine,
     backends: &[&str],
+    of_kernel: Option<&str>,
     filter: Option<&str>,
 ) -> (Results, Option<String>) {
     let backends = backends.join(",");
     let command: Vec<&str> = ["/scenarios", "--emulated", "--backends", &backends]
         .into_iter()
+        .chain(of_kernel)
         .chain(filter)
         .collect();
     let mut results = Results::default();
