@@ -697,6 +697,13 @@ impl PatternTable {
                 }
             }
         }
+        if !self.is_hidden {
+            // What was read of these is not entered, and whose inode was read may be another one.
+            let is_open = |known: &Known| known.inode.is_none();
+            let is_unread = |ifindex: &u32| self.devices.get(ifindex).is_some_and(is_open);
+            let unread = touched.iter().copied().filter(is_unread);
+            self.unidentified.extend(unread);
+        }
         let changes = std::mem::replace(&mut self.said, heard);
         self.tell_changes(loss, changes.into());
         for watched in &mut self.patterns {

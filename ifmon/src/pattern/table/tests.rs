@@ -295,6 +295,31 @@ fn another_device_with_the_same_index_is_told_by_its_inode() {
     assert!(!table.is_reading() && !table.needs_table());
 }
 
+/// By then the name may be another one's.
+#[test]
+fn an_inode_that_is_read_while_something_is_heard_is_read_again() {
+    let mut table = table(&["*"], &[(2, "a2")]);
+    assert!(table.identify());
+    table.exists(2, named("b2"), false);
+    read(&mut table, NO_LINKS, &[]);
+    assert_eq!(said(&mut table), ["* renamed a2 2 to b2"]);
+    assert!(table.identify());
+    read(&mut table, NO_LINKS, &[("b2", 102)]);
+    assert!(!table.identify());
+
+    table.lost(None);
+    table.read_table();
+    read(&mut table, &[(2, "b2")], &[("b2", 202)]);
+    assert_eq!(
+        said(&mut table),
+        [
+            "* resynced lost None changed true of 1",
+            "* deleted b2 2, recovered",
+            "* appeared b2 2, recovered",
+        ]
+    );
+}
+
 /// Of which something is heard all the time.
 #[test]
 fn a_restless_device_is_read_so_often_and_no_more() {
