@@ -57,6 +57,7 @@ impl Inquiry {
             Question::IndexOf(name) => Answer::Index(self.query.by_name(&name)),
             Question::NameOf(ifindex) => Answer::Name(self.query.by_index(ifindex)),
             Question::InodeOf(name) => Answer::Inode(self.inode_of(&name)),
+            Question::IdentityOf(name) => Answer::Identity(self.open_sysfs().identity_of(&name)),
             Question::NetnsOf(nsid) => Answer::Netns(self.netns_of(nsid)),
             Question::WhereIs(inode) => Answer::Place(self.find(inode)),
             Question::Table => {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Counters, Error, InterfaceName, LinkKind, NetnsId, Pattern,
+    Counters, Error, Identity, InterfaceName, LinkKind, NetnsId, Pattern,
     signal::Signal,
     tracker::{Device, Place, Watch},
 };
@@ -110,6 +110,8 @@ pub(crate) enum Question {
     NameOf(u32),
     /// The inode in sysfs of the device that has this name now: [`Answer::Inode`].
     InodeOf(InterfaceName),
+    /// The index of that device as well, both of the same one: [`Answer::Identity`].
+    IdentityOf(InterfaceName),
     /// The namespace that has this id in the numbering of the one asked: [`Answer::Netns`].
     NetnsOf(i32),
     /// Where on the host the device with this inode is: [`Answer::Place`].
@@ -128,6 +130,8 @@ pub(crate) enum Answer {
     Name(io::Result<Option<Named>>),
     /// `None` where there is no such device, or nobody can tell.
     Inode(Option<u64>),
+    /// The same; with an inode.
+    Identity(Option<Identity>),
     /// `None` where nobody can tell.
     Netns(Option<NetnsId>),
     /// `None` where nobody can tell.
@@ -189,6 +193,7 @@ impl Answer {
             Question::IndexOf(_) => Self::Index(Err(io::ErrorKind::NotConnected.into())),
             Question::NameOf(_) => Self::Name(Err(io::ErrorKind::NotConnected.into())),
             Question::InodeOf(_) => Self::Inode(None),
+            Question::IdentityOf(_) => Self::Identity(None),
             Question::NetnsOf(_) => Self::Netns(None),
             Question::WhereIs(_) => Self::Place(None),
             Question::Table => Self::Table(Err(io::ErrorKind::NotConnected.into())),

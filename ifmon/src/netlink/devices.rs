@@ -313,8 +313,7 @@ impl DeviceTable {
     }
 
     /// A device that was not known has a watched name: is it one that went elsewhere and came back?
-    /// `inode` is that of the device with this name, if that had this index after the inode was
-    /// read.
+    /// `inode` is that of the device with this name, if that has this index.
     ///
     /// Only here the inode decides within a stream of messages. Should the device be gone again by
     /// the time that it is read, "another device" is the answer that does no harm. For the same

@@ -174,9 +174,7 @@ enum Awaiting {
 #[derive(Debug)]
 enum HalfHeard {
     /// A device that was not known: its inode says whether it is one that comes back.
-    NewcomerInode(u32, InterfaceName),
-    /// Was the device with that inode the one that the message is about?
-    NewcomerIndex(u32, InterfaceName, u64),
+    Newcomer(u32, InterfaceName),
     /// A device went to the namespace that has this id.
     Netns(Change, i32),
 }
@@ -329,8 +327,7 @@ impl Subscription {
     fn step(&mut self, now: &Now) -> Option<Next> {
         if let Some(half) = &self.half_heard {
             let question = match *half {
-                HalfHeard::NewcomerInode(_, name) => Question::InodeOf(name),
-                HalfHeard::NewcomerIndex(_, name, _) => Question::IndexOf(name),
+                HalfHeard::Newcomer(_, name) => Question::IdentityOf(name),
                 HalfHeard::Netns(_, nsid) => Question::NetnsOf(nsid),
             };
             return Some(Next::Request(self.ask(Awaiting::HalfHeard, question)));
@@ -848,7 +845,7 @@ impl Subscription {
         match self.table.message(message) {
             Heard::Transition(transition) => self.take(transition),
             Heard::Newcomer { ifindex, name } => {
-                self.half_heard = Some(HalfHeard::NewcomerInode(ifindex, name));
+                self.half_heard = Some(HalfHeard::Newcomer(ifindex, name));
                 true
             }
         }
@@ -857,16 +854,11 @@ impl Subscription {
     /// The rest of a message.
     fn heard(&mut self, answer: Answer) {
         match (self.half_heard.take(), answer) {
-            (Some(HalfHeard::NewcomerInode(ifindex, name)), Answer::Inode(Some(inode))) => {
-                self.half_heard = Some(HalfHeard::NewcomerIndex(ifindex, name, inode));
-            }
-            (Some(HalfHeard::NewcomerInode(ifindex, name)), _) => {
-                let transition = self.table.newcomer(ifindex, name, None);
-                self.take(transition);
-            }
-            (Some(HalfHeard::NewcomerIndex(ifindex, name, inode)), answer) => {
-                let is_it = matches!(answer, Answer::Index(Ok(Some(found))) if found == ifindex);
-                let inode = is_it.then_some(inode);
+            (Some(HalfHeard::Newcomer(ifindex, name)), answer) => {
+                let inode = match answer {
+                    Answer::Identity(Some(found)) if found.ifindex == ifindex => found.inode,
+                    _ => None,
+                };
                 let transition = self.table.newcomer(ifindex, name, inode);
                 self.take(transition);
             }
@@ -1042,3 +1034,6 @@ impl Look {
         LookStep::Inode
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,10 +11,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, statat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, statat};
 
 use super::query::Query;
-use crate::{InterfaceName, Netns, host::mount};
+use crate::{Identity, InterfaceName, Netns, host::mount};
 
 /// Links that are compared before it is believed that `/sys` shows the right ones.
 const ENTRIES: usize = 64;
@@ -53,6 +53,19 @@ impl Sysfs {
         // apart.
         let status = statat(self.directory.as_ref()?, name.as_bytes(), AtFlags::empty());
         status.ok().map(|status| status.st_ino)
+    }
+
+    /// The index and the inode number of the device that has this name now.
+    pub(crate) fn identity_of(&self, name: &InterfaceName) -> Option<Identity> {
+        // Whoever gets the name meanwhile: what was opened is one device's.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = self.directory.as_ref()?;
+        let device = openat(parent, name.as_bytes(), flags, Mode::empty()).ok()?;
+        let inode = fstat(&device).ok()?.st_ino;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&device, c"ifindex", flags, Mode::empty()).ok()?;
+        let ifindex = io::read_to_string(File::from(file)).ok()?;
+        Some(Identity::of_ifindex(ifindex.trim().parse().ok()?).with_inode(inode))
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     shrink::Decisions,
 };
 use crate::{
-    BackendKind, Counters, NetnsId,
+    BackendKind, Counters, Identity, NetnsId,
     machine::{Answer, LinkTable, Named, Question, Source},
     netlink::{
         Received, Reply, Request,
@@ -130,6 +130,12 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
             let found = host.now.by_name(space, name);
             Answer::Inode(found.map(|device| device.id.into()))
         }
+        Question::IdentityOf(name) => {
+            let found = host.now.by_name(space, name);
+            Answer::Identity(found.map(|Device { ifindex, id, .. }| {
+                Identity::of_ifindex(ifindex).with_inode(id.into())
+            }))
+        }
         Question::NetnsOf(nsid) => Answer::Netns(Some(netns(nsid as usize))),
         Question::WhereIs(inode) => {
             let found = host.now.by_id(inode as u32);
@@ -168,6 +174,7 @@ pub(crate) fn no_answer(question: Question) -> Answer {
         Question::IndexOf(_) => Answer::Index(Err(failure())),
         Question::NameOf(_) => Answer::Name(Err(failure())),
         Question::InodeOf(_) => Answer::Inode(None),
+        Question::IdentityOf(_) => Answer::Identity(None),
         Question::NetnsOf(_) => Answer::Netns(None),
         Question::WhereIs(_) => Answer::Place(None),
         Question::Table => Answer::Table(Err(failure())),
@@ -179,7 +186,10 @@ pub(crate) fn no_answer(question: Question) -> Answer {
 pub(crate) fn waits(host: &Host, question: Question) -> bool {
     match question {
         Question::IndexOf(_) | Question::NameOf(_) | Question::Table => !host.conduct.lockless,
-        Question::InodeOf(_) | Question::NetnsOf(_) | Question::WhereIs(_) => false,
+        Question::InodeOf(_)
+        | Question::IdentityOf(_)
+        | Question::NetnsOf(_)
+        | Question::WhereIs(_) => false,
         Question::Barrier => true,
     }
 }
@@ -189,7 +199,7 @@ pub(crate) const fn kind_of(question: Question) -> usize {
     match question {
         Question::IndexOf(_) => 0,
         Question::NameOf(_) => 1,
-        Question::InodeOf(_) => 2,
+        Question::InodeOf(_) | Question::IdentityOf(_) => 2,
         Question::NetnsOf(_) => 3,
         Question::WhereIs(_) => 4,
         Question::Barrier => 5,
