@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -28,6 +27,7 @@ use tokio::{
 };
 
 use self::exposition::{Exposition, Format, Kind};
+use super::refused::refused;
 
 /// Connections at a time. When there are more, the oldest is closed: those that say nothing must
 /// not keep a scrape out.
@@ -76,9 +76,13 @@ impl Listener {
                 "metrics are served at {address}, to anybody who can reach it, in the clear"
             );
         }
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot serve metrics at {address}"))?;
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            refused(
+                error,
+                format_args!("cannot serve metrics at {address}"),
+                "a port below 1024 takes root or CAP_NET_BIND_SERVICE: name another one",
+            )
+        })?;
         log::info!(
             "serving metrics at http://{}/metrics",
             listener.local_addr()?

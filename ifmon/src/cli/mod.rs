@@ -14,6 +14,7 @@ mod notify;
 mod open_files;
 pub(crate) mod output;
 mod privileges;
+mod refused;
 mod restart;
 mod restarts;
 mod run;

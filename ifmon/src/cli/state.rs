@@ -23,7 +23,10 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::watches::{Watch, Watches};
+use super::{
+    refused::refused,
+    watches::{Watch, Watches},
+};
 
 /// The one that uses the directory holds a lock on this file.
 const LOCK: &str = "lock";
@@ -150,12 +153,16 @@ impl Directory {
     /// knows.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        fs::create_dir_all(path).with_context(|| format!("cannot make the directory {shown}"))?;
+        let may_not = |error, tried| {
+            let to_do = "name one that the user who runs ifmon may write to";
+            refused(error, format_args!("{tried} {shown}"), to_do)
+        };
+        fs::create_dir_all(path).map_err(|error| may_not(error, "cannot make the directory"))?;
         let lock = OpenOptions::new()
             .create(true)
             .append(true)
             .open(path.join(LOCK))
-            .with_context(|| format!("cannot write in the directory {shown}"))?;
+            .map_err(|error| may_not(error, "cannot write in the directory"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => anyhow::anyhow!(
                 "another ifmon keeps its state in {shown}; give each a directory of its own"

@@ -18,6 +18,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::net::{AddressFamily, sockopt};
 
+use crate::cli::refused::refused;
+
+/// For want of a right to make a socket.
+const TO_DO: &str = "run it as root, or name a path that its user may write to with --serve";
+
 /// The first descriptor that a service manager hands over (`sd_listen_fds(3)`).
 const LISTEN_FDS_START: i32 = 3;
 
@@ -77,8 +82,10 @@ impl Socket {
     fn bind(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make the directory {}", folder.display()))?;
+            fs::create_dir_all(folder).map_err(|error| {
+                let tried = format!("cannot make the directory {}", folder.display());
+                refused(error, tried, TO_DO)
+            })?;
         }
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -97,7 +104,7 @@ impl Socket {
             }
             other => other,
         }
-        .with_context(|| format!("cannot listen on {shown}"))?;
+        .map_err(|error| refused(error, format_args!("cannot listen on {shown}"), TO_DO))?;
         fs::set_permissions(path, Permissions::from_mode(0o666))
             .with_context(|| format!("cannot open {shown} to all users"))?;
         Ok(Self {
