@@ -3,7 +3,7 @@
 use std::{ffi::OsString, io};
 
 use crate::{
-    InterfaceName, Netns, NetnsId,
+    Netns, NetnsId,
     machine::{Answer, Question},
     netlink::{query::Query, sysfs::Sysfs},
     tracker::Place,
@@ -56,7 +56,7 @@ impl Inquiry {
         match question {
             Question::IndexOf(name) => Answer::Index(self.query.by_name(&name)),
             Question::NameOf(ifindex) => Answer::Name(self.query.by_index(ifindex)),
-            Question::InodeOf(name) => Answer::Inode(self.inode_of(&name)),
+            Question::InodeOf(name) => Answer::Inode(self.open_sysfs().inode_of(&name)),
             Question::IdentityOf(name) => Answer::Identity(self.open_sysfs().identity_of(&name)),
             Question::NetnsOf(nsid) => Answer::Netns(self.netns_of(nsid)),
             Question::WhereIs(inode) => Answer::Place(self.find(inode)),
@@ -68,10 +68,6 @@ impl Inquiry {
             }
             Question::Barrier => Answer::Waited(self.query.wait_for_changes()),
         }
-    }
-
-    pub(crate) fn inode_of(&mut self, name: &InterfaceName) -> Option<u64> {
-        self.open_sysfs().inode_of(name)
     }
 
     /// The namespace that has this id in the numbering of the one asked, if `ip netns` has a name

@@ -32,21 +32,12 @@ impl Inspector {
     /// [`Error::Recheck`] when the kernel does not answer.
     pub fn identity(&mut self, name: InterfaceName) -> Result<Option<Identity>, Error> {
         let Self(inquiry) = self;
-        loop {
-            let Some(ifindex) = Self::index_of(inquiry, name)? else {
-                return Ok(None);
-            };
-            let inode = inquiry.inode_of(&name);
-            // Was it the inode of this device?
-            if Self::index_of(inquiry, name)? == Some(ifindex) {
-                return Ok(Some(Identity { ifindex, inode }));
-            }
+        if let Answer::Identity(Some(found)) = inquiry.answer(Question::IdentityOf(name)) {
+            return Ok(Some(found));
         }
-    }
-
-    fn index_of(inquiry: &mut Inquiry, name: InterfaceName) -> Result<Option<u32>, Error> {
+        // There is none, or no sysfs that shows it.
         match inquiry.answer(Question::IndexOf(name)) {
-            Answer::Index(found) => found.map_err(Error::Recheck),
+            Answer::Index(found) => Ok(found.map_err(Error::Recheck)?.map(Identity::of_ifindex)),
             _ => Ok(None),
         }
     }

@@ -43,7 +43,7 @@ pub(crate) struct Options {
     /// Emulate these processors; can be repeated
     #[arg(long = "arch", value_enum, default_values_t = [Arch::X86_64, Arch::Aarch64], conflicts_with = "no_vm")]
     archs: Vec<Arch>,
-    /// On each emulated kernel try each backend that it has, and each obstacle; without it, some kernels stand for others
+    /// On each emulated kernel try each backend that it has, each scenario and each obstacle; without it, some kernels stand for others
     #[arg(long, conflicts_with = "no_vm")]
     all: bool,
     /// Emulate no kernels

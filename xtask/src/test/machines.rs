@@ -72,7 +72,7 @@ pub(super) struct Machines {
     kernels: Mutex<()>,
     /// So is building for an architecture, which those for another do not wait for.
     programs: BTreeMap<Arch, Mutex<Option<Programs>>>,
-    /// Each backend and each obstacle on each kernel.
+    /// Each backend, scenario and obstacle on each kernel.
     all: bool,
 }
 
