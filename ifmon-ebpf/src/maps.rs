@@ -9,13 +9,14 @@ use core::{
 };
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, RingBuf},
 };
 use ifmon_ebpf::{
     Control, Counters, DeviceState, EVERYWHERE, Leaving, Link, Name, NameKey, NameState,
-    PatternSet, PatternState, Place, USERSPACE_ID,
+    PatternSet, PatternState, Place, Shared, USERSPACE_ID,
     filter::{Change, Kernel},
 };
 
@@ -55,10 +56,6 @@ static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
 #[map]
 static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
 
-/// In how many namespaces there are patterns.
-#[cfg_attr(feature = "patterns", map)]
-static PATTERNED: Array<u32> = Array::with_max_entries(1, 0);
-
 /// The patterns, by namespace.
 #[cfg_attr(feature = "patterns", map)]
 static PATTERNS: HashMap<u32, PatternSet> = HashMap::with_max_entries(1, 0);
@@ -82,11 +79,10 @@ static SOCKETS: HashMap<u64, u32> = HashMap::with_max_entries(WATCHES, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
+/// A [`Control`], and a [`Counters`] for each CPU. Userspace maps them, so that it need not make a
+/// call, during which the kernel runs no program of a kprobe on that CPU.
 #[map]
-static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
-
-#[map]
-static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+static SHARED: Array<Shared> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 
 /// The namespace of which the socket with this cookie hears.
 #[inline(always)]
@@ -114,9 +110,9 @@ pub(crate) fn id_of(link: &Link) -> Option<u64> {
 #[inline(always)]
 pub(crate) fn has_patterns() -> bool {
     cfg!(feature = "patterns")
-        && PATTERNED.get_ptr(0).is_some_and(|count| {
-            // SAFETY: element 0 of a one-element array, and a whole word.
-            unsafe { count.read_volatile() != 0 }
+        && control().is_some_and(|control| {
+            // SAFETY: a live element. Volatile, because userspace may write it meanwhile.
+            unsafe { (&raw const (*control).patterned).read_volatile() != 0 }
         })
 }
 
@@ -317,9 +313,9 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
 
     #[inline(always)]
     fn counters(&mut self) -> Option<&mut Counters> {
-        let counters = COUNTERS.get_ptr_mut(0)?;
-        // SAFETY: element 0 of a one-element array, and this CPU's copy. Who interrupts this run of
-        // the program adds to it atomically, as this run does.
+        let counters = SHARED.get_ptr_mut(1 + self.cpu())?.cast::<Counters>();
+        // SAFETY: this CPU's element. Who interrupts this run of the program adds to it atomically,
+        // as this run does.
         unsafe { counters.as_mut() }
     }
 
@@ -334,7 +330,7 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
         let Some(control) = control() else {
             return false;
         };
-        // SAFETY: a live element, which userspace alone writes, but for `devices`. The kernel
+        // SAFETY: a live element; userspace writes the name only while `traced` is 0. The kernel
         // aligns elements to eight bytes, and the name is the first field.
         let (wanted, traced, open) = unsafe {
             let comm = (&raw const (*control).comm).cast::<[u64; 2]>().read();
@@ -360,7 +356,7 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
 
 #[inline(always)]
 fn control() -> Option<*mut Control> {
-    CONTROL.get_ptr_mut(0)
+    SHARED.get_ptr_mut(0).map(|control| control.cast())
 }
 
 #[inline(always)]

@@ -352,7 +352,17 @@ impl Record {
     }
 }
 
-/// Value of the one-element per-CPU map `COUNTERS`.
+/// An element of the array `SHARED`, which userspace has mapped. The first is a [`Control`], each
+/// further one the [`Counters`] of a CPU: as long as a line of the cache, so that no two CPUs write
+/// to the same.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct Shared([u64; 8]);
+
+const _: () = assert!(size_of::<Counters>() <= size_of::<Shared>());
+const _: () = assert!(size_of::<Control>() <= size_of::<Shared>());
+
+/// What happened on a CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -369,8 +379,7 @@ pub struct Counters {
     pub ids: u64,
 }
 
-/// Value of the one-element map `CONTROL`. Userspace writes it before the first watch; from then on
-/// the kernel side alone.
+/// What the programs are told. Userspace writes it, but for `devices`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
@@ -385,23 +394,18 @@ pub struct Control {
     /// With more entries than this in `DEVICES`, a device that is no longer the last one of any
     /// watched name is forgotten at once, and not only when it is unregistered.
     pub crowd: u32,
-    /// Entries in `DEVICES` whose ids the kernel side gave. Kept by atomic additions, which
-    /// userspace has no means to make: so those that it inserts are not in this count, and
-    /// what it writes here while the programs run may be lost.
+    /// Entries in `DEVICES` whose ids the kernel side gave, which alone writes this, by atomic
+    /// additions.
     pub devices: u32,
+    /// In how many namespaces there are patterns. While there is none, nobody looks for one.
+    pub patterned: u32,
 }
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{
-        Control, Counters, DeviceState, Link, Match, NameKey, NameState, PatternSet, PatternState,
-    };
+    use super::{DeviceState, Link, Match, NameKey, NameState, PatternSet, PatternState};
 
     // SAFETY: integers and arrays of them, `repr(C)` without padding; any bits are valid.
-    unsafe impl aya::Pod for Control {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Counters {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for DeviceState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Link {}

@@ -16,6 +16,7 @@ pub(crate) mod maps;
 mod open;
 pub(crate) mod patterns;
 pub(crate) mod selftest;
+mod shared;
 pub(crate) mod shell;
 
 pub(crate) use self::open::{HAS_OBJECT, Loader, Running, read_layout};

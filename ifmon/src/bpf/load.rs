@@ -14,7 +14,7 @@ use aya::{
 use ifmon_ebpf::{OBJECT, OBJECT_OF_NAMES, OBJECT_WITH_LOG};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
-use super::{btf::VMLINUX, layout::Layout};
+use super::{btf::VMLINUX, layout::Layout, shared};
 use crate::{
     Unavailable,
     error::again,
@@ -274,6 +274,7 @@ impl Load<'_> {
             Some(limit) if limit < ROOMY_LIMIT => &[tight],
             _ => &[roomy, tight],
         };
+        let shared = shared::elements()?;
         let constants = self.constants();
         for &(watches, matching, ring) in sizes {
             let entries = u32::try_from(watches.next_power_of_two()).unwrap_or(u32::MAX);
@@ -292,6 +293,7 @@ impl Load<'_> {
                 // The reason of a refusal and no more. With none at all, aya's second attempt, which is made with a buffer,
                 // would be refused for that, and the errno of the first one be lost.
                 .verifier_log_level(VerifierLogLevel::STATS)
+                .map_max_entries("SHARED", shared)
                 .map_max_entries("NAMES", entries)
                 .map_max_entries("DEVICES", devices)
                 .map_max_entries("LINKS", devices)

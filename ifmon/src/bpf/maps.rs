@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, io};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap, Map, MapData, MapError},
 };
 use ifmon_ebpf::{
-    Control, Counters, DeviceState, Link, Match, Name, NameKey, NameState, PatternSet,
-    PatternState, Place as WirePlace, USERSPACE_ID,
+    DeviceState, Link, Match, Name, NameKey, NameState, PatternSet, PatternState,
+    Place as WirePlace, USERSPACE_ID,
 };
 
-use super::{Matching, Reply, Request};
+use super::{Matching, Reply, Request, shared::Shared};
 use crate::{NetnsId, Unavailable};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
@@ -26,13 +26,11 @@ pub(super) struct Maps {
     sockets: HashMap<MapData, u64, u32>,
     /// `None` where there was no pattern at the start.
     patterns: Option<PatternMaps>,
-    counters: PerCpuArray<MapData, Counters>,
-    pub(super) control: Array<MapData, Control>,
+    pub(super) shared: Shared,
 }
 
 /// Those of patterns.
 struct PatternMaps {
-    patterned: Array<MapData, u32>,
     patterns: HashMap<MapData, u32, PatternSet>,
     states: HashMap<MapData, u32, PatternState>,
     /// The keys are words on the kernel side, of the same bytes.
@@ -42,7 +40,6 @@ struct PatternMaps {
 impl PatternMaps {
     fn take(object: &mut Ebpf) -> Result<Self, Unavailable> {
         Ok(Self {
-            patterned: take(object, "PATTERNED")?,
             patterns: take(object, "PATTERNS")?,
             states: take(object, "PATTERN_STATES")?,
             matching: take(object, "MATCHING")?,
@@ -50,20 +47,11 @@ impl PatternMaps {
     }
 
     fn insert(&mut self, netns: u32, set: PatternSet) -> io::Result<()> {
-        insert(&mut self.patterns, netns, set, 0)?;
-        self.count()
+        insert(&mut self.patterns, netns, set, 0)
     }
 
     fn remove(&mut self, netns: u32) -> io::Result<()> {
-        remove(&mut self.patterns, &netns)?;
-        self.count()
-    }
-
-    /// While there is no pattern, the programs need not look for one.
-    fn count(&mut self) -> io::Result<()> {
-        let count = self.patterns.keys().count();
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.patterned.set(0, count, 0).map_err(cause)
+        remove(&mut self.patterns, &netns)
     }
 
     fn insert_state(&mut self, NetnsId(netns): NetnsId, epoch: u32, flags: u64) -> io::Result<()> {
@@ -115,15 +103,14 @@ impl Maps {
                 Some(_) => Some(PatternMaps::take(object)?),
                 None => None,
             },
-            counters: take(object, "COUNTERS")?,
-            control: take(object, "CONTROL")?,
+            shared: Shared::take(object)?,
         })
     }
 
     /// Does what is about a map; gives the request back when it is not.
     pub(super) fn perform(&mut self, request: Request) -> Result<Reply, Request> {
         Ok(match request {
-            Request::Counters => Reply::Counters(self.counters()),
+            Request::Counters => Reply::Counters(Ok(self.shared.counters())),
             Request::Name(key) => Reply::Name(get(&self.names, &key)),
             Request::InsertName(key, state) => Reply::Done(insert(&mut self.names, key, state, 0)),
             Request::RemoveName(key) => Reply::Done(remove(&mut self.names, &key)),
@@ -144,10 +131,10 @@ impl Maps {
                 Reply::Done(remove(&mut self.namespaces, &netns))
             }
             Request::InsertPatterns(NetnsId(netns), set) => {
-                Reply::Done(self.patterns().and_then(|maps| maps.insert(netns, *set)))
+                Reply::Done(self.change_patterns(|maps| maps.insert(netns, *set)))
             }
             Request::RemovePatterns(NetnsId(netns)) => {
-                Reply::Done(self.patterns().and_then(|maps| maps.remove(netns)))
+                Reply::Done(self.change_patterns(|maps| maps.remove(netns)))
             }
             Request::PatternState(NetnsId(netns)) => {
                 Reply::PatternState(self.patterns().and_then(|maps| get(&maps.states, &netns)))
@@ -202,17 +189,6 @@ impl Maps {
         let _ = remove(&mut self.sockets, &cookie);
     }
 
-    pub(super) fn counters(&self) -> io::Result<Counters> {
-        let mut sum = Counters::default();
-        for cpu in self.counters.get(&0, 0).map_err(cause)?.iter() {
-            sum.seen += cpu.seen;
-            sum.matched += cpu.matched;
-            sum.ignored += cpu.ignored;
-            sum.dropped += cpu.dropped;
-        }
-        Ok(sum)
-    }
-
     fn patterns(&mut self) -> io::Result<&mut PatternMaps> {
         self.patterns.as_mut().ok_or_else(|| {
             io::Error::other(
@@ -220,6 +196,18 @@ impl Maps {
                  ask for room with Builder::pattern_capacity",
             )
         })
+    }
+
+    fn change_patterns(
+        &mut self,
+        change: impl FnOnce(&mut PatternMaps) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let maps = self.patterns()?;
+        change(maps)?;
+        let count = maps.patterns.keys().count();
+        self.shared
+            .set_patterned(u32::try_from(count).unwrap_or(u32::MAX));
+        Ok(())
     }
 
     fn insert_device(&mut self, id: u64, place: WirePlace) -> io::Result<()> {

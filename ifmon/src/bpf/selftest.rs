@@ -2,12 +2,10 @@
 
 use std::io;
 
-use aya::maps::{Array, MapData};
-use ifmon_ebpf::{
-    Control, LOOPBACK_IFINDEX, NETREG_REGISTERED, Name, Place as WirePlace, Record, flag,
-};
+use ifmon_ebpf::{LOOPBACK_IFINDEX, NETREG_REGISTERED, Name, Place as WirePlace, Record, flag};
 use rustix::thread::{UnshareFlags, set_name, unshare_unsafe};
 
+use super::shared::Shared;
 use crate::{InterfaceName, Netns, NetnsId, Unavailable, netns::on_a_thread};
 
 /// Has a device made whose name, index and namespace are known, and looks at what the program says
@@ -16,8 +14,7 @@ use crate::{InterfaceName, Netns, NetnsId, Unavailable, netns::on_a_thread};
 ///
 /// `record` gives the next record that the program has sent.
 pub(super) fn run(
-    control: &mut Array<MapData, Control>,
-    settings: Control,
+    shared: &mut Shared,
     mut record: impl FnMut() -> Option<Record>,
 ) -> Result<(), Unavailable> {
     // The thread is known to the program by its name, which is the same in every pid namespace.
@@ -25,16 +22,11 @@ pub(super) fn run(
     let made = on_a_thread(|| -> io::Result<NetnsId> {
         let name = comm.split(|&byte| byte == 0).next().unwrap_or_default();
         set_name(&std::ffi::CString::new(name)?)?;
-        let traced = Control {
-            comm,
-            traced: 1,
-            ..settings
-        };
-        control.set(0, traced, 0).map_err(io::Error::other)?;
+        shared.trace(comm);
         // SAFETY: this thread ends with the closure and shares its namespace with nobody.
         let made = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
         let id = made.map_err(Into::into).and_then(|()| known_id());
-        control.set(0, settings, 0).map_err(io::Error::other)?;
+        shared.trace_nobody();
         id
     });
     let netns = match made {

@@ -10,8 +10,8 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use ifmon_ebpf::{
-    Control, FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM, Record, SOCKET_NOBODY_PROGRAM,
-    SOCKET_PID_PROGRAM, SOCKET_PROGRAM, flag,
+    FENTRY_PROGRAM, HOOK, KPROBE_PROGRAM, Record, SOCKET_NOBODY_PROGRAM, SOCKET_PID_PROGRAM,
+    SOCKET_PROGRAM, flag,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -104,10 +104,9 @@ impl Programs {
             let (mut object, room) = load.object()?;
             attach(&mut object, kind, layout)?;
             let mut programs = Self::of(object, Hook::Function, load.who, room)?;
-            let settings = programs.settings(false);
             let Self { maps, ring, .. } = &mut programs;
-            selftest::run(&mut maps.control, settings, || next(ring))?;
-            programs.open(wanted)?;
+            selftest::run(&mut maps.shared, || next(ring))?;
+            programs.maps.shared.set_open(wanted.open_filter);
             Ok(programs)
         })
     }
@@ -127,7 +126,7 @@ impl Programs {
         // Attached to each socket as it is made.
         let mut programs = Self::of(object, Hook::Socket, who, room)?;
         programs.filter = name;
-        programs.open(wanted)?;
+        programs.maps.shared.set_open(wanted.open_filter);
         Ok(programs)
     }
 
@@ -139,18 +138,10 @@ impl Programs {
         readiness
             .add(ring_fd, Source::Ring)
             .map_err(Unavailable::other)?;
-        let maps = Maps::of(&mut object)?;
-        // What cannot be read now will not be read later: then a loss would go unnoticed.
-        maps.counters().map_err(|error| {
-            let what = "the program's counters cannot be read";
-            Unavailable::other(match error.kind() {
-                io::ErrorKind::NotFound => format!(
-                    "{what} without the number of processors; show this process \
-                     /sys/devices/system/cpu/possible"
-                ),
-                _ => format!("{what}: {error}"),
-            })
-        })?;
+        let mut maps = Maps::of(&mut object)?;
+        // The other half of the room is for devices of userspace's finding, at most one a name.
+        let crowd = u32::try_from(room.saturating_sub(1)).unwrap_or(u32::MAX);
+        maps.shared.set_crowd(crowd);
         Ok(Self {
             hook,
             maps,
@@ -166,22 +157,6 @@ impl Programs {
             log,
             object,
         })
-    }
-
-    /// What the program is told at the start.
-    fn settings(&self, open: bool) -> Control {
-        Control {
-            open: u32::from(open),
-            // The other half of the room is for devices of userspace's finding, at most one a name.
-            crowd: u32::try_from(self.room.saturating_sub(1)).unwrap_or(u32::MAX),
-            ..Control::default()
-        }
-    }
-
-    fn open(&mut self, wanted: Wanted) -> Result<(), Unavailable> {
-        let settings = self.settings(wanted.open_filter);
-        let set = self.maps.control.set(0, settings, 0);
-        set.map_err(Unavailable::other)
     }
 
     /// How much is known of who makes a change.

@@ -227,12 +227,12 @@ pub(super) fn bare_sys() -> Result {
     (|| {
         setting.steps_to(
             NETLINK,
-            &["netlink-ebpf does not work here: the program's counters"],
+            &["netlink-ebpf do not work here: the program's counters"],
         )?;
         if Setting::has_fentry()? {
             setting.fails("fentry", WHY)?;
         }
-        setting.fails("kprobe", "/sys/bus/event_source")?;
+        setting.fails("kprobe", WHY)?;
         setting.fails("netlink-ebpf", WHY)?;
         setting.takes("netlink", NETLINK, &[])
     })()
