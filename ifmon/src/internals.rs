@@ -60,13 +60,16 @@ fn check(message: &Message<'_>) {
     assert!(message.other_end().is_none_or(|other| other.ifindex > 0));
 }
 
-/// Reads the running kernel's BTF, as far as the BPF programs need it.
+pub use ifmon_ebpf::HOOK;
+
+/// Reads the running kernel's BTF, as far as the BPF programs need it, and says which of its types the
+/// hooked function is.
 ///
 /// # Errors
 /// Why that cannot be done.
-pub fn read_btf() -> Result<(), Unavailable> {
+pub fn read_btf() -> Result<Option<u32>, Unavailable> {
     read_layout(VMLINUX)
-        .map(drop)
+        .map(|layout| layout.funcs.rtnetlink_event)
         .map_err(|error| Unavailable::Btf(Box::new(error)))
 }
 

@@ -1,6 +1,8 @@
 //! Changes links, one request and one answer at a time, or many requests in one go: quicker and
 //! steadier than a library with a task in between.
 
+use std::{fs::File, os::fd::AsRawFd as _};
+
 use anyhow::{Context as _, Result, bail};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
@@ -8,7 +10,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 use rtnetlink::{
     LinkUnspec, LinkVeth,
@@ -131,6 +133,29 @@ pub fn add_bridge(name: &str, index: u32) -> RouteNetlinkMessage {
     let kind = LinkInfo::Kind(InfoKind::Bridge);
     message.attributes.push(LinkAttribute::LinkInfo(vec![kind]));
     RouteNetlinkMessage::NewLink(message)
+}
+
+/// A veth whose other end is in another namespace, so that one message is all that is heard of it in
+/// its own.
+pub fn add_veth_apart(name: &str, index: u32, peer_namespace: &File) -> RouteNetlinkMessage {
+    let mut peer = LinkMessage::default();
+    let namespace = peer_namespace.as_raw_fd();
+    peer.attributes.push(LinkAttribute::NetNsFd(namespace));
+    let mut message = LinkUnspec::new_with_name(name).index(index).build();
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    RouteNetlinkMessage::NewLink(message)
+}
+
+pub fn move_to(index: u32, namespace: &File) -> RouteNetlinkMessage {
+    let namespace = namespace.as_raw_fd();
+    RouteNetlinkMessage::SetLink(
+        LinkUnspec::new_with_index(index)
+            .setns_by_fd(namespace)
+            .build(),
+    )
 }
 
 pub fn delete(index: u32) -> RouteNetlinkMessage {

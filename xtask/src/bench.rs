@@ -39,8 +39,8 @@ pub(crate) struct Options {
     /// The kernel for the BPF backends, as in `cargo xtask vm`
     #[arg(long, default_value = "bookworm")]
     kernel: Kernel,
-    /// One row only: unrelated, bystanders, watches, latency, clients, churn,
-    /// start or size
+    /// One row only: unrelated, bystanders, watches, latency, namespaces, burst, clients,
+    /// churn, start or size
     #[arg(long, value_name = "ROW")]
     only: Option<String>,
     /// Measure this ifmon as well, in turns with the one of this tree; linked statically, so that

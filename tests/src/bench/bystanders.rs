@@ -9,7 +9,7 @@ use super::{
     bpf,
     figure::Figures,
     measure::Plan,
-    statistics::median,
+    statistics::Quantile,
     subject::{Running, Subject, WATCHED, WATCHED_INDEX},
 };
 use crate::{
@@ -84,8 +84,8 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
             ("creation, ratio", &times.create, &nobody.create, None),
             ("rename, ratio", &times.rename, &nobody.rename, None),
         ] {
-            let ratio = median(with) / median(without);
-            figures.push(ROW, what, &name, ratio, "");
+            let ratio = Quantile::of(with, 0.5).ratio(Quantile::of(without, 0.5));
+            figures.push_quantile(ROW, what, &name, ratio, "");
             if let Some(goal) = goal
                 && subject.is_some_and(Subject::has_goals)
             {
@@ -98,7 +98,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
         ("creation", &nobody.create),
         ("rename", &nobody.rename),
     ] {
-        figures.push(ROW, what, "nobody", median(samples), "µs");
+        figures.push_quantile(ROW, what, "nobody", Quantile::of(samples, 0.5), "µs");
     }
     for subject in plan.ifmon().filter(|subject| subject.is_bpf()) {
         program(plan, subject, &namespace, &mut requests, figures)?;

@@ -17,7 +17,7 @@ const BAR: f64 = 16.0;
 const PANELS: [(&str, &str); 3] = [
     ("unrelated", "wake-ups"),
     ("unrelated", "CPU"),
-    ("latency", "p50"),
+    ("latency", "created, p50"),
 ];
 
 /// An SVG that follows the reader's choice of a light or dark page.
@@ -64,7 +64,7 @@ fn panel(body: &mut String, top: f64, figures: &[&Figure]) -> f64 {
         .map(|figure| figure.value)
         .fold(f64::MIN_POSITIVE, f64::max);
     let title = match first.row.as_str() {
-        "latency" => "From a change to the line that tells of it, median".to_owned(),
+        "latency" => "From a creation to the line that tells of it, median".to_owned(),
         _ => first.what.replace("changes", "changes that concern nobody"),
     };
     let unit = match first.unit.as_str() {

@@ -19,7 +19,7 @@ use super::{
     measure::Plan,
     process::{First, Process, Usage},
     report::number,
-    statistics::{median, quantile},
+    statistics::Quantile,
     subject::{WATCHED, WATCHED_INDEX},
     unrelated,
 };
@@ -49,10 +49,10 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let peer = of_peer(count, changes)?;
     for (what, fraction) in [("p50", 0.5), ("p99", 0.99)] {
         let what = format!("a change reaches {count} clients, {what}");
-        let peer = quantile(&peer.times, fraction);
-        figures.push(ROW, &what, AGENT, quantile(&agent.times, fraction), "µs");
-        figures.goal(peer);
-        figures.push(ROW, &what, PEER, peer, "µs");
+        let [agent, peer] = [&agent, &peer].map(|all| Quantile::of(&all.times, fraction));
+        figures.push_quantile(ROW, &what, AGENT, agent, "µs");
+        figures.goal(peer.value);
+        figures.push_quantile(ROW, &what, PEER, peer, "µs");
     }
     let what = "memory a client";
     figures.push(ROW, what, AGENT, agent.memory, "KiB");
@@ -169,9 +169,9 @@ fn at_rest(plan: &Plan, count: usize, figures: &mut Figures) -> Result<()> {
     );
     figures.push(ROW, &what, AGENT, woken as f64, "");
     figures.goal(5.0);
-    let [one, many] = sides.map(|(_, times)| median(&times));
+    let [one, many] = sides.map(|(_, times)| Quantile::of(&times, 0.5));
     let what = format!("changes of others, {count} clients : 1");
-    figures.push(ROW, &what, AGENT, many / one, "");
+    figures.push_quantile(ROW, &what, AGENT, many.ratio(one), "");
     figures.goal(1.01);
     let what = format!("memory a client of {NAMES} names");
     figures.push(ROW, &what, AGENT, memory, "KiB");

@@ -3,6 +3,8 @@
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use super::statistics::Quantile;
+
 /// One measured number.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Figure {
@@ -17,6 +19,16 @@ pub(super) struct Figure {
     pub(super) unit: String,
     /// Reached by a value that is no greater.
     pub(super) goal: Option<f64>,
+    /// Of what is a quantile, how sure it is.
+    pub(super) spread: Option<Spread>,
+}
+
+/// See [`Quantile`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Spread {
+    pub(super) low: f64,
+    pub(super) high: f64,
+    pub(super) count: usize,
 }
 
 impl Figure {
@@ -32,8 +44,9 @@ impl Figure {
             value,
             unit,
             goal,
+            spread,
         } = self;
-        json!({
+        let mut json = json!({
             "row": row,
             "what": what,
             "subject": subject,
@@ -41,7 +54,13 @@ impl Figure {
             "unit": unit,
             "goal": goal,
             "reached": self.is_reached(),
-        })
+        });
+        if let Some(Spread { low, high, count }) = spread {
+            json["low"] = json!(low);
+            json["high"] = json!(high);
+            json["count"] = json!(count);
+        }
+        json
     }
 
     fn from_json(json: &Value) -> Option<Self> {
@@ -53,6 +72,17 @@ impl Figure {
             value: json["value"].as_f64()?,
             unit: text("unit")?,
             goal: json["goal"].as_f64(),
+            spread: Spread::from_json(json),
+        })
+    }
+}
+
+impl Spread {
+    fn from_json(json: &Value) -> Option<Self> {
+        Some(Self {
+            low: json["low"].as_f64()?,
+            high: json["high"].as_f64()?,
+            count: usize::try_from(json["count"].as_u64()?).ok()?,
         })
     }
 }
@@ -76,7 +106,28 @@ impl Figures {
             value,
             unit: unit.to_owned(),
             goal: None,
+            spread: None,
         });
+    }
+
+    pub(super) fn push_quantile(
+        &mut self,
+        row: &str,
+        what: &str,
+        subject: &str,
+        quantile: Quantile,
+        unit: &str,
+    ) {
+        let Quantile {
+            value,
+            low,
+            high,
+            count,
+        } = quantile;
+        self.push(row, what, subject, value, unit);
+        if let Some(figure) = self.figures.last_mut() {
+            figure.spread = Some(Spread { low, high, count });
+        }
     }
 
     /// Gives the figure pushed last a goal.

@@ -6,17 +6,19 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{
-    bystanders, churn, clients, figure::Figures, latency, start, subject::Subject, unrelated,
-    watches,
+    burst, bystanders, churn, clients, figure::Figures, latency, namespaces, start,
+    subject::Subject, unrelated, watches,
 };
 use crate::program;
 
 /// The rows, by the names that `--only` takes.
-const ROWS: [(&str, Row); 8] = [
+const ROWS: [(&str, Row); 10] = [
     ("unrelated", unrelated::measure),
     ("bystanders", bystanders::measure),
     ("watches", watches::measure),
     ("latency", latency::measure),
+    ("namespaces", namespaces::measure),
+    ("burst", burst::measure),
     ("clients", clients::measure),
     ("churn", churn::measure),
     ("start", start::measure),
@@ -52,6 +54,15 @@ impl Plan {
         } else {
             "ns"
         }
+    }
+
+    /// The least that can be done in the way of each backend.
+    pub(super) fn bare(&self) -> impl Iterator<Item = Subject> {
+        self.ifmon().filter_map(|subject| match subject {
+            Subject::Ifmon("netlink-unfiltered") => None,
+            Subject::Ifmon(backend) => Some(Subject::Bare(backend)),
+            _ => None,
+        })
     }
 
     pub(super) fn ifmon(&self) -> impl Iterator<Item = Subject> {

@@ -4,7 +4,9 @@
 //! `bench measure` prints its figures as JSON, `bench report` makes a table, a chart and a file of
 //! them, and `bench peer` is one of those that ifmon is compared with.
 
+mod bare;
 mod bpf;
+mod burst;
 mod bystanders;
 mod chart;
 mod churn;
@@ -13,6 +15,7 @@ mod figure;
 mod latency;
 mod lines;
 mod measure;
+mod namespaces;
 mod peer;
 mod process;
 mod report;
@@ -35,6 +38,10 @@ pub fn main() -> Result<()> {
         ["container"] => churn::container(),
         ["peer", "poll", interface] => peer::poll(interface),
         ["peer", "subscribe", interface] => peer::subscribe(interface),
+        ["peer", "bare", backend, interface] => bare::run(backend, interface, None),
+        ["peer", "bare", backend, interface, hook] => {
+            bare::run(backend, interface, Some(hook.parse()?))
+        }
         ["report", options @ ..] => report::run(options),
         _ => bail!("see `cargo xtask bench --help`, which runs this"),
     }

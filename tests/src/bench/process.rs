@@ -96,6 +96,17 @@ impl Usage {
     }
 }
 
+/// Is there nothing left that any of its threads does?
+pub(super) fn is_asleep(pid: u32) -> Result<bool> {
+    for task in fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        if !status.contains("\nState:\tS") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// This thread goes before all others as long as this lives; those that it starts do not. Where
 /// there is one processor, whoever is told of a change would else run before the request for it has
 /// returned, and what it does after its line would count as well.

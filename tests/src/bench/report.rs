@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     chart,
-    figure::{Figure, Figures},
+    figure::{Figure, Figures, Spread},
 };
 
 pub(super) fn run(options: &[&str]) -> Result<()> {
@@ -26,6 +26,11 @@ pub(super) fn run(options: &[&str]) -> Result<()> {
         print!("{}", table(place));
     }
     if let Some(assets) = assets {
+        let before = fs::read_to_string(assets.join("cost.json"))?;
+        let before: Vec<Value> = serde_json::from_str(&before)?;
+        for (before, place) in before.iter().zip(&places) {
+            print!("{}", moved(&Figures::from_json(before)?, place));
+        }
         let json: Vec<Value> = places.iter().map(Figures::to_json).collect();
         let json = serde_json::to_string_pretty(&json)? + "\n";
         fs::create_dir_all(&assets)?;
@@ -33,6 +38,33 @@ pub(super) fn run(options: &[&str]) -> Result<()> {
         fs::write(assets.join("cost.svg"), chart::draw(&places))?;
     }
     Ok(())
+}
+
+/// What is another figure than it was, by more than both are unsure; of what is counted and not
+/// measured, which goals are reached no longer or for the first time.
+fn moved(before: &Figures, now: &Figures) -> String {
+    let mut text = format!("\nMoved since the last whole run, {}:\n", now.place);
+    for figure in &now.figures {
+        let is_same = |other: &&Figure| {
+            (&other.row, &other.what, &other.subject)
+                == (&figure.row, &figure.what, &figure.subject)
+        };
+        let Some(other) = before.figures.iter().find(is_same) else {
+            continue;
+        };
+        let has_moved = match (other.spread, figure.spread) {
+            (Some(other), Some(now)) => other.high < now.low || now.high < other.low,
+            _ => other.is_reached() != figure.is_reached(),
+        };
+        if has_moved {
+            let Figure {
+                row, what, subject, ..
+            } = figure;
+            let (other, now) = (cell(other), cell(figure));
+            text += &format!("- {row}: {what}, {subject}: {other} -> {now}\n");
+        }
+    }
+    text
 }
 
 /// A Markdown table: what was measured down, who was measured across.
@@ -94,8 +126,14 @@ fn verdict(figures: &[&Figure]) -> String {
     format!(" ≤ {} | {verdict} |\n", with_unit(*goal, &first.unit))
 }
 
+/// The value; where it is a quantile, how sure it is and of how many.
 fn cell(figure: &Figure) -> String {
-    with_unit(figure.value, &figure.unit)
+    let mut cell = with_unit(figure.value, &figure.unit);
+    if let Some(Spread { low, high, count }) = figure.spread {
+        let count = number(count as f64);
+        cell += &format!(" ({} to {}, {count})", number(low), number(high));
+    }
+    cell
 }
 
 fn with_unit(value: f64, unit: &str) -> String {
@@ -134,7 +172,43 @@ pub(super) fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{moved, number};
+    use crate::bench::{figure::Figures, statistics::Quantile};
+
+    fn figures(median: f64, wake_ups: f64) -> Figures {
+        let mut figures = Figures {
+            place: "here".to_owned(),
+            quick: false,
+            figures: Vec::new(),
+        };
+        let quantile = Quantile {
+            value: median,
+            low: median - 5.0,
+            high: median + 5.0,
+            count: 100,
+        };
+        figures.push_quantile("latency", "p50", "ifmon", quantile, "µs");
+        figures.push("unrelated", "wake-ups", "ifmon", wake_ups, "");
+        figures.goal(5.0);
+        figures
+    }
+
+    #[test]
+    fn what_is_within_the_spread_has_not_moved() {
+        let moved = |median, wake_ups| moved(&figures(100.0, 0.0), &figures(median, wake_ups));
+        assert_eq!(
+            moved(109.0, 4.0)
+                .lines()
+                .filter(|line| line.starts_with('-'))
+                .count(),
+            0
+        );
+        assert!(
+            moved(111.0, 0.0).contains("- latency: p50, ifmon: 100 µs (95 to 105, 100) -> 111")
+        );
+        assert!(moved(89.0, 0.0).contains("- latency"));
+        assert!(moved(100.0, 6.0).contains("- unrelated: wake-ups, ifmon: 0 -> 6"));
+    }
 
     #[test]
     fn numbers_are_short() {

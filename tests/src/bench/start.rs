@@ -8,7 +8,7 @@ use super::{
     figure::Figures,
     measure::Plan,
     process::Usage,
-    statistics::median,
+    statistics::Quantile,
     subject::{Running, Subject, WATCHED, WATCHED_INDEX},
 };
 use crate::namespace::Namespace;
@@ -30,6 +30,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
             .iter()
             .copied()
             .filter(|&subject| subject != Subject::IpMonitor)
+            .chain(plan.bare())
     };
     let mut pairs = 0;
     for links in [10, many] {
@@ -52,14 +53,16 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
         for (subject, times, cpu) in &all {
             let name = &subject.name();
             let what = format!("with {links} links");
-            figures.push(ROW, &what, name, median(times), "ms");
+            figures.push_quantile(ROW, &what, name, Quantile::of(times, 0.5), "ms");
             match subject {
-                Subject::Ifmon("netlink-ebpf") if !plan.emulated => figures.goal(5.0),
+                Subject::Ifmon("fentry") => figures.goal(50.0),
+                Subject::Ifmon("kprobe") => figures.goal(40.0),
+                Subject::Ifmon("netlink-ebpf") if !plan.emulated => figures.goal(3.0),
                 Subject::Ifmon("netlink") if !plan.emulated => figures.goal(10.0),
                 _ => {}
             }
             let what = format!("with {links} links, CPU");
-            figures.push(ROW, &what, name, median(cpu), "ms");
+            figures.push_quantile(ROW, &what, name, Quantile::of(cpu, 0.5), "ms");
         }
     }
     requests.delete_group(GROUP)?;
@@ -71,13 +74,8 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
             times.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         for subject in plan.ifmon().filter(|subject| subject.is_tracing()) {
-            figures.push(
-                ROW,
-                "reading BTF alone",
-                &subject.name(),
-                median(&times),
-                "ms",
-            );
+            let what = "reading BTF alone";
+            figures.push_quantile(ROW, what, &subject.name(), Quantile::of(&times, 0.5), "ms");
         }
     }
     Ok(())

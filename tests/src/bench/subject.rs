@@ -11,7 +11,7 @@ use anyhow::{Context as _, Error, Result, bail};
 
 use super::{
     lines::Lines,
-    process::{Process, Usage},
+    process::{Process, Usage, is_asleep},
 };
 use crate::requests::Requests;
 use crate::{
@@ -25,6 +25,9 @@ pub(super) const WATCHED: &str = "wg0";
 pub(super) const WATCHED_INDEX: u32 = 1000;
 /// The index of a link that comes and goes to see whether anyone hears of it.
 const PROBE_INDEX: u32 = 999;
+
+/// As long as this nobody says anything more who sleeps.
+const QUIET: Duration = Duration::from_millis(1);
 
 /// A program to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(super) enum Subject {
     Go,
     /// Reads the table of links every two seconds.
     Poll,
+    /// The least that can be done in the way of this backend.
+    Bare(&'static str),
 }
 
 impl Subject {
@@ -52,7 +57,13 @@ impl Subject {
             Self::Subscribe => "unfiltered subscription".to_owned(),
             Self::Go => "vishvananda/netlink, in Go".to_owned(),
             Self::Poll => "polling every 2 s".to_owned(),
+            Self::Bare(backend) => format!("bare {backend}"),
         }
+    }
+
+    /// Is it what shows how far others could get?
+    pub(super) const fn is_limit(self) -> bool {
+        matches!(self, Self::IpMonitor | Self::Bare(_))
     }
 
     pub(super) const fn is_ifmon(self) -> bool {
@@ -86,9 +97,9 @@ impl Subject {
     }
 
     pub(super) fn command(self, interfaces: &[String]) -> Result<Command> {
-        let peer = |mode| -> Result<Command> {
+        let peer = |mode: &[&str]| -> Result<Command> {
             let mut command = Command::new(env::current_exe()?);
-            command.args(["peer", mode]);
+            command.arg("peer").args(mode);
             Ok(command)
         };
         let mut command = match self {
@@ -106,9 +117,18 @@ impl Subject {
                 command.args(["-o", "monitor", "link"]);
                 return Ok(command);
             }
-            Self::Subscribe => peer("subscribe")?,
+            Self::Subscribe => peer(&["subscribe"])?,
             Self::Go => Command::new(Self::go().context("the peer in Go was not built")?),
-            Self::Poll => peer("poll")?,
+            Self::Poll => peer(&["poll"])?,
+            Self::Bare(backend) => {
+                let mut command = peer(&["bare", backend])?;
+                command.args(interfaces.first());
+                if backend == "fentry" {
+                    let hook = ifmon::internals::read_btf()?.context("no type of the hook")?;
+                    command.arg(hook.to_string());
+                }
+                return Ok(command);
+            }
         };
         command.args(interfaces);
         Ok(command)
@@ -132,6 +152,16 @@ impl Running {
     ) -> Result<Self> {
         let mut command = subject.command(interfaces)?;
         namespace.enter(&mut command)?;
+        let mut running = Self::spawn(subject, command, interfaces.len())?;
+        if subject == Subject::IpMonitor {
+            running.probe(namespace)?;
+        }
+        Ok(running)
+    }
+
+    /// Starts the command, and waits until it is ready: ifmon says so once for each watch, `ip
+    /// monitor` not at all.
+    pub(super) fn spawn(subject: Subject, mut command: Command, watches: usize) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let begin = Instant::now();
         let mut child = command
@@ -144,15 +174,12 @@ impl Running {
             lines: Some(Lines::new(stdout)),
             start: Duration::ZERO,
         };
-        match subject {
-            Subject::IpMonitor => running.probe(namespace)?,
-            Subject::Ifmon(_) | Subject::Before(_) => {
-                running.lines()?.expect(interfaces.len(), PATIENCE)?
-            }
-            Subject::Subscribe | Subject::Go | Subject::Poll => {
-                running.lines()?.expect(1, PATIENCE)?
-            }
-        }
+        let lines = match subject {
+            Subject::IpMonitor => 0,
+            Subject::Ifmon(_) | Subject::Before(_) => watches,
+            Subject::Subscribe | Subject::Go | Subject::Poll | Subject::Bare(_) => 1,
+        };
+        running.lines()?.expect(lines, PATIENCE)?;
         running.start = begin.elapsed();
         Ok(running)
     }
@@ -181,6 +208,12 @@ impl Running {
     /// How it ended, if it has.
     pub(super) fn ended(&mut self) -> Option<Error> {
         self.process.ended()
+    }
+
+    /// Reads until it sleeps and has nothing more to say.
+    pub(super) fn drain(&mut self) -> Result<()> {
+        while self.lines()?.read(QUIET)? > 0 || !is_asleep(self.pid())? {}
+        Ok(())
     }
 
     /// What it prints.

@@ -9,7 +9,7 @@ use super::{
     figure::Figures,
     measure::Plan,
     process::Usage,
-    statistics::median,
+    statistics::Quantile,
     subject::{Running, Subject},
 };
 use crate::{
@@ -48,10 +48,11 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
         for &count in counts {
             let sample = sample(plan, subject, &namespace, &names[..count], &mut requests)?;
             let name = &subject.name();
+            let what = format!("{count} watched: an MTU change of another link");
+            figures.push_quantile(ROW, &what, name, sample.change, "µs");
             let mut push = |what: &str, value: f64, unit| {
                 figures.push(ROW, &format!("{count} watched: {what}"), name, value, unit);
             };
-            push("an MTU change of another link", sample.change, "µs");
             if let Some(time) = sample.program {
                 push(&format!("{} a BPF run", plan.bpf_unit()), time, "");
             }
@@ -79,7 +80,7 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
 #[derive(Clone, Copy)]
 struct Sample {
     /// Median time of a change of a link that nobody watches, in microseconds.
-    change: f64,
+    change: Quantile,
     /// Mean time of the BPF program when that link is renamed, in nanoseconds, each an
     /// instruction.
     program: Option<f64>,
@@ -97,14 +98,17 @@ impl Figures {
     /// The comparison of many watches with one, which the goals are about.
     fn goals(&mut self, plan: &Plan, subject: Subject, count: usize, one: &Sample, many: &Sample) {
         let name = &subject.name();
+        let what = format!("{count} : 1, an MTU change of another link, ratio");
+        self.push_quantile(ROW, &what, name, many.change.ratio(one.change), "");
+        if subject.has_goals() {
+            self.goal(1.2);
+        }
         let mut push = |what: &str, value, unit, goal| {
             self.push(ROW, what, name, value, unit);
             if subject.has_goals() {
                 self.goal(goal);
             }
         };
-        let what = format!("{count} : 1, an MTU change of another link, ratio");
-        push(&what, many.change / one.change, "", 1.2);
         if let (Some(many), Some(one)) = (many.program, one.program) {
             push(
                 &format!("{count} : 1, {} a BPF run, ratio", plan.bpf_unit()),
@@ -154,7 +158,7 @@ fn sample(
     };
     let a_thousand = 1000.0 / changes as f64;
     Ok(Sample {
-        change: median(&times),
+        change: Quantile::of(&times, 0.5),
         program,
         woken: (between.switches - begin.switches) as f64 * a_thousand,
         woken_alike: (after.switches - between.switches) as f64 * a_thousand,
