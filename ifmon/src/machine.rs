@@ -129,8 +129,8 @@ pub(crate) enum Answer {
     Index(io::Result<Option<u32>>),
     Name(io::Result<Option<Named>>),
     /// `None` where there is no such device, or nobody can tell.
-    Inode(Option<u64>),
-    /// The same; with an inode.
+    Inode(io::Result<Option<u64>>),
+    /// `None` where there is none with an inode that can be read.
     Identity(Option<Identity>),
     /// `None` where nobody can tell.
     Netns(Option<NetnsId>),
@@ -192,7 +192,7 @@ impl Answer {
         match question {
             Question::IndexOf(_) => Self::Index(Err(io::ErrorKind::NotConnected.into())),
             Question::NameOf(_) => Self::Name(Err(io::ErrorKind::NotConnected.into())),
-            Question::InodeOf(_) => Self::Inode(None),
+            Question::InodeOf(_) => Self::Inode(Err(io::ErrorKind::NotConnected.into())),
             Question::IdentityOf(_) => Self::Identity(None),
             Question::NetnsOf(_) => Self::Netns(None),
             Question::WhereIs(_) => Self::Place(None),

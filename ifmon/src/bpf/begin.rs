@@ -587,7 +587,7 @@ impl Begin {
                 }
             }
             (Look::Inode(ifindex), Reply::Answer(Answer::Inode(inode))) => {
-                self.items[at].inode = inode;
+                self.items[at].inode = inode.map_err(Failure::Recheck)?;
                 Some(Look::Link(ifindex))
             }
             (Look::Link(ifindex), Reply::Link(Ok(None))) => Some(Look::InsertDevice(ifindex)),

@@ -435,13 +435,13 @@ impl Bpf {
             Some(Task::Everywhere(step))
         } else if let Some((netns, step)) = self.patterns.next(self.overdue.is_none()) {
             Some(Task::Patterns(netns, step))
+        } else if let Some((netns, step)) = self.patterns.identify() {
+            Some(Task::Patterns(netns, step))
+        } else if let Some(watch) = self.unidentified.pop_first() {
+            Some(Task::Identify(watch, Identify::Inode))
         } else {
             self.failures = 0;
-            if let Some((netns, step)) = self.patterns.identify() {
-                return Some(Task::Patterns(netns, step));
-            }
-            let watch = self.unidentified.pop_first()?;
-            Some(Task::Identify(watch, Identify::Inode))
+            None
         }
     }
 
@@ -889,7 +889,7 @@ impl Bpf {
     /// The rest of a record.
     fn told(&mut self, reply: Reply) {
         match (self.half_told.take(), reply) {
-            (Some(HalfTold::Inode(taking)), Reply::Answer(Answer::Inode(Some(inode)))) => {
+            (Some(HalfTold::Inode(taking)), Reply::Answer(Answer::Inode(Ok(Some(inode))))) => {
                 self.half_told = Some(HalfTold::Heard(taking, inode));
             }
             (Some(HalfTold::Heard(taking, inode)), Reply::Overflowed(Ok(false))) => {
@@ -971,7 +971,14 @@ impl Bpf {
                 self.everywhere_answered(step, reply).map(Task::Everywhere)
             }
             (Task::Identify(watch, Identify::Inode), Reply::Answer(Answer::Inode(inode))) => {
-                inode.map(|inode| Task::Identify(watch, Identify::Heard(inode)))
+                match inode {
+                    Ok(inode) => inode.map(|inode| Task::Identify(watch, Identify::Heard(inode))),
+                    Err(error) => {
+                        self.unidentified.insert(watch);
+                        self.trouble(error);
+                        None
+                    }
+                }
             }
             (Task::Identify(watch, Identify::Heard(inode)), Reply::Overflowed(Ok(false))) => {
                 Some(Task::Identify(watch, Identify::Confirm(inode)))
@@ -1087,7 +1094,7 @@ impl Bpf {
                     Some(Resync::Device(state, id, true))
                 }
             }
-            (Resync::Inode(state), Reply::Answer(Answer::Inode(inode))) => match inode {
+            (Resync::Inode(state), Reply::Answer(Answer::Inode(inode))) => match inode? {
                 Some(inode) => Some(Resync::Heard(state, inode)),
                 None => {
                     self.resynced(watch, &state, None);

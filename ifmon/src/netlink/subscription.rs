@@ -309,7 +309,7 @@ impl Subscription {
 
     /// Something was read to its end. If nothing else is left to be read, all works again.
     fn may_be_well(&mut self) {
-        if !self.is_after_loss() && self.patterns.is_read() {
+        if !self.is_after_loss() && self.patterns.is_read() && self.patterns.is_identified() {
             self.attempts = 0;
         }
     }
@@ -947,8 +947,14 @@ impl Subscription {
                 Err(error) => (Stage::Untracked(ifindexes), Some(error)),
             },
             (Stage::UntrackedInode(mut ifindexes, _), Answer::Inode(inode)) => {
-                self.forget_untracked(&mut ifindexes, inode);
-                (Stage::Untracked(ifindexes), None)
+                let error = match inode {
+                    Ok(inode) => {
+                        self.forget_untracked(&mut ifindexes, inode);
+                        None
+                    }
+                    Err(error) => Some(error),
+                };
+                (Stage::Untracked(ifindexes), error)
             }
             (stage, answer) => {
                 debug_assert!(false, "{answer:?} to {stage:?}");
@@ -1008,17 +1014,18 @@ impl Look {
             (LookStep::Name(_), Answer::Name(Ok(named))) => {
                 named.map(|Named { name, .. }| LookStep::AwayInode(name))
             }
-            (LookStep::AwayInode(name), Answer::Inode(inode)) => {
+            (LookStep::AwayInode(name), Answer::Inode(Ok(inode))) => {
                 self.lookup.away = Some((name, inode.and_then(NonZeroU64::new)));
                 None
             }
-            (LookStep::Inode, Answer::Inode(inode)) => {
+            (LookStep::Inode, Answer::Inode(Ok(inode))) => {
                 self.lookup.inode = inode.and_then(NonZeroU64::new);
                 None
             }
-            (step, Answer::Index(Err(error)) | Answer::Name(Err(error))) => {
-                return Err((self, step, error));
-            }
+            (
+                step,
+                Answer::Index(Err(error)) | Answer::Name(Err(error)) | Answer::Inode(Err(error)),
+            ) => return Err((self, step, error)),
             (step, answer) => {
                 debug_assert!(false, "{answer:?} to {step:?}");
                 None

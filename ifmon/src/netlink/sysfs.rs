@@ -11,7 +11,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, statat};
+use rustix::{
+    fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, statat},
+    io::Errno,
+};
 
 use super::query::Query;
 use crate::{Identity, InterfaceName, Netns, host::mount};
@@ -48,11 +51,18 @@ impl Sysfs {
     }
 
     /// The inode number of the device that has this name now.
-    pub(crate) fn inode_of(&self, name: &InterfaceName) -> Option<u64> {
+    pub(crate) fn inode_of(&self, name: &InterfaceName) -> io::Result<Option<u64>> {
+        let Some(directory) = &self.directory else {
+            return Ok(None);
+        };
         // The entry is a link to the device's own directory: following it is what tells devices
         // apart.
-        let status = statat(self.directory.as_ref()?, name.as_bytes(), AtFlags::empty());
-        status.ok().map(|status| status.st_ino)
+        match statat(directory, name.as_bytes(), AtFlags::empty()) {
+            Ok(status) => Ok(Some(status.st_ino)),
+            // There is none, or it is not for us to see, today and tomorrow.
+            Err(Errno::NOENT | Errno::ACCESS | Errno::PERM) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The index and the inode number of the device that has this name now.
@@ -81,7 +91,7 @@ impl Sysfs {
         let entries = Dir::new(directory.ok()?).ok()?;
         entries
             .filter_map(|entry| InterfaceName::new(entry.ok()?.file_name().to_bytes()).ok())
-            .find(|name| self.inode_of(name) == Some(inode))
+            .find(|name| matches!(self.inode_of(name), Ok(Some(found)) if found == inode))
     }
 }
 
@@ -111,4 +121,22 @@ fn shows_same_links(query: &mut Query) -> io::Result<bool> {
         proven |= address.iter().any(|byte| byte != "00");
     }
     Ok(proven)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_what_is_not_there() {
+        let sysfs = |path: &str| Sysfs {
+            directory: Some(File::open(path).expect("it is there").into()),
+        };
+        let name = InterfaceName::new("wg0").expect("a valid name");
+        let hidden = Sysfs { directory: None };
+        assert!(matches!(hidden.inode_of(&name), Ok(None)));
+        assert!(matches!(sysfs("/proc/self/fd").inode_of(&name), Ok(None)));
+        // Not a directory.
+        assert!(sysfs("/proc/self/stat").inode_of(&name).is_err());
+    }
 }

@@ -205,6 +205,11 @@ impl PatternTable {
             && !self.needs_table()
     }
 
+    /// No inode is left to be read.
+    pub(crate) fn is_identified(&self) -> bool {
+        self.unidentified.is_empty()
+    }
+
     /// The next verdict.
     pub(crate) fn take(&mut self) -> Option<Told> {
         self.said.pop_front()
@@ -639,8 +644,8 @@ impl PatternTable {
                 }
             }
             (Stage::Inodes(left), Answer::Inode(inode)) => {
+                let inode = inode?.and_then(NonZeroU64::new);
                 if let Some((ifindex, named)) = left.pop() {
-                    let inode = inode.and_then(NonZeroU64::new);
                     let known = Known::new(named);
                     reading
                         .found

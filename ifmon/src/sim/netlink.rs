@@ -128,7 +128,7 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
         }
         Question::InodeOf(name) => {
             let found = host.now.by_name(space, name);
-            Answer::Inode(found.map(|device| device.id.into()))
+            Answer::Inode(Ok(found.map(|device| device.id.into())))
         }
         Question::IdentityOf(name) => {
             let found = host.now.by_name(space, name);
@@ -173,7 +173,7 @@ pub(crate) fn no_answer(question: Question) -> Answer {
     match question {
         Question::IndexOf(_) => Answer::Index(Err(failure())),
         Question::NameOf(_) => Answer::Name(Err(failure())),
-        Question::InodeOf(_) => Answer::Inode(None),
+        Question::InodeOf(_) => Answer::Inode(Err(failure())),
         Question::IdentityOf(_) => Answer::Identity(None),
         Question::NetnsOf(_) => Answer::Netns(None),
         Question::WhereIs(_) => Answer::Place(None),

@@ -53,7 +53,7 @@ fn read(table: &mut PatternTable, links: &[(u32, &str)], inodes: &[(&str, u64)])
             Question::NameOf(ifindex) => {
                 Answer::Name(Ok(by_index(ifindex).map(|(_, one)| named(one))))
             }
-            Question::InodeOf(name) => Answer::Inode(by_name(name)),
+            Question::InodeOf(name) => Answer::Inode(Ok(by_name(name))),
             Question::Barrier => Answer::Waited(true),
             question => panic!("{question:?}"),
         };
