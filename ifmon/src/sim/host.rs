@@ -128,6 +128,8 @@ pub(crate) struct Conduct {
     /// Linux 7.2 answers a question about one link without waiting for RTNL: the answer can be
     /// ahead of what is told.
     pub(crate) lockless: bool,
+    /// There is no sysfs that shows the right devices.
+    pub(crate) hides_inodes: bool,
 }
 
 /// A step of a change.

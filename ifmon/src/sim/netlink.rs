@@ -118,6 +118,9 @@ impl Sockets {
 pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer {
     let space = host::space_of(asked);
     match question {
+        Question::InodeOf(_) if host.conduct.hides_inodes => Answer::Inode(Ok(None)),
+        Question::IdentityOf(_) if host.conduct.hides_inodes => Answer::Identity(None),
+        Question::WhereIs(_) if host.conduct.hides_inodes => Answer::Place(None),
         Question::IndexOf(name) => {
             let found = host.now.by_name(space, name);
             Answer::Index(Ok(found.map(|device| device.ifindex)))

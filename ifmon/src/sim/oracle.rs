@@ -37,9 +37,24 @@ pub(crate) struct Means {
     pub(crate) calm: bool,
     pub(crate) reuses: bool,
     pub(crate) overwrites: bool,
+    /// Nobody can tell an inode.
+    pub(crate) hides_inodes: bool,
     /// It hears of devices in one namespace at a time, and has to know one that comes back by its
     /// inode.
     pub(crate) is_local: bool,
+}
+
+impl Means {
+    /// Is another device with the index and the name of one that matched told from it, whatever was
+    /// lost?
+    pub(crate) const fn tells_matches_apart(&self) -> bool {
+        !(self.hides_inodes && self.reuses)
+    }
+
+    /// The same of one that held a name.
+    const fn tells_apart(&self) -> bool {
+        !self.is_local || self.tells_matches_apart()
+    }
 }
 
 /// One watch, from its `watching` on.
@@ -123,7 +138,7 @@ impl Follower {
         let id = |belief: &Belief| belief.told.holder.map(|device| device.id);
         let first = id(first);
         // Its inode could not be read, perhaps; once all is at rest it was.
-        let is_known = means.calm && !means.can_lose;
+        let is_known = means.calm && !means.can_lose && means.tells_apart();
         follower.rested =
             first.filter(|_| is_known && follower.beliefs.iter().all(|one| id(one) == first));
         if let Some(identity) = expected {
@@ -134,7 +149,8 @@ impl Follower {
                     .inode
                     .map(|inode| holder.is_some_and(|device| u64::from(device.id) == inode));
                 // Its inode could not be read, perhaps.
-                let is_unknown = by_inode.is_none() || !means.calm || means.can_lose;
+                let is_unknown =
+                    by_inode.is_none() || !means.calm || means.can_lose || means.hides_inodes;
                 [Some(by_index).filter(|_| is_unknown), by_inode]
             });
             let is_met = is_met.by_ref().flatten().collect::<Vec<_>>();
@@ -369,6 +385,7 @@ impl Follower {
             calm,
             reuses,
             overwrites,
+            hides_inodes,
             is_local,
             ..
         } = self.means;
@@ -405,7 +422,8 @@ impl Follower {
             // For the same reasons, or because it was too late to read the inode of a device that
             // came back from elsewhere.
             (EventKind::Recreated { ifindex, .. }, EventKind::Returned { ifindex: back }) => {
-                (is_local && (!is_lossless || has_travelled && !calm) || self.is_obscured)
+                let is_unread = !calm || hides_inodes;
+                (is_local && (!is_lossless || has_travelled && is_unread) || self.is_obscured)
                     && ifindex == back
             }
             // Another device with the name *and* the index of the one that is expected back, gone
@@ -444,7 +462,7 @@ impl Follower {
             }
             None => {
                 *kind == EventKind::Deleted { ifindex: old }
-                    && (expected.inode.is_none() || self.means.can_lose)
+                    && (expected.inode.is_none() || self.means.can_lose || self.means.hides_inodes)
                     || host.states[self.window.0..=self.window.1]
                         .iter()
                         .any(|state| {
@@ -592,7 +610,7 @@ impl Follower {
             "{:?} is another device, and no restart was called for",
             self.spot
         );
-        self.rested = id;
+        self.rested = id.filter(|_| self.means.tells_apart());
         self.has_restarted = false;
         if self.means.is_certain && !self.means.is_exact {
             for belief in &mut self.beliefs {

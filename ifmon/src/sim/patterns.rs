@@ -393,6 +393,8 @@ impl Follower {
                 "{ifindex} is another device, and that was not told"
             );
         }
-        self.rested = ids;
+        if self.means.tells_matches_apart() {
+            self.rested = ids;
+        }
     }
 }

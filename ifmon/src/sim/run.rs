@@ -149,7 +149,7 @@ impl Setting {
         let pick = |decisions: &mut Decisions, of: &[u32]| of[decisions.index(of.len())];
         let behind = decisions.index(S::BEHIND.len().max(1));
         let is_everywhere = kind == BackendKind::Fentry && decisions.chance(2);
-        Self {
+        let mut setting = Self {
             kind,
             behind: S::BEHIND.get(behind).copied(),
             conduct: Conduct {
@@ -160,6 +160,7 @@ impl Setting {
                 reuses: decisions.chance(2) && kind != BackendKind::Agent && !is_everywhere,
                 overwrites: decisions.chance(2),
                 lockless: decisions.chance(2),
+                hides_inodes: false,
             },
             is_crowded: decisions.chance(2),
             is_faulty: decisions.chance(3),
@@ -168,7 +169,9 @@ impl Setting {
             pace: pick(decisions, &[16, 4, 2, 40]),
             reader: pick(decisions, &[1, 4, 30]),
             asker: pick(decisions, &[30, 6, 200]),
-        }
+        };
+        setting.conduct.hides_inodes = decisions.chance(8);
+        setting
     }
 
     /// Of whoever is served by the agent.
@@ -194,6 +197,7 @@ impl Setting {
             calm,
             reuses,
             overwrites,
+            hides_inodes,
             ..
         } = self.conduct;
         let is_agent = self.kind == BackendKind::Agent;
@@ -222,6 +226,7 @@ impl Setting {
             calm,
             reuses,
             overwrites,
+            hides_inodes,
             is_local,
         }
     }
