@@ -775,6 +775,9 @@ impl Begin {
             core.identities.left(last);
             if let Some(Device { id, .. }) = device {
                 core.identities.took(id);
+                if core.hook == Hook::Socket && !core.identities.knows(id) {
+                    core.unidentified.insert(watch);
+                }
             }
             known.push((
                 watch,
@@ -836,3 +839,6 @@ fn error_of(reply: Reply) -> io::Error {
         _ => io::ErrorKind::NotFound.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,7 +90,7 @@ pub(crate) struct Bpf {
     /// Watches that have ended with their namespaces, and are still in the maps.
     pub(super) ended: Vec<Watch>,
     /// Watches whose holder's inode is still to be read.
-    unidentified: BTreeSet<Watch>,
+    pub(super) unidentified: BTreeSet<Watch>,
     pub(super) task: Option<Task>,
     /// A record that cannot be told before something was asked.
     half_told: Option<HalfTold>,
