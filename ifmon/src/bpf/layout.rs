@@ -1,6 +1,6 @@
 //! What the programs are told of the running kernel.
 
-use aya::{Btf, Endianness};
+use aya::Btf;
 use ifmon_ebpf::HOOK;
 
 use super::btf;
@@ -63,12 +63,8 @@ impl Layout {
     /// worth having: all that aya takes from it is that id, and parsing the kernel's own would cost
     /// tens of megabytes.
     pub(crate) fn hook_btf(&self) -> Result<Btf, Unavailable> {
-        let btf = self
-            .0
-            .funcs
-            .rtnetlink_event
-            .and_then(|id| btf::btf_with_func(HOOK, id))
-            .ok_or(Unavailable::NoFunction)?;
-        Btf::parse(&btf, Endianness::default()).map_err(Unavailable::other)
+        let hook = self.0.funcs.rtnetlink_event;
+        hook.and_then(|id| btf::btf_with_func(HOOK, id))
+            .ok_or(Unavailable::NoFunction)
     }
 }

@@ -1,9 +1,11 @@
 //! Enough BTF for aya to load an fentry program, without parsing the kernel's.
 
+use aya_obj::btf::{Btf, BtfType, Func, FuncLinkage, Ptr};
+
 /// The kernel's `BTF_MAX_TYPE`: it has no type with a higher id.
 const MAX_ID: u32 = 0x000f_ffff;
 
-/// A BTF file in which `name` is a function, has this id, and nothing else is worth mentioning.
+/// A BTF in which `name` is a function, has this id, and nothing else is worth mentioning.
 ///
 /// `aya::programs::FEntry::load` wants an `aya::Btf`, and takes one number from it: the id of the
 /// function, which it hands to the kernel; the kernel looks it up in its own BTF. We know that
@@ -12,49 +14,30 @@ const MAX_ID: u32 = 0x000f_ffff;
 /// know, which a newer kernel may well have.
 ///
 /// An id is a position, so there have to be as many types in front of the function: nameless
-/// pointers to nothing, 12 bytes each. None if there can be no such id.
-pub(crate) fn btf_with_func(name: &str, id: u32) -> Option<Vec<u8>> {
+/// pointers to nothing. None if there can be no such id.
+pub(crate) fn btf_with_func(name: &str, id: u32) -> Option<Btf> {
     if id == 0 || id > MAX_ID || name.is_empty() || name.contains('\0') {
         return None;
     }
-    let filler = [0, 2 << 24, 0]; // PTR
-    let func = [1, 12 << 24, 0]; // FUNC, its name at 1
-    let header_len = 24_u32;
-    let types_len = 12 * id;
-    let strings_len = u32::try_from(name.len() + 2).ok()?;
-
-    let mut btf = Vec::with_capacity((header_len + types_len) as usize + name.len() + 2);
-    let mut words = |words: &[u32]| words.iter().for_each(|word| btf.extend(word.to_le_bytes()));
-    words(&[
-        0x0001_eb9f,
-        header_len,
-        0,
-        types_len,
-        types_len,
-        strings_len,
-    ]);
+    let mut btf = Btf::new();
     for _ in 1..id {
-        words(&filler);
+        btf.add_type(BtfType::Ptr(Ptr::new(0, 0)));
     }
-    words(&func);
-    btf.push(0);
-    btf.extend(name.as_bytes());
-    btf.push(0);
+    let name = btf.add_string(name);
+    btf.add_type(BtfType::Func(Func::new(name, 0, FuncLinkage::Static)));
     Some(btf)
 }
 
 #[cfg(test)]
 mod tests {
-    use aya::Endianness;
-    use aya_obj::btf::{Btf, BtfKind};
+    use aya_obj::btf::BtfKind;
 
     use super::*;
 
     #[test]
     fn aya_finds_the_id() {
         for id in [1, 2, 1000, 107_981] {
-            let bytes = btf_with_func("rtnetlink_event", id).unwrap();
-            let btf = Btf::parse(&bytes, Endianness::Little).unwrap();
+            let btf = btf_with_func("rtnetlink_event", id).unwrap();
             assert_eq!(
                 btf.id_by_type_name_kind("rtnetlink_event", BtfKind::Func)
                     .unwrap(),
@@ -73,7 +56,7 @@ mod tests {
             ("", 1),
             ("f\0", 1),
         ] {
-            assert_eq!(btf_with_func(name, id), None, "{name:?} {id}");
+            assert!(btf_with_func(name, id).is_none(), "{name:?} {id}");
         }
         assert!(btf_with_func("f", MAX_ID).is_some());
     }
