@@ -88,8 +88,6 @@ struct Item {
     count: u64,
     holder: Option<(u32, u64)>,
     inode: Option<u64>,
-    /// A device that was entered for it.
-    inserted: Option<(Link, u64)>,
     /// How often it was waited for the programs to learn of a new name of the device.
     waits: u32,
     rounds: u32,
@@ -154,15 +152,11 @@ enum Check {
     Insert,
 }
 
+/// A device that was entered stays, as it does when a watch ends: the programs may be about to write
+/// where it is, and who else holds a name by its id.
 #[derive(Clone, Copy, Debug)]
 enum Undo {
     Name,
-    Device,
-    /// The programs have not touched it.
-    Link,
-    /// Nor have they by then, so that what was removed was nobody else's.
-    DeviceAgain,
-    RemoveDevice,
     Namespace,
     Leave,
 }
@@ -398,20 +392,13 @@ impl Begin {
                     Ok(Request::Leave(self.netns))
                 }
                 Undo::Leave => Err(Step::Done),
-                Undo::Name | Undo::Device | Undo::Link | Undo::DeviceAgain | Undo::RemoveDevice => {
-                    Err(next(Undo::Namespace))
-                }
+                Undo::Name => Err(next(Undo::Namespace)),
             };
         };
-        match (undo, item.inserted) {
-            _ if item.is_again => Err(Step::Undo(at + 1, Undo::Name)),
-            (Undo::Name, _) => Ok(Request::RemoveName(self.key(at))),
-            (Undo::Device | Undo::DeviceAgain, Some((_, id))) => Ok(Request::Device(id)),
-            (Undo::Link, Some((link, _))) => Ok(Request::RemoveLink(link)),
-            (Undo::RemoveDevice, Some((_, id))) => Ok(Request::RemoveDevice(id)),
-            (Undo::Device | Undo::Link | Undo::DeviceAgain | Undo::RemoveDevice, None)
-            | (Undo::Namespace | Undo::Leave, _) => Err(Step::Undo(at + 1, Undo::Name)),
+        if item.is_again {
+            return Err(Step::Undo(at + 1, Undo::Name));
         }
+        Ok(Request::RemoveName(self.key(at)))
     }
 
     /// It cannot be: what was done is taken back.
@@ -522,7 +509,7 @@ impl Begin {
                 Ok(None) => return self.begin_stretch(),
                 Err(failure) => return self.fail(failure),
             },
-            (Step::Undo(at, undo), reply) => self.undone(core, at, undo, reply),
+            (Step::Undo(at, undo), _) => self.undone(core, at, undo),
             (Step::Done, _) => {
                 self.entered = false;
                 Step::Done
@@ -618,7 +605,6 @@ impl Begin {
             }
             (Look::InsertLink(ifindex, id), Reply::Inserted(Ok(inserted))) => {
                 if inserted {
-                    self.items[at].inserted = Some((self.link(ifindex), id));
                     Some(Look::Tell(ifindex, id))
                 } else {
                     Some(Look::TakeBack(ifindex, id))
@@ -693,28 +679,14 @@ impl Begin {
     }
 
     /// Goes on taking back what was done, whether that can be done or not.
-    fn undone(&mut self, core: &mut Bpf, at: usize, undo: Undo, reply: Reply) -> Step {
-        match (undo, reply) {
-            (Undo::Name, _) => Step::Undo(at, Undo::Device),
-            // Once a program has written it, others may depend on it, and it is right.
-            (Undo::Device, Reply::Device(Ok(Some(device)))) if device.opened == 0 => {
-                Step::Undo(at, Undo::Link)
-            }
-            (Undo::Link, _) => Step::Undo(at, Undo::DeviceAgain),
-            (Undo::DeviceAgain, reply) => {
-                let is_untouched =
-                    matches!(reply, Reply::Device(Ok(Some(device))) if device.opened == 0);
-                if !is_untouched {
-                    core.has_failed();
-                }
-                Step::Undo(at, Undo::RemoveDevice)
-            }
-            (Undo::Device | Undo::RemoveDevice, _) => Step::Undo(at + 1, Undo::Name),
-            (Undo::Namespace, _) => {
+    fn undone(&mut self, core: &mut Bpf, at: usize, undo: Undo) -> Step {
+        match undo {
+            Undo::Name => Step::Undo(at + 1, Undo::Name),
+            Undo::Namespace => {
                 core.namespaces.remove(&self.netns);
                 Step::Undo(at, Undo::Leave)
             }
-            (Undo::Leave, _) => {
+            Undo::Leave => {
                 self.entered = false;
                 Step::Done
             }
@@ -817,7 +789,6 @@ impl Item {
             count: 0,
             holder: None,
             inode: None,
-            inserted: None,
             waits: 0,
             rounds: 0,
         }
@@ -840,5 +811,7 @@ fn error_of(reply: Reply) -> io::Error {
     }
 }
 
+#[cfg(test)]
+mod refused;
 #[cfg(test)]
 mod tests;

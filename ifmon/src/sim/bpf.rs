@@ -485,11 +485,7 @@ impl Side for Programs {
             Request::Name(_) => Reply::Name(Err(failure())),
             Request::Link(_) => Reply::Link(Err(failure())),
             Request::InsertLink(..) => Reply::Inserted(Err(failure())),
-            Request::Device(_) => {
-                // Whether it is to be removed cannot be known.
-                self.has_leftovers = true;
-                Reply::Device(Err(failure()))
-            }
+            Request::Device(_) => Reply::Device(Err(failure())),
             Request::Devices => Reply::Devices(Err(failure())),
             Request::Namespace(_) => Reply::Namespace(Err(failure())),
             Request::PatternState(_) => Reply::PatternState(Err(failure())),
