@@ -56,6 +56,8 @@ pub(crate) struct Programs {
     has_missed: bool,
     /// What was removed is there still.
     has_leftovers: bool,
+    /// Patterns are watched in all namespaces.
+    is_everywhere: bool,
     /// What was read last, if that was possible.
     counters: Option<KernelCounters>,
 }
@@ -263,6 +265,11 @@ fn loopback(space: usize) -> Device {
     }
 }
 
+/// One that went as it was entered without a name stays.
+fn is_nameless(found: &Match) -> bool {
+    found.name == Name::default().marked()
+}
+
 fn key_of(spot: &Spot) -> NameKey {
     NameKey {
         name: Name::from_bytes(spot.name.padded()),
@@ -357,12 +364,10 @@ impl Programs {
             let is_there = !host.now.has_ended[host::space_of(NetnsId(netns))];
             assert!(is_there, "{netns} has ended: {:?}", maps.pattern_states);
         }
-        // One that went as it was entered without a name stays.
-        let nameless = Name::default().marked();
         for (link, _) in maps
             .matching
             .iter()
-            .filter(|(_, found)| found.name != nameless)
+            .filter(|(_, found)| !is_nameless(found))
         {
             let space = host::space_of(NetnsId(link.netns));
             let is_there = match link.ifindex {
@@ -384,6 +389,7 @@ impl Side for Programs {
             kind,
             is_crowded,
             is_faulty,
+            is_everywhere,
             conduct: Conduct { room, .. },
             ..
         } = setting;
@@ -412,6 +418,7 @@ impl Side for Programs {
             is_noisy: [false; SPACES],
             has_missed: false,
             has_leftovers: false,
+            is_everywhere,
             counters: None,
         }
     }
@@ -759,15 +766,15 @@ impl Side for Programs {
             self.check_everywhere(host);
         } else {
             assert_eq!(maps.patterns.len(), patterned.len(), "{:?}", maps.patterns);
-            let is_patterned = |link: &Link| patterned.contains(&link.netns);
+            // A refused watch of all namespaces clears those that are known, and not one that has
+            // ended by then.
+            let is_left = |found: &Match| self.is_everywhere && is_nameless(found);
+            let is_right =
+                |(link, found): (&Link, &Match)| patterned.contains(&link.netns) || is_left(found);
             if !self.has_leftovers {
                 let counted = maps.pattern_states.len();
                 assert_eq!(counted, patterned.len(), "{:?}", maps.pattern_states);
-                assert!(
-                    maps.matching.keys().all(is_patterned),
-                    "{:?}",
-                    maps.matching
-                );
+                assert!(maps.matching.iter().all(is_right), "{:?}", maps.matching);
             }
             spots.extend(patterned);
         }
