@@ -111,10 +111,9 @@ impl Job<'_> {
     }
 }
 
-/// So many jobs beside each other, as a small machine has processors. A third would fill the time for which an emulated
-/// kernel waits, and slow its processor down against its clock: it is preempted more often then, and what a
-/// kprobe misses for that (see the limits in README) would fail more rows.
-const AT_ONCE: usize = 2;
+/// So many jobs beside each other: one more than a small machine has processors, since an emulated kernel waits for a third
+/// of its time, for grace periods mostly.
+const AT_ONCE: usize = 3;
 
 /// Does all of them, beginning in this order.
 fn work_off<'a>(
