@@ -32,7 +32,7 @@ impl Inspector {
     /// [`Error::Recheck`] when the kernel does not answer.
     pub fn identity(&mut self, name: InterfaceName) -> Result<Option<Identity>, Error> {
         let Self(inquiry) = self;
-        if let Answer::Identity(Some(found)) = inquiry.answer(Question::IdentityOf(name)) {
+        if let Answer::Identity(Ok(Some(found))) = inquiry.answer(Question::IdentityOf(name)) {
             return Ok(Some(found));
         }
         // There is none, or no sysfs that shows it.

@@ -131,7 +131,7 @@ pub(crate) enum Answer {
     /// `None` where there is no such device, or nobody can tell.
     Inode(io::Result<Option<u64>>),
     /// `None` where there is none with an inode that can be read.
-    Identity(Option<Identity>),
+    Identity(io::Result<Option<Identity>>),
     /// `None` where nobody can tell.
     Netns(Option<NetnsId>),
     /// `None` where nobody can tell.
@@ -193,7 +193,7 @@ impl Answer {
             Question::IndexOf(_) => Self::Index(Err(io::ErrorKind::NotConnected.into())),
             Question::NameOf(_) => Self::Name(Err(io::ErrorKind::NotConnected.into())),
             Question::InodeOf(_) => Self::Inode(Err(io::ErrorKind::NotConnected.into())),
-            Question::IdentityOf(_) => Self::Identity(None),
+            Question::IdentityOf(_) => Self::Identity(Err(io::ErrorKind::NotConnected.into())),
             Question::NetnsOf(_) => Self::Netns(None),
             Question::WhereIs(_) => Self::Place(None),
             Question::Table => Self::Table(Err(io::ErrorKind::NotConnected.into())),

@@ -195,6 +195,11 @@ impl Identity {
         }
     }
 
+    /// The inode number, where this is the device with that index.
+    pub(crate) fn inode_of(self, ifindex: u32) -> Option<u64> {
+        self.inode.filter(|_| self.ifindex == ifindex)
+    }
+
     /// Does nothing speak against it that this is that device?
     pub(crate) fn may_be(self, other: Self) -> bool {
         match (self.inode, other.inode) {

@@ -353,7 +353,7 @@ impl Begin {
     fn look(&mut self, at: usize, look: Look, core: &mut Bpf) -> Request {
         match look {
             Look::Index | Look::Barrier => self.ask(Question::IndexOf(self.items[at].name)),
-            Look::Inode(_) => self.ask(Question::InodeOf(self.items[at].name)),
+            Look::Inode(_) => self.ask(Question::IdentityOf(self.items[at].name)),
             Look::Link(ifindex) => Request::Link(self.link(ifindex)),
             Look::Device(_, id) => Request::Device(id),
             Look::RemoveLink(ifindex, _) => Request::RemoveLink(self.link(ifindex)),
@@ -573,8 +573,9 @@ impl Begin {
                     None => None,
                 }
             }
-            (Look::Inode(ifindex), Reply::Answer(Answer::Inode(inode))) => {
-                self.items[at].inode = inode.map_err(Failure::Recheck)?;
+            (Look::Inode(ifindex), Reply::Answer(Answer::Identity(found))) => {
+                let found = found.map_err(Failure::Recheck)?;
+                self.items[at].inode = found.and_then(|found| found.inode_of(ifindex));
                 Some(Look::Link(ifindex))
             }
             (Look::Link(ifindex), Reply::Link(Ok(None))) => Some(Look::InsertDevice(ifindex)),

@@ -166,7 +166,7 @@ pub(super) enum Resync {
     /// Is the holder one that was here before?
     Inode(NameState),
     /// Was all shown to the program by then?
-    Heard(NameState, u64),
+    Heard(NameState, Option<u64>),
     ConfirmInode(NameState, u64),
 }
 
@@ -193,7 +193,7 @@ enum HalfTold {
     /// read;
     Inode(Taking),
     /// then whether all was shown to the program by then;
-    Heard(Taking, u64),
+    Heard(Taking, Option<u64>),
     /// then whether it is still the same holder.
     Confirm(Taking, u64),
     /// A device went to the namespace that has this id in the numbering of its own.
@@ -308,7 +308,7 @@ impl Bpf {
         if let Some(half) = &self.half_told {
             let (netns, question) = match half {
                 HalfTold::Inode(taking) => {
-                    (taking.watch.netns, Question::InodeOf(taking.watch.name))
+                    (taking.watch.netns, Question::IdentityOf(taking.watch.name))
                 }
                 HalfTold::Heard(taking, _) => {
                     let request = Request::Overflowed(taking.watch.netns);
@@ -499,7 +499,7 @@ impl Bpf {
                 Resync::Device(_, id, _) => Request::Device(*id),
                 Resync::Home(..) => Request::Namespace(watch.netns),
                 Resync::Heard(..) => Request::Overflowed(watch.netns),
-                Resync::Inode(_) => Request::Ask(watch.netns, Question::InodeOf(watch.name)),
+                Resync::Inode(_) => Request::Ask(watch.netns, Question::IdentityOf(watch.name)),
             },
             Task::IsAlive(netns) => Request::Namespace(*netns),
             Task::Unwatch(watch, step) => match step {
@@ -509,7 +509,7 @@ impl Bpf {
             },
             Task::Clean(watch) => Request::RemoveName(key_of(watch)),
             Task::Identify(watch, step) => match step {
-                Identify::Inode => Request::Ask(watch.netns, Question::InodeOf(watch.name)),
+                Identify::Inode => Request::Ask(watch.netns, Question::IdentityOf(watch.name)),
                 Identify::Heard(_) => Request::Overflowed(watch.netns),
                 Identify::Confirm(_) => Request::Name(key_of(watch)),
             },
@@ -889,11 +889,18 @@ impl Bpf {
     /// The rest of a record.
     fn told(&mut self, reply: Reply) {
         match (self.half_told.take(), reply) {
-            (Some(HalfTold::Inode(taking)), Reply::Answer(Answer::Inode(Ok(Some(inode))))) => {
+            (Some(HalfTold::Inode(taking)), Reply::Answer(Answer::Identity(Ok(Some(found))))) => {
+                // sysfs can show who has the name next before the program is shown that, or
+                // without.
+                let inode = found.inode_of(taking.ifindex);
                 self.half_told = Some(HalfTold::Heard(taking, inode));
             }
-            (Some(HalfTold::Heard(taking, inode)), Reply::Overflowed(Ok(false))) => {
+            (Some(HalfTold::Heard(taking, Some(inode))), Reply::Overflowed(Ok(false))) => {
                 self.half_told = Some(HalfTold::Confirm(taking, inode));
+            }
+            (Some(HalfTold::Heard(taking, None)), Reply::Overflowed(Ok(false))) => {
+                let id = self.tell_id(taking.id);
+                self.took(taking, id);
             }
             (Some(HalfTold::Heard(taking, _)), _) => {
                 self.overflowed(taking.watch.netns);
@@ -970,9 +977,13 @@ impl Bpf {
             (Task::Everywhere(step), reply) => {
                 self.everywhere_answered(step, reply).map(Task::Everywhere)
             }
-            (Task::Identify(watch, Identify::Inode), Reply::Answer(Answer::Inode(inode))) => {
-                match inode {
-                    Ok(inode) => inode.map(|inode| Task::Identify(watch, Identify::Heard(inode))),
+            (Task::Identify(watch, Identify::Inode), Reply::Answer(Answer::Identity(found))) => {
+                match found {
+                    Ok(found) => {
+                        let ifindex = self.watches.get(&watch)?.ifindex;
+                        let inode = found?.inode_of(ifindex)?;
+                        Some(Task::Identify(watch, Identify::Heard(inode)))
+                    }
                     Err(error) => {
                         self.unidentified.insert(watch);
                         self.trouble(error);
@@ -1094,15 +1105,19 @@ impl Bpf {
                     Some(Resync::Device(state, id, true))
                 }
             }
-            (Resync::Inode(state), Reply::Answer(Answer::Inode(inode))) => match inode? {
-                Some(inode) => Some(Resync::Heard(state, inode)),
+            (Resync::Inode(state), Reply::Answer(Answer::Identity(found))) => match found? {
+                Some(found) => Some(Resync::Heard(state, found.inode_of(state.ifindex))),
                 None => {
                     self.resynced(watch, &state, None);
                     None
                 }
             },
-            (Resync::Heard(state, inode), Reply::Overflowed(Ok(false))) => {
+            (Resync::Heard(state, Some(inode)), Reply::Overflowed(Ok(false))) => {
                 Some(Resync::ConfirmInode(state, inode))
+            }
+            (Resync::Heard(state, None), Reply::Overflowed(Ok(false))) => {
+                self.resynced(watch, &state, None);
+                None
             }
             (Resync::Heard(state, _), Reply::Overflowed(_)) => {
                 self.overflowed(watch.netns);
@@ -1263,3 +1278,6 @@ fn actor(record: &Record) -> Option<Actor> {
     };
     (actor != Actor::default()).then_some(actor)
 }
+
+#[cfg(test)]
+mod tests;

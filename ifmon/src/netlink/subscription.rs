@@ -856,7 +856,7 @@ impl Subscription {
         match (self.half_heard.take(), answer) {
             (Some(HalfHeard::Newcomer(ifindex, name)), answer) => {
                 let inode = match answer {
-                    Answer::Identity(Some(found)) if found.ifindex == ifindex => found.inode,
+                    Answer::Identity(Ok(Some(found))) => found.inode_of(ifindex),
                     _ => None,
                 };
                 let transition = self.table.newcomer(ifindex, name, inode);

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, statat},
-    io::Errno,
+    io::{Errno, read},
 };
 
 use super::query::Query;
@@ -57,25 +57,39 @@ impl Sysfs {
         };
         // The entry is a link to the device's own directory: following it is what tells devices
         // apart.
-        match statat(directory, name.as_bytes(), AtFlags::empty()) {
-            Ok(status) => Ok(Some(status.st_ino)),
-            // There is none, or it is not for us to see, today and tomorrow.
-            Err(Errno::NOENT | Errno::ACCESS | Errno::PERM) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        known(statat(directory, name.as_bytes(), AtFlags::empty()).map(|status| status.st_ino))
     }
 
     /// The index and the inode number of the device that has this name now.
-    pub(crate) fn identity_of(&self, name: &InterfaceName) -> Option<Identity> {
+    pub(crate) fn identity_of(&self, name: &InterfaceName) -> io::Result<Option<Identity>> {
+        let Some(directory) = &self.directory else {
+            return Ok(None);
+        };
         // Whoever gets the name meanwhile: what was opened is one device's.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = self.directory.as_ref()?;
-        let device = openat(parent, name.as_bytes(), flags, Mode::empty()).ok()?;
-        let inode = fstat(&device).ok()?.st_ino;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = openat(&device, c"ifindex", flags, Mode::empty()).ok()?;
-        let ifindex = io::read_to_string(File::from(file)).ok()?;
-        Some(Identity::of_ifindex(ifindex.trim().parse().ok()?).with_inode(inode))
+        known(
+            openat(directory, name.as_bytes(), flags, Mode::empty()).and_then(|device| {
+                let inode = fstat(&device)?.st_ino;
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file = openat(&device, c"ifindex", flags, Mode::empty())?;
+                let mut ifindex = [0; 16];
+                let length = read(file, &mut ifindex)?;
+                let ifindex = str::from_utf8(&ifindex[..length]).ok();
+                let ifindex = ifindex.and_then(|ifindex| ifindex.trim().parse().ok());
+                Ok(Identity::of_ifindex(ifindex.ok_or(Errno::INVAL)?).with_inode(inode))
+            }),
+        )
+    }
+}
+
+/// What was read, if there is such a device and it is for us to see.
+fn known<T>(read: Result<T, Errno>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(Errno::NOENT | Errno::ACCESS | Errno::PERM) => Ok(None),
+        // It is going.
+        Err(Errno::NODEV | Errno::INVAL) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -119,7 +119,7 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
     let space = host::space_of(asked);
     match question {
         Question::InodeOf(_) if host.conduct.hides_inodes => Answer::Inode(Ok(None)),
-        Question::IdentityOf(_) if host.conduct.hides_inodes => Answer::Identity(None),
+        Question::IdentityOf(_) if host.conduct.hides_inodes => Answer::Identity(Ok(None)),
         Question::WhereIs(_) if host.conduct.hides_inodes => Answer::Place(None),
         Question::IndexOf(name) => {
             let found = host.now.by_name(space, name);
@@ -135,9 +135,9 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
         }
         Question::IdentityOf(name) => {
             let found = host.now.by_name(space, name);
-            Answer::Identity(found.map(|Device { ifindex, id, .. }| {
+            Answer::Identity(Ok(found.map(|Device { ifindex, id, .. }| {
                 Identity::of_ifindex(ifindex).with_inode(id.into())
-            }))
+            })))
         }
         Question::NetnsOf(nsid) => Answer::Netns(Some(netns(nsid as usize))),
         Question::WhereIs(inode) => {
@@ -177,7 +177,7 @@ pub(crate) fn no_answer(question: Question) -> Answer {
         Question::IndexOf(_) => Answer::Index(Err(failure())),
         Question::NameOf(_) => Answer::Name(Err(failure())),
         Question::InodeOf(_) => Answer::Inode(Err(failure())),
-        Question::IdentityOf(_) => Answer::Identity(None),
+        Question::IdentityOf(_) => Answer::Identity(Err(failure())),
         Question::NetnsOf(_) => Answer::Netns(None),
         Question::WhereIs(_) => Answer::Place(None),
         Question::Table => Answer::Table(Err(failure())),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
 use crate::{
+    Identity,
     machine::{Command, Machine as _, Now, Step as MachineStep},
     retry,
 };
@@ -18,6 +19,8 @@ struct Kernel {
     looks: u32,
     /// How often the inode of the second one cannot be read.
     failures: u32,
+    /// In sysfs there is who has the name next, of which the program was not shown anything yet.
+    is_ahead: bool,
     epoch: u32,
 }
 
@@ -50,12 +53,19 @@ impl Kernel {
                 let ifindex = if self.looks == 1 { 7 } else { HOLDER.0 };
                 Reply::Answer(Answer::Index(Ok(Some(ifindex))))
             }
-            Request::Ask(_, Question::InodeOf(_)) => {
-                Reply::Answer(Answer::Inode(if self.looks > 1 && self.failures > 0 {
+            Request::Ask(_, Question::IdentityOf(_)) => {
+                Reply::Answer(Answer::Identity(if self.looks > 1 && self.failures > 0 {
                     self.failures -= 1;
                     Err(io::ErrorKind::OutOfMemory.into())
                 } else {
-                    Ok(Some(self.looks.into()))
+                    let ifindex = match (self.looks, self.is_ahead) {
+                        (1, _) => 7,
+                        (_, false) => HOLDER.0,
+                        (_, true) => 9,
+                    };
+                    Ok(Some(
+                        Identity::of_ifindex(ifindex).with_inode(self.looks.into()),
+                    ))
                 }))
             }
             Request::Ask(_, Question::Barrier) => Reply::Answer(Answer::Waited(true)),
@@ -106,6 +116,18 @@ fn the_inode_of_who_took_the_name_while_the_watch_began_is_read_afterwards() {
     let step = Kernel::default().run(Instant::now(), &mut core);
     assert!(matches!(step, MachineStep::Wait(None)), "{step:?}");
     assert!(core.identities.knows(HOLDER.1));
+}
+
+#[test]
+fn the_inode_of_who_has_the_name_next_is_not_that_of_the_holder() {
+    let mut core = watching();
+    let mut kernel = Kernel {
+        is_ahead: true,
+        ..Kernel::default()
+    };
+    let step = kernel.run(Instant::now(), &mut core);
+    assert!(matches!(step, MachineStep::Wait(None)), "{step:?}");
+    assert!(!core.identities.knows(HOLDER.1));
 }
 
 #[test]

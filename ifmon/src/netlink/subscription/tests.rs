@@ -83,7 +83,7 @@ fn run_at(
                     Answer::Inode(Err(io::ErrorKind::OutOfMemory.into()))
                 }
                 Question::InodeOf(_) => Answer::Inode(Ok(holder().and_then(|found| found.inode))),
-                Question::IdentityOf(_) => Answer::Identity(holder()),
+                Question::IdentityOf(_) => Answer::Identity(Ok(holder())),
                 Question::NameOf(ifindex) => {
                     let found = holder().map(link).filter(|(index, _)| *index == ifindex);
                     Answer::Name(Ok(found.map(|(_, named)| named)))
