@@ -17,7 +17,7 @@ use crate::namespace::Namespace;
 
 /// How long something may take that has to happen. Only a failing test ever waits that long, so it
 /// is generous: emulated kernels are slow, and other work may run beside.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where the program is: `IFMON` in the environment, else on PATH, else beside this test's own
 /// executable.
