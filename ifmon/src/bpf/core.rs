@@ -898,16 +898,13 @@ impl Bpf {
             (Some(HalfTold::Heard(taking, Some(inode))), Reply::Overflowed(Ok(false))) => {
                 self.half_told = Some(HalfTold::Confirm(taking, inode));
             }
-            (Some(HalfTold::Heard(taking, None)), Reply::Overflowed(Ok(false))) => {
+            (Some(HalfTold::Inode(taking)), _)
+            | (Some(HalfTold::Heard(taking, None)), Reply::Overflowed(Ok(false))) => {
                 let id = self.tell_id(taking.id);
                 self.took(taking, id);
             }
             (Some(HalfTold::Heard(taking, _)), _) => {
                 self.overflowed(taking.watch.netns);
-                let id = self.tell_id(taking.id);
-                self.took(taking, id);
-            }
-            (Some(HalfTold::Inode(taking)), _) => {
                 let id = self.tell_id(taking.id);
                 self.took(taking, id);
             }

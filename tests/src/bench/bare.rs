@@ -4,9 +4,7 @@
 
 use std::{
     ffi::CString,
-    fs,
-    io::{self, Write as _},
-    mem,
+    fs, io, mem,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     ptr,
     sync::atomic::{AtomicU64, Ordering},
@@ -19,7 +17,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap},
 };
 
-use super::bpf;
+use super::{bpf, peer::say};
 
 /// `RTNLGRP_LINK`, as the bit that bind(2) takes.
 const LINK_GROUP: u32 = 1;
@@ -57,14 +55,6 @@ pub(super) fn run(backend: &str, interface: &str, hook: Option<u32>) -> Result<(
         say(interface)?;
         ring.wait()?;
     }
-}
-
-fn say(interface: &str) -> Result<()> {
-    io::stdout()
-        .lock()
-        .write_all(format!("{interface}\n").as_bytes())?;
-    io::stdout().flush()?;
-    Ok(())
 }
 
 /// A ring buffer of the kernel's, and the two positions in it.

@@ -78,7 +78,7 @@ fn name(link: &LinkMessage) -> Option<&str> {
 }
 
 /// A line means: ready, or something happened.
-fn say(interface: &str) -> Result<()> {
+pub(super) fn say(interface: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{interface}")?;
     stdout.flush()?;
