@@ -98,6 +98,7 @@ impl Names {
     }
 
     /// Whether one of the names is at this offset.
+    #[inline(always)]
     pub(super) fn has(&self, offset: u32) -> bool {
         self.marks[offset as usize % MARKS]
             && self

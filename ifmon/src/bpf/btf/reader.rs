@@ -133,6 +133,7 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
+    #[inline(always)]
     fn type_at(&mut self, at: u64, id: u32) -> Result<Type, BtfError> {
         if self.types.end - at < 12 {
             return Err(BtfError::Overrun { id });

@@ -51,6 +51,9 @@ impl<S: Source> Window<S> {
     }
 
     /// What there is in memory from `at` on: at least `min` bytes, read if need be.
+    // Asked for each of a hundred thousand types, as are the others that say so: the program is
+    // optimised for room, and a call would cost more than what is done there.
+    #[inline(always)]
     pub(super) fn get(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
         // Before what is held, this is more than there can be in memory.
         let skip = usize::try_from(at.wrapping_sub(self.at)).unwrap_or(usize::MAX);
@@ -60,6 +63,7 @@ impl<S: Source> Window<S> {
         }
     }
 
+    #[cold]
     fn fill(&mut self, at: u64, min: usize) -> Result<&[u8], BtfError> {
         (self.at, self.len) = (at, 0);
         while self.len < min {
@@ -75,6 +79,7 @@ impl<S: Source> Window<S> {
     }
 
     /// `N` little-endian words.
+    #[inline(always)]
     pub(super) fn words<const N: usize>(&mut self, at: u64) -> Result<[u32; N], BtfError> {
         let bytes = self.get(at, 4 * N)?;
         let (words, _) = bytes.as_chunks();
