@@ -10,7 +10,12 @@ use super::line::{Line, Value};
 impl Line<'_> {
     /// The object with its line feed.
     pub(crate) fn to_json(&self) -> Vec<u8> {
-        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        /// Most lines fit: none is copied as it grows.
+        const ROOM: usize = 512;
+        let mut line = Vec::with_capacity(ROOM);
+        if serde_json::to_writer(&mut line, self).is_err() {
+            line.clear();
+        }
         line.push(b'\n');
         line
     }
