@@ -51,8 +51,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     }
     open_files::raise();
     if let Some(path) = args.serve.take() {
-        let agent = service::serve(&args, path);
-        return tokio::task::LocalSet::new().run_until(agent).await;
+        return service::serve(&args, path).await;
     }
     let signals = Signals::new().context("cannot handle signals")?;
     let terminal = args.top.then(Terminal::open).transpose()?;
