@@ -200,3 +200,20 @@ netns_granted() {
     systemctl daemon-reload
 }
 check "a namespace with the drop-in of the unit's comment" netns_granted
+
+# The record of all namespaces, of which the unit may enter none.
+recorded_everywhere() {
+    echo 'IFMON_OPTIONS=--json --netns=*' > /etc/default/ifmon-record
+    systemctl start ifmon-record
+    wait_told ifmon-record '.event == "watching" and .pattern == "*" and .netns == null and .backend == "fentry"'
+    ip netns add box
+    ip -n box link add eth9 type veth peer name eth8
+    wait_told ifmon-record '.event == "appeared" and .interface == "eth9" and .netns_name == "box" and .kind == "veth"'
+    ip -n box link delete eth9
+    until_true journalctl --quiet --lines 1 IFMON_EVENT=deleted IFMON_INTERFACE=eth9 IFMON_NETNS_NAME=box IFMON_BY_COMM=ip
+    ip netns delete box
+    is "$(warnings ifmon-record)" ''
+    systemctl stop ifmon-record
+    is "$(property ifmon-record Result)" success
+}
+check 'the record of all namespaces has what happens in a new one' recorded_everywhere
