@@ -303,13 +303,20 @@ impl PatternTable {
         } = self;
         devices.retain(|_, known| matches(patterns, &known.named()));
         let is_known = |ifindex: &u32| self.devices.contains_key(ifindex);
+        let heard = self.deferred.len();
         self.deferred.retain(|ifindex, _| is_known(ifindex));
+        let is_unsaid = self.deferred.len() < heard;
         self.unfiltered.retain(is_known);
         self.unheard.retain(is_known);
         self.unidentified.retain(is_known);
         if self.patterns.is_empty() {
             self.loss = None;
             self.reading = None;
+        }
+        if is_unsaid {
+            // What was heard under these indexes may match those that go on, and what was read of
+            // them does not count any more.
+            self.abandon();
         }
     }
 

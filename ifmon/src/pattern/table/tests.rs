@@ -515,6 +515,37 @@ fn a_pattern_is_told_of_its_kinds_alone() {
     );
 }
 
+/// What is heard of it after a loss waits until all was read, for those that go on.
+#[test]
+fn a_device_that_is_another_ones_by_now_outlives_the_pattern_that_had_it() {
+    let mut table = table(&["a*", "b*"], &[(2, "a2"), (3, "a3")]);
+    table.lost(Some(2));
+    table.read_table();
+    let links = [(2, "a2"), (3, "a3")].map(|(ifindex, one)| (ifindex, named(one)));
+    let links = LinkTable {
+        links: links.into(),
+        is_interrupted: false,
+    };
+    table
+        .answer(Answer::Table(Ok(links)))
+        .expect("it was answered");
+    table.exists(2, named("b2"), false);
+    table.exists(3, named("c3"), false);
+    table.remove(&pattern("a*"));
+    if !table.is_reading() {
+        table.read_table();
+    }
+    read(&mut table, &[(2, "b2"), (3, "c3")], NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "b* resynced lost Some(2) changed true of 1",
+            "b* appeared b2 2, recovered",
+        ]
+    );
+    assert_eq!(table.remembered(), 2, "the device and its inode");
+}
+
 /// Without any inode its kind tells it from the one before.
 #[test]
 fn a_device_of_another_kind_is_another_one() {
