@@ -48,6 +48,10 @@ pub(super) struct Everywhere {
 /// What is done about all namespaces.
 #[derive(Debug)]
 pub(super) enum Step {
+    /// Of which namespaces do the programs know something still, after a watch that was refused?
+    Leftovers,
+    /// That is removed: what it says of their devices may be out of date.
+    Clear(VecDeque<Request>),
     State,
     Set,
     /// Which namespaces are there?
@@ -97,7 +101,7 @@ impl Bpf {
             patterns,
             ..Everywhere::default()
         };
-        Some(Step::State)
+        Some(Step::Leftovers)
     }
 
     /// Ends the watch of one of them; what is to be done about it.
@@ -122,17 +126,30 @@ impl Bpf {
                 Request::InsertPatterns(NetnsId::ALL, set(&table, false))
             }
             Step::List => Request::Namespaces,
-            Step::Count => Request::PatternStates,
+            Step::Leftovers | Step::Count => Request::PatternStates,
             &Step::Forget(netns) => Request::RemovePatterns(netns),
             &Step::Exit(netns) => Request::Leave(netns),
             // There is something in it.
-            Step::Undo(_, left) => left.front().cloned().unwrap_or(Request::Namespaces),
+            Step::Clear(left) | Step::Undo(_, left) => {
+                left.front().cloned().unwrap_or(Request::Namespaces)
+            }
         }
     }
 
     /// What follows from an answer: the next step, if there is any.
     pub(super) fn everywhere_answered(&mut self, step: Step, reply: Reply) -> Option<Step> {
         match (step, reply) {
+            (Step::Leftovers, Reply::PatternStates(Ok(states))) => {
+                let left = states.into_iter().flat_map(|(netns, _)| remove(netns));
+                Some(clear(left.collect()))
+            }
+            (Step::Leftovers, Reply::PatternStates(Err(error))) => {
+                Some(self.undo_everywhere(Error::Filter(error)))
+            }
+            (Step::Clear(mut left), _) => {
+                left.pop_front();
+                Some(clear(left))
+            }
             (Step::State, Reply::Done(Ok(()))) => Some(Step::Set),
             // Before the look: a namespace that is there by then, and that the programs do not know,
             // is found by it.
@@ -340,6 +357,15 @@ impl Bpf {
     }
 }
 
+/// The patterns begin when all of this is removed.
+fn clear(left: VecDeque<Request>) -> Step {
+    if left.is_empty() {
+        Step::State
+    } else {
+        Step::Clear(left)
+    }
+}
+
 /// What takes from the programs what they know of a namespace.
 fn remove(netns: NetnsId) -> [Request; 3] {
     [
@@ -357,3 +383,6 @@ fn is_later(one: u32, other: u32) -> bool {
         (is_kernels, others_is) => is_kernels && !others_is,
     }
 }
+
+#[cfg(test)]
+mod tests;

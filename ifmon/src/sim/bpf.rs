@@ -636,6 +636,8 @@ impl Side for Programs {
                 Reply::PatternStates(Ok(states.collect()))
             }
             Request::InsertPatternState(netns, epoch) => {
+                // A watch of all namespaces begins with nothing.
+                self.has_leftovers &= netns != NetnsId::ALL;
                 maps.pattern_states.remove(&netns.0);
                 maps.insert_pattern_state(netns.0, epoch);
                 Reply::Done(Ok(()))

@@ -1,0 +1,131 @@
+//! What is left of a watch of all namespaces that was refused; what many changes do is for the
+//! simulator.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    time::{Duration, Instant},
+};
+
+use ifmon_ebpf::{Counters as KernelCounters, PatternState};
+
+use super::*;
+use crate::{
+    bpf::core::Hook,
+    machine::{Answer, Command, LinkTable, Machine as _, Now, Question, Step as MachineStep},
+};
+
+/// One that can be entered, or not, and one of which the programs hear.
+const ENTERED: NetnsId = NetnsId(1);
+const FOUND: NetnsId = NetnsId(2);
+
+/// The kernel's side.
+#[derive(Default)]
+struct Side {
+    fails: bool,
+    has_failed: bool,
+    states: BTreeMap<NetnsId, PatternState>,
+    matching: BTreeSet<(NetnsId, u32)>,
+}
+
+impl Side {
+    /// Watches all that is called so, in all namespaces.
+    fn watch(&mut self, core: &mut Bpf, pattern: &str) -> Outcome {
+        let now = Now {
+            instant: Instant::now(),
+            wall: SystemTime::UNIX_EPOCH,
+            boot: Duration::ZERO,
+        };
+        let pattern = Pattern::new(pattern).expect("a valid pattern");
+        core.command(Command::WatchPatterns {
+            netns: NetnsId::ALL,
+            patterns: vec![pattern],
+        });
+        loop {
+            let request = match core.poll(&now) {
+                MachineStep::Request(request) | MachineStep::Background(request) => request,
+                MachineStep::Signal(_) => continue,
+                MachineStep::Done(outcome) => return outcome,
+                step => panic!("{step:?}"),
+            };
+            let reply = self.answer(request);
+            core.answer(&now, reply);
+        }
+    }
+
+    /// The first change in a namespace: a device that matches.
+    fn find(&mut self) {
+        let state = PatternState {
+            changes: 1,
+            epoch: KERNEL_EPOCH | 1,
+            ..PatternState::default()
+        };
+        self.states.insert(FOUND, state);
+        self.matching.insert((FOUND, 3));
+    }
+
+    fn answer(&mut self, request: Request) -> Reply {
+        let failure = || io::Error::from_raw_os_error(libc::EIO);
+        match request {
+            Request::Record => Reply::Record(None),
+            Request::Counters => Reply::Counters(Ok(KernelCounters::default())),
+            Request::Namespaces => Reply::Namespaces(vec![ENTERED]),
+            Request::InsertPatterns(NetnsId::ALL, _) if self.fails => {
+                self.find();
+                Reply::Done(Ok(()))
+            }
+            Request::Enter(_) if self.fails => {
+                self.has_failed = true;
+                Reply::Done(Err(failure()))
+            }
+            Request::Ask(_, Question::Table) => Reply::Answer(Answer::Table(Ok(LinkTable {
+                links: Vec::new(),
+                is_interrupted: false,
+            }))),
+            Request::Ask(_, Question::Barrier) => Reply::Answer(Answer::Waited(true)),
+            Request::PatternStates if self.has_failed => Reply::PatternStates(Err(failure())),
+            Request::PatternStates => {
+                let states = self.states.iter().map(|(&netns, &state)| (netns, state));
+                Reply::PatternStates(Ok(states.collect()))
+            }
+            Request::PatternState(netns) => {
+                Reply::PatternState(Ok(self.states.get(&netns).copied()))
+            }
+            Request::AddPatternState(netns, epoch) => {
+                let is_new = !self.states.contains_key(&netns);
+                self.states.entry(netns).or_insert(PatternState {
+                    epoch,
+                    ..PatternState::default()
+                });
+                Reply::Inserted(Ok(is_new))
+            }
+            Request::RemovePatternState(netns) => {
+                self.states.remove(&netns);
+                Reply::Done(Ok(()))
+            }
+            Request::RemoveMatching(netns) => {
+                self.matching.retain(|(other, _)| *other != netns);
+                Reply::Done(Ok(()))
+            }
+            _ => Reply::Done(Ok(())),
+        }
+    }
+}
+
+/// Else it would count as one that is there when the maps are read after a loss.
+#[test]
+fn what_a_refused_watch_has_left_is_gone_with_the_next() {
+    let mut core = Bpf::new(Hook::Function, 4);
+    let mut side = Side {
+        fails: true,
+        ..Side::default()
+    };
+    let outcome = side.watch(&mut core, "b");
+    assert!(matches!(outcome, Outcome::Watched(Err(_))), "{outcome:?}");
+    // The device is deleted meanwhile, which the programs are not shown.
+    side.fails = false;
+    side.has_failed = false;
+    let outcome = side.watch(&mut core, "b");
+    assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
+    assert!(side.matching.is_empty(), "{:?}", side.matching);
+}
