@@ -21,7 +21,7 @@
 
 use std::io;
 
-use ifmon_ebpf::{Link, Name, NameState, Place as WirePlace, USERSPACE_ID};
+use ifmon_ebpf::{DeviceState, Link, Name, NameState, Place as WirePlace, USERSPACE_ID};
 
 use super::{
     Reply, Request,
@@ -128,8 +128,13 @@ enum Look {
     /// It is known by another name: it is being renamed right now, and the programs are about to
     /// learn of that.
     Barrier,
-    /// Or what is known of it is out of date.
+    /// Or what is known of it is out of date: the programs are not to find it by this index any
+    /// more,
     RemoveLink(u32, u64),
+    /// those that had found it by then are done,
+    Settle(u32, u64),
+    /// and this is what they have written.
+    DeviceAgain(u32, u64),
     RemoveDevice(u32, u64),
     InsertDevice(u32),
     InsertLink(u32, u64),
@@ -298,9 +303,9 @@ impl Begin {
                     let at = *at;
                     Request::InsertName(self.key(at), self.unknown(at, core))
                 }
-                Step::Barrier | Step::BarrierAgain | Step::Look(_, Look::Barrier) => {
-                    self.ask(Question::Barrier)
-                }
+                Step::Barrier
+                | Step::BarrierAgain
+                | Step::Look(_, Look::Barrier | Look::Settle(..)) => self.ask(Question::Barrier),
                 Step::Look(at, look) => self.look(*at, *look, core),
                 Step::Check(_, Check::Barrier(_)) => self.ask(Question::Barrier),
                 Step::Check(at, Check::Index) => self.ask(Question::IndexOf(self.items[*at].name)),
@@ -352,10 +357,12 @@ impl Begin {
 
     fn look(&mut self, at: usize, look: Look, core: &mut Bpf) -> Request {
         match look {
-            Look::Index | Look::Barrier => self.ask(Question::IndexOf(self.items[at].name)),
+            Look::Index | Look::Barrier | Look::Settle(..) => {
+                self.ask(Question::IndexOf(self.items[at].name))
+            }
             Look::Inode(_) => self.ask(Question::IdentityOf(self.items[at].name)),
             Look::Link(ifindex) => Request::Link(self.link(ifindex)),
-            Look::Device(_, id) => Request::Device(id),
+            Look::Device(_, id) | Look::DeviceAgain(_, id) => Request::Device(id),
             Look::RemoveLink(ifindex, _) => Request::RemoveLink(self.link(ifindex)),
             Look::RemoveDevice(_, id) | Look::TakeBack(_, id) | Look::GiveUp(id) => {
                 Request::RemoveDevice(id)
@@ -583,19 +590,37 @@ impl Begin {
             (Look::Device(ifindex, id), Reply::Device(Ok(device))) => match device {
                 Some(device) if device.opened != device.closed => Some(Look::Device(ifindex, id)),
                 Some(device) if device.place == place(ifindex) => Some(Look::Tell(ifindex, id)),
-                _ if self.items[at].waits < WAITS => Some(Look::Barrier),
+                device if self.items[at].waits < self.most_waits(id, device) => Some(Look::Barrier),
                 _ => Some(Look::RemoveLink(ifindex, id)),
             },
             (Look::Barrier, Reply::Answer(Answer::Waited(_))) => {
                 self.items[at].waits += 1;
                 Some(Look::Index)
             }
-            (Look::RemoveLink(ifindex, id), Reply::Done(Ok(()))) => {
-                if core.has_told(id) {
-                    // Whoever held a name by this id is found again.
+            (Look::RemoveLink(ifindex, id), Reply::Done(Ok(()))) => Some(Look::Settle(ifindex, id)),
+            (Look::Settle(ifindex, id), Reply::Answer(Answer::Waited(_))) => {
+                Some(Look::DeviceAgain(ifindex, id))
+            }
+            (Look::DeviceAgain(ifindex, id), Reply::Device(Ok(Some(device))))
+                if device.opened != device.closed =>
+            {
+                Some(Look::DeviceAgain(ifindex, id))
+            }
+            (Look::DeviceAgain(ifindex, id), Reply::Device(device)) => {
+                // What could not be read may be anything.
+                let device = device.ok().flatten();
+                let here = self.link(ifindex);
+                let is_here = device.is_none_or(|device| Link::of(&device.place) == here);
+                if is_here && !is_word(id, device) || core.has_told(id) {
+                    // Whoever holds a name by this id is found again.
                     self.add_all(core);
                 }
-                Some(Look::RemoveDevice(ifindex, id))
+                Some(if is_here {
+                    Look::RemoveDevice(ifindex, id)
+                } else {
+                    // It went elsewhere meanwhile, and is known there.
+                    Look::Index
+                })
             }
             (Look::RemoveDevice(ifindex, _), Reply::Done(Ok(()))) => {
                 Some(Look::InsertDevice(ifindex))
@@ -625,6 +650,18 @@ impl Begin {
             }
             (_, reply) => return Err(Failure::Filter(error_of(reply))),
         })
+    }
+
+    /// How often it is waited for what is known of a device to be true.
+    fn most_waits(&self, id: u64, device: Option<DeviceState>) -> u32 {
+        // What a program has written is so in the end, and what it has removed is not found again,
+        // unless something was not shown to it.
+        let can_miss = self.hook == Hook::Socket && device.is_some();
+        if is_word(id, device) || can_miss {
+            WAITS
+        } else {
+            ROUNDS
+        }
     }
 
     /// Goes on making sure of a name; `None` when that is done.
@@ -794,6 +831,12 @@ impl Item {
             rounds: 0,
         }
     }
+}
+
+/// Is it userspace's word where the device is, which may have been out of date when it was entered?
+/// No program has written it since.
+fn is_word(id: u64, device: Option<DeviceState>) -> bool {
+    id & USERSPACE_ID != 0 && device.is_some_and(|device| device.opened == 0)
 }
 
 /// What speaks against it.

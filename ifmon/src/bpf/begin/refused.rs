@@ -1,4 +1,5 @@
-//! What is taken back when a watch is refused; how watches begin is for the simulator.
+//! What becomes of devices that move while a watch of theirs is refused or looked up; how watches
+//! begin is for the simulator.
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,12 @@ use crate::{
 };
 
 const NETNS: NetnsId = NetnsId(1);
+const OTHER: NetnsId = NetnsId(2);
 const IFINDEX: u32 = 2;
+const HERE: Link = Link {
+    netns: NETNS.0,
+    ifindex: IFINDEX,
+};
 /// Where in memory the device is.
 const ADDRESS: u64 = 0xffff_8880_0000_1000;
 
@@ -20,7 +26,7 @@ const ADDRESS: u64 = 0xffff_8880_0000_1000;
 #[derive(Default)]
 struct Maps {
     links: HashMap<Link, u64>,
-    devices: HashMap<u64, WirePlace>,
+    devices: HashMap<u64, DeviceState>,
 }
 
 impl Maps {
@@ -40,15 +46,9 @@ impl Maps {
                 self.links.remove(&link);
                 Reply::Done(Ok(()))
             }
-            Request::Device(id) => {
-                let place = self.devices.get(&id).copied();
-                Reply::Device(Ok(place.map(|place| ifmon_ebpf::DeviceState {
-                    place,
-                    ..ifmon_ebpf::DeviceState::default()
-                })))
-            }
+            Request::Device(id) => Reply::Device(Ok(self.devices.get(&id).copied())),
             Request::InsertDevice(id, place) => {
-                self.devices.insert(id, place);
+                self.insert(id, place);
                 Reply::Done(Ok(()))
             }
             Request::RemoveDevice(id) => {
@@ -63,14 +63,68 @@ impl Maps {
         }
     }
 
+    fn insert(&mut self, id: u64, place: WirePlace) {
+        let device = DeviceState {
+            place,
+            ..DeviceState::default()
+        };
+        self.devices.insert(id, device);
+    }
+
     /// The first half of what a tracing program does when the device goes to another namespace.
     fn leave(&mut self) {
-        let here = Link {
-            netns: NETNS.0,
-            ifindex: IFINDEX,
-        };
-        let id = self.links.remove(&here).expect("it was entered");
+        let id = self.links.remove(&HERE).expect("it was entered");
         self.links.insert(Link::between(ADDRESS), id);
+    }
+
+    /// The second half.
+    fn arrive(&mut self) {
+        let id = self.links.remove(&Link::between(ADDRESS));
+        let device = id.and_then(|id| self.devices.get_mut(&id));
+        let device = device.expect("it is on its way");
+        device.place.netns = OTHER.0;
+        device.opened += 1;
+        device.closed += 1;
+        self.links
+            .extend(id.map(|id| (Link::of(&device.place), id)));
+    }
+
+    /// A watch that is refused in the end. `before` sees each request before it is answered.
+    fn watch(&mut self, mut before: impl FnMut(&mut Self, &Request)) {
+        let now = Now {
+            instant: Instant::now(),
+            wall: SystemTime::UNIX_EPOCH,
+            boot: Duration::ZERO,
+        };
+        let mut core = Bpf::new(Hook::Function, 4);
+        core.command(Command::Watch {
+            netns: NETNS,
+            wanted: vec![Wanted {
+                name: InterfaceName::new("wg0").expect("a valid name"),
+                inode: false,
+            }],
+        });
+        let outcome = loop {
+            match core.poll(&now) {
+                Step::Request(request) => {
+                    before(self, &request);
+                    let reply = self.answer(request);
+                    core.answer(&now, reply);
+                }
+                Step::Done(outcome) => break outcome,
+                step => panic!("{step:?}"),
+            }
+        };
+        assert!(matches!(outcome, Outcome::Watched(Err(_))), "{outcome:?}");
+    }
+}
+
+fn called(name: &str) -> WirePlace {
+    let name = InterfaceName::new(name).expect("a valid name");
+    WirePlace {
+        name: Name::from_bytes(name.padded()),
+        netns: NETNS.0,
+        ifindex: IFINDEX,
     }
 }
 
@@ -78,34 +132,49 @@ impl Maps {
 /// watches the name that it has there.
 #[test]
 fn a_device_that_moves_while_its_watch_is_refused_stays_known() {
-    let now = Now {
-        instant: Instant::now(),
-        wall: SystemTime::UNIX_EPOCH,
-        boot: Duration::ZERO,
-    };
     let mut maps = Maps::default();
-    let mut core = Bpf::new(Hook::Function, 4);
-    core.command(Command::Watch {
-        netns: NETNS,
-        wanted: vec![Wanted {
-            name: InterfaceName::new("wg0").expect("a valid name"),
-            inode: false,
-        }],
-    });
-    let outcome = loop {
-        match core.poll(&now) {
-            Step::Request(request) => {
-                if let Request::RemoveName(_) = request {
-                    maps.leave();
-                }
-                let reply = maps.answer(request);
-                core.answer(&now, reply);
-            }
-            Step::Done(outcome) => break outcome,
-            step => panic!("{step:?}"),
+    maps.watch(|maps, request| {
+        if let Request::RemoveName(_) = request {
+            maps.leave();
         }
-    };
-    assert!(matches!(outcome, Outcome::Watched(Err(_))), "{outcome:?}");
+    });
     let id = maps.links[&Link::between(ADDRESS)];
+    assert!(maps.devices.contains_key(&id));
+}
+
+/// It had another name by the time that it was entered, and is gone when it is to be entered again.
+#[test]
+fn a_device_that_moves_while_what_is_known_of_it_is_out_of_date_stays_known() {
+    let id = USERSPACE_ID | 100;
+    let mut maps = Maps::default();
+    maps.links.insert(HERE, id);
+    maps.insert(id, called("other"));
+    maps.watch(|maps, request| {
+        if *request == Request::RemoveLink(HERE) {
+            maps.leave();
+            maps.arrive();
+        }
+    });
+    let there = maps.devices.get(&id);
+    assert!(there.is_some_and(|device| device.place.netns == OTHER.0));
+}
+
+/// What the program has written is ahead of what was looked up, time and again.
+#[test]
+fn a_device_that_is_renamed_again_and_again_stays_known() {
+    let id = 100;
+    let mut maps = Maps::default();
+    maps.links.insert(HERE, id);
+    maps.insert(id, called("other"));
+    let mut waits = 0;
+    maps.watch(|maps, request| {
+        assert_ne!(*request, Request::RemoveLink(HERE), "after {waits} waits");
+        if let Request::Ask(_, Question::Barrier) = request {
+            waits += 1;
+            if waits == 2 * WAITS {
+                maps.insert(id, called("wg0"));
+            }
+        }
+    });
     assert!(maps.devices.contains_key(&id));
 }
