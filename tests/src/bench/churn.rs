@@ -70,7 +70,11 @@ pub(super) fn measure(plan: &Plan, figures: &mut Figures) -> Result<()> {
 
     let scratch = Scratch::new("churn")?;
     let mut recorders = Vec::new();
-    let subjects = plan.ifmon().map(Recorded::By);
+    // Another ifmon may be from before there were patterns.
+    let subjects = plan
+        .ifmon()
+        .filter(|subject| matches!(subject, Subject::Ifmon(_)))
+        .map(Recorded::By);
     for subject in subjects.chain([Recorded::By(Subject::IpMonitor), Recorded::Bpftrace]) {
         let path = scratch.path().join(recorders.len().to_string());
         match (
@@ -337,8 +341,7 @@ impl Recorder {
     /// container in their order, and with the container where the backend can tell it. `None` for
     /// who has no such lines.
     fn told(&self, happened: &[Vec<Change>]) -> Result<Option<usize>> {
-        let Recorded::By(subject @ (Subject::Ifmon(name) | Subject::Before(name))) = self.subject
-        else {
+        let Recorded::By(subject @ Subject::Ifmon(name)) = self.subject else {
             return Ok(None);
         };
         let knows_cgroup = backend::who(backend::named(name)?)?.contains("cgroup");
