@@ -3,6 +3,7 @@
 
 mod documents;
 mod package;
+mod prometheus;
 mod root;
 
 use std::{
@@ -25,6 +26,10 @@ use crate::{
 
 /// Many times what a part takes on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(1800);
+/// In MiB; a system is unpacked into memory.
+const MEMORY: u32 = 1280;
+/// Its program is twice in memory at the boot, and it is a large one.
+const MEMORY_OF_PROMETHEUS: u32 = 1024;
 /// What all parts begin with.
 const LIBRARY: &str = include_str!("systemd/lib.sh");
 
@@ -57,6 +62,8 @@ enum Part {
     WgQuick,
     /// Installing, upgrading, removing and purging the package
     Package,
+    /// The metrics, in Debian's Prometheus
+    Prometheus,
     /// What the documents have people type
     Documents,
 }
@@ -69,6 +76,7 @@ impl Part {
             Self::Upgrade => include_str!("systemd/parts/upgrade.sh"),
             Self::WgQuick => include_str!("systemd/parts/wg-quick.sh"),
             Self::Package => include_str!("systemd/parts/package.sh"),
+            Self::Prometheus => include_str!("systemd/parts/prometheus.sh"),
             Self::Documents => return documents::script(),
         };
         Ok(script.to_owned())
@@ -92,7 +100,6 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let mut machine = Machine::without_ifmon(&Kernel::Suite(suite), Arch::host()?)?;
     machine.system = Some(root::prepare(&dir, suite)?);
     machine.cmdline = format!("systemd.wants=command.service {}", vm::SHORT_GRACE_PERIODS);
-    machine.memory = 1280;
     // Hours in which nothing happens are over at once, and nothing depends on how busy this host
     // is.
     machine.counts_instructions = true;
@@ -106,6 +113,12 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     for part in parts {
         let name = part.to_possible_value().context("every part has a name")?;
         println!("{}:", name.get_name());
+        machine.files = vec![files.join("ifmon.deb"), files.join("newer.deb")];
+        machine.memory = MEMORY;
+        if *part == Part::Prometheus {
+            machine.files.push(prometheus::program(&dir, suite)?);
+            machine.memory += MEMORY_OF_PROMETHEUS;
+        }
         let counts = run_part(&mut machine, *part, files)?;
         total.passed += counts.passed;
         total.failed += counts.failed;
@@ -127,7 +140,7 @@ struct Counts {
 fn run_part(machine: &mut Machine, part: Part, files: &Path) -> Result<Counts> {
     let script = files.join("part.sh");
     fs::write(&script, [LIBRARY, &part.script()?, "finish\n"].concat())?;
-    machine.files = vec![script, files.join("ifmon.deb"), files.join("newer.deb")];
+    machine.files.push(script);
     let begin = Instant::now();
     let mut said = Vec::new();
     machine.run(
