@@ -93,7 +93,8 @@ impl Followed {
 
     /// Are the lines what happened, each change once and in order? What `resynced` stands for may
     /// be missing in its place, and no more than that. A device that came while that was lost, and
-    /// was called otherwise at its end, is another one to the watch when it returns.
+    /// was called otherwise at its end, is another one to the watch when it returns; and where all
+    /// that had the name so far had it in the loss, whoever has it next is the first.
     ///
     /// With a filter that is to learn the index of each new device (`learns`), what that does next
     /// may go unheard: it needs no line where it was undone, nor where the device is gone,
@@ -116,6 +117,11 @@ impl Followed {
                 }
                 _ if told.recovered => {}
                 (event, _) => {
+                    let is_first = self
+                        .told
+                        .iter()
+                        .take(number)
+                        .all(|told| told.index.is_none());
                     places.retain(|&place| {
                         let was_last = || {
                             let next = happened.get(place + 1);
@@ -124,6 +130,10 @@ impl Followed {
                         happened.get(place).is_some_and(|&(happened, index)| {
                             let same = happened == event
                                 || is_after_loss && (happened, event) == ("returned", "recreated")
+                                || is_after_loss
+                                    && is_first
+                                    && matches!(happened, "recreated" | "returned")
+                                    && event == "appeared"
                                 || learns
                                     && (happened, event) == ("renamed", "deleted")
                                     && was_last();
@@ -256,6 +266,14 @@ mod tests {
             let lines = [&begin[..], &lost, &lines].concat();
             let explained = followed(&lines).explain(&happened, false);
             assert_eq!(explained.is_ok(), is_right, "{lines:?}");
+        }
+        // Nobody was told to have the name before.
+        let happened = ["appeared", "renamed", "recreated"].map(|event| (event, 7));
+        for (event, is_right) in [("appeared", true), ("returned", false)] {
+            let mut lines = followed(&[("watching", None), ("resynced", Some(2)), (event, None)]);
+            lines.told[0].index = None;
+            let explained = lines.explain(&happened, false);
+            assert_eq!(explained.is_ok(), is_right, "{event}");
         }
         let lines = [&begin[..], &[("recreated", None)]].concat();
         let happened = ["renamed", "returned"].map(|event| (event, 7));
