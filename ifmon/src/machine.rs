@@ -28,6 +28,16 @@ pub(crate) struct Now {
 }
 
 impl Now {
+    /// For tests, to which the other clocks do not matter.
+    #[cfg(test)]
+    pub(crate) const fn at(instant: Instant) -> Self {
+        Self {
+            instant,
+            wall: SystemTime::UNIX_EPOCH,
+            boot: Duration::ZERO,
+        }
+    }
+
     /// The time of day of a moment on the kernel's boot clock.
     pub(crate) fn wall_time(&self, boot: Duration) -> SystemTime {
         self.wall - self.boot.saturating_sub(boot)

@@ -116,7 +116,9 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         machine.files = vec![files.join("ifmon.deb"), files.join("newer.deb")];
         machine.memory = MEMORY;
         if *part == Part::Prometheus {
-            machine.files.push(prometheus::program(&dir, suite)?);
+            machine
+                .files
+                .push(prometheus::program(&dir, &scratch, suite)?);
             machine.memory += MEMORY_OF_PROMETHEUS;
         }
         let counts = run_part(&mut machine, *part, files)?;

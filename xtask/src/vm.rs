@@ -24,6 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub(crate) use self::{
     arch::Arch,
+    image::packages,
     kernel::{Kernel, Suite},
 };
 use self::{cpio::Archive, image::Image, qemu::Boot};

@@ -303,9 +303,7 @@ impl Begin {
                     let at = *at;
                     Request::InsertName(self.key(at), self.unknown(at, core))
                 }
-                Step::Barrier
-                | Step::BarrierAgain
-                | Step::Look(_, Look::Barrier | Look::Settle(..)) => self.ask(Question::Barrier),
+                Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
                 Step::Look(at, look) => self.look(*at, *look, core),
                 Step::Check(_, Check::Barrier(_)) => self.ask(Question::Barrier),
                 Step::Check(at, Check::Index) => self.ask(Question::IndexOf(self.items[*at].name)),
@@ -357,9 +355,8 @@ impl Begin {
 
     fn look(&mut self, at: usize, look: Look, core: &mut Bpf) -> Request {
         match look {
-            Look::Index | Look::Barrier | Look::Settle(..) => {
-                self.ask(Question::IndexOf(self.items[at].name))
-            }
+            Look::Index => self.ask(Question::IndexOf(self.items[at].name)),
+            Look::Barrier | Look::Settle(..) => self.ask(Question::Barrier),
             Look::Inode(_) => self.ask(Question::IdentityOf(self.items[at].name)),
             Look::Link(ifindex) => Request::Link(self.link(ifindex)),
             Look::Device(_, id) | Look::DeviceAgain(_, id) => Request::Device(id),

@@ -129,11 +129,12 @@ impl Followed {
                         };
                         happened.get(place).is_some_and(|&(happened, index)| {
                             let same = happened == event
-                                || is_after_loss && (happened, event) == ("returned", "recreated")
                                 || is_after_loss
-                                    && is_first
-                                    && matches!(happened, "recreated" | "returned")
-                                    && event == "appeared"
+                                    && match (happened, event) {
+                                        ("returned", "recreated") => true,
+                                        ("recreated" | "returned", "appeared") => is_first,
+                                        _ => false,
+                                    }
                                 || learns
                                     && (happened, event) == ("renamed", "deleted")
                                     && was_last();

@@ -32,14 +32,14 @@ const TOOLS: [Tool; 2] = [
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The package lists of one suite for one architecture.
-pub(crate) struct Apt {
+pub(super) struct Apt {
     dir: PathBuf,
     architecture: &'static str,
 }
 
 impl Apt {
     /// Fetches the lists, keeping everything below `dir`, which must not be used by anybody else.
-    pub(crate) fn new(dir: &Path, suite: &str, architecture: &'static str) -> Result<Self> {
+    pub(super) fn new(dir: &Path, suite: &str, architecture: &'static str) -> Result<Self> {
         host::need(&TOOLS)?;
         for sub in ["state/lists/partial", "cache/archives/partial"] {
             let sub = dir.join(sub);
@@ -62,7 +62,7 @@ impl Apt {
 
     /// Downloads `packages` and what they depend on, directly or not, as far as `follow` says yes;
     /// into `into`.
-    pub(crate) fn download(
+    pub(super) fn download(
         &self,
         packages: &[&str],
         follow: impl Fn(&str) -> bool,

@@ -23,7 +23,7 @@ impl Arch {
         }
     }
 
-    pub(crate) const fn debian(self) -> &'static str {
+    pub(super) const fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
             Self::Aarch64 => "arm64",

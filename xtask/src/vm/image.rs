@@ -151,7 +151,7 @@ fn userland_packages(cache: &Path, scratch: &ScratchDir, arch: Arch) -> Result<P
 }
 
 /// The directory of the packages, downloaded when it is not in the cache.
-fn packages(
+pub(crate) fn packages(
     cache: &Path,
     scratch: &ScratchDir,
     suite: Suite,

@@ -1,10 +1,7 @@
 //! What becomes of devices that move while a watch of theirs is refused or looked up; how watches
 //! begin is for the simulator.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{collections::HashMap, time::Instant};
 
 use super::*;
 use crate::{
@@ -91,11 +88,7 @@ impl Maps {
 
     /// A watch that is refused in the end. `before` sees each request before it is answered.
     fn watch(&mut self, mut before: impl FnMut(&mut Self, &Request)) {
-        let now = Now {
-            instant: Instant::now(),
-            wall: SystemTime::UNIX_EPOCH,
-            boot: Duration::ZERO,
-        };
+        let now = Now::at(Instant::now());
         let mut core = Bpf::new(Hook::Function, 4);
         core.command(Command::Watch {
             netns: NETNS,

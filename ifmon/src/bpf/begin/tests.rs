@@ -1,6 +1,6 @@
 //! What is left to be done when a watch has begun; how it begins is for the simulator.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use super::*;
 use crate::{
@@ -78,11 +78,7 @@ impl Kernel {
 
     /// Does all that there is to do at this time; what it comes to in the end.
     fn run(&mut self, instant: Instant, core: &mut Bpf) -> MachineStep<Request> {
-        let now = Now {
-            instant,
-            wall: SystemTime::UNIX_EPOCH,
-            boot: Duration::ZERO,
-        };
+        let now = Now::at(instant);
         loop {
             match core.poll(&now) {
                 MachineStep::Request(request) | MachineStep::Background(request) => {

@@ -54,11 +54,7 @@ struct Side {
 impl Side {
     /// Does all that there is to do.
     fn run(&mut self, core: &mut Bpf) -> Vec<Signal> {
-        let now = Now {
-            instant: Instant::now(),
-            wall: SystemTime::UNIX_EPOCH,
-            boot: Duration::ZERO,
-        };
+        let now = Now::at(Instant::now());
         let mut signals = Vec::new();
         loop {
             let request = match core.poll(&now) {

@@ -1,11 +1,7 @@
 //! What is left of a watch of all namespaces that was refused; what many changes do is for the
 //! simulator.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, io, time::Instant};
 
 use ifmon_ebpf::{Counters as KernelCounters, PatternState};
 
@@ -31,11 +27,7 @@ struct Side {
 impl Side {
     /// Watches all that is called so, in all namespaces.
     fn watch(&mut self, core: &mut Bpf, pattern: &str) -> Outcome {
-        let now = Now {
-            instant: Instant::now(),
-            wall: SystemTime::UNIX_EPOCH,
-            boot: Duration::ZERO,
-        };
+        let now = Now::at(Instant::now());
         let pattern = Pattern::new(pattern).expect("a valid pattern");
         core.command(Command::WatchPatterns {
             netns: NetnsId::ALL,

@@ -1,7 +1,5 @@
 //! What is asked, and what is made of the answers; what many of them do is for the simulator.
 
-use std::time::Duration;
-
 use super::*;
 use crate::{Identity, machine::LinkTable, tracker::Device};
 
@@ -49,11 +47,7 @@ fn run_at(
     holders: &[Option<Identity>],
     mut failures: u32,
 ) -> (Vec<Signal>, Next) {
-    let now = Now {
-        instant,
-        wall: SystemTime::UNIX_EPOCH,
-        boot: Duration::ZERO,
-    };
+    let now = Now::at(instant);
     let mut received = received.iter();
     let mut holders = holders.iter().copied();
     let mut holder = None;
