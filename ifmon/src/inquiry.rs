@@ -1,10 +1,10 @@
 //! Answers questions about the devices of one namespace, from outside: rtnetlink and sysfs.
 
-use std::{ffi::OsString, io};
+use std::{collections::HashMap, ffi::OsString, io};
 
 use crate::{
     Netns, NetnsId,
-    machine::{Answer, Question},
+    machine::{Answer, Census, Counted, Question},
     netlink::{query::Query, sysfs::Sysfs},
     tracker::Place,
 };
@@ -64,10 +64,39 @@ impl Inquiry {
                 // Questions about inodes follow, and the right to mount one may be given up by
                 // then.
                 self.open_sysfs();
-                Answer::Table(self.query.table())
+                Answer::Table(self.query.table(usize::MAX))
             }
+            Question::Census(most) => Answer::Census(self.census(most)),
             Question::Barrier => Answer::Waited(self.query.wait_for_changes()),
         }
+    }
+
+    /// Who has which name, where that are no more devices than these.
+    fn census(&mut self, most: usize) -> io::Result<Option<Census>> {
+        let table = self.query.table(most)?;
+        if table.links.len() > most {
+            // What is still to come of the answer goes with the socket.
+            self.query = Query::new(&self.netns)?;
+            return Ok(None);
+        }
+        if table.is_interrupted {
+            return Ok(None);
+        }
+        let sysfs = self.open_sysfs();
+        let inodes: HashMap<_, _> = sysfs.virtual_devices()?.into_iter().collect();
+        let lines = table.links.into_iter().map(|(ifindex, named)| {
+            let name = named.name;
+            let inode = match inodes.get(&name) {
+                Some(&inode) => Some(inode),
+                None => sysfs.inode_of(&name)?,
+            };
+            Ok(Counted {
+                name,
+                ifindex,
+                inode,
+            })
+        });
+        Ok(Some(Census::new(lines.collect::<io::Result<_>>()?)))
     }
 
     /// The namespace that has this id in the numbering of the one asked, if `ip netns` has a name
@@ -109,5 +138,28 @@ impl Inquiry {
             ifindex: self.query.by_name(&name).ok().flatten(),
             name: Some(name),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_census_says_what_questions_say() {
+        let netns = Netns::current().expect("it can be opened");
+        let mut inquiry = Inquiry::new(&netns).expect("it can be asked");
+        let links = inquiry.query.table(usize::MAX).expect("it is answered");
+        let names: Vec<_> = links.links.iter().map(|(_, named)| named.name).collect();
+        // Other tests make none here, and others than tests may.
+        let counted = (0..100).find_map(|_| inquiry.census(names.len()).expect("it is answered"));
+        let census = counted.expect("links do not come and go all the time");
+        for name in names {
+            let line = census.by_name(name).expect("it is counted");
+            let ifindex = inquiry.query.by_name(&name).expect("it is answered");
+            assert_eq!(ifindex, Some(line.ifindex), "{name}");
+            let inode = inquiry.open_sysfs().inode_of(&name);
+            assert_eq!(inode.expect("it is answered"), line.inode, "{name}");
+        }
     }
 }

@@ -128,6 +128,9 @@ pub(crate) enum Question {
     WhereIs(u64),
     /// All devices: [`Answer::Table`].
     Table,
+    /// Who has which name, inodes too, where there are no more devices than these:
+    /// [`Answer::Census`].
+    Census(usize),
     /// Come back once every change that had begun before has ended and was told:
     /// [`Answer::Waited`].
     Barrier,
@@ -147,6 +150,8 @@ pub(crate) enum Answer {
     /// `None` where nobody can tell.
     Place(Option<Place>),
     Table(io::Result<LinkTable>),
+    /// `None` where there are more, or where some came or went meanwhile.
+    Census(io::Result<Option<Census>>),
     /// False where that cannot be waited for.
     Waited(bool),
 }
@@ -165,6 +170,40 @@ pub(crate) struct LinkTable {
     pub(crate) links: Vec<(u32, Named)>,
     /// Some came or went meanwhile, and others may be left out.
     pub(crate) is_interrupted: bool,
+}
+
+/// Who has which name in a namespace, read in one go: thousands of names for a tenth of what as many
+/// questions cost. Each line was true at some moment of the reading, the index and the inode not
+/// even at the same one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Census(Vec<Counted>);
+
+/// A line of a [`Census`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) name: InterfaceName,
+    pub(crate) ifindex: u32,
+    /// Of its directory in sysfs, where that could be read.
+    pub(crate) inode: Option<u64>,
+}
+
+impl Census {
+    pub(crate) fn new(mut lines: Vec<Counted>) -> Self {
+        lines.sort_unstable_by_key(|line| line.name);
+        Self(lines)
+    }
+
+    /// How many devices it is worth to read for so many names.
+    pub(crate) const fn worth(names: usize) -> usize {
+        4 * names
+    }
+
+    /// The device that has this name.
+    pub(crate) fn by_name(&self, name: InterfaceName) -> Option<Counted> {
+        let Self(lines) = self;
+        let at = lines.binary_search_by_key(&name, |line| line.name).ok()?;
+        Some(lines[at])
+    }
 }
 
 /// Where there may be something to read.
@@ -207,6 +246,7 @@ impl Answer {
             Question::NetnsOf(_) => Self::Netns(None),
             Question::WhereIs(_) => Self::Place(None),
             Question::Table => Self::Table(Err(io::ErrorKind::NotConnected.into())),
+            Question::Census(_) => Self::Census(Err(io::ErrorKind::NotConnected.into())),
             Question::Barrier => Self::Waited(false),
         }
     }

@@ -8,7 +8,8 @@
 //!    names.
 //! 2. Changes that have begun are waited for: those in that number are over now, and show in every
 //!    answer.
-//! 3. Each name is looked up, and the programs are told who holds it.
+//! 3. Each name is looked up, and the programs are told who holds it. Many names are looked up in
+//!    one go, once: where that cannot be, or the number has moved at 4, some at a time.
 //! 4. Changes that have begun are waited for again, then the number is read again. A change since 2
 //!    either ended before this wait, and is counted; or it began after it, and the programs knew by
 //!    then all that they were told.
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     Error, InterfaceName, NetnsId,
-    machine::{Answer, Holder, Outcome, Question, Wanted},
+    machine::{Answer, Census, Counted, Holder, Outcome, Question, Wanted},
     packed,
     tracker::{Device, Watch},
 };
@@ -37,6 +38,8 @@ use crate::{
 /// Names that are looked up at a stretch. Where nothing changes meanwhile, each is looked up once:
 /// on a host where much happens that is the likelier the fewer they are.
 const STRETCH: usize = if cfg!(test) { 2 } else { 128 };
+/// More names than these are looked up in one go.
+const FEW: usize = if cfg!(test) { 1 } else { 64 };
 /// How often a name is begun again while it changes under our eyes.
 const ROUNDS: u32 = 1000;
 /// How often it is waited for the programs to learn of a device's new name, which it can have for a
@@ -56,6 +59,12 @@ pub(super) struct Begin {
     stays: bool,
     /// The stretch that is being looked up.
     stretch: std::ops::Range<usize>,
+    /// It is all names, in one go.
+    in_one_go: bool,
+    /// The programs were told of no names but these first ones, perhaps.
+    told: usize,
+    /// What that has brought.
+    census: Option<Census>,
     step: Step,
     /// Each name of it was looked up, and they are made sure of.
     is_checking: bool,
@@ -110,6 +119,7 @@ enum Step {
     Seen,
     Insert(usize),
     Barrier,
+    Census,
     Look(usize, Look),
     BarrierAgain,
     SeenAgain,
@@ -201,10 +211,13 @@ impl Begin {
         Self {
             netns,
             hook,
-            items,
             is_again,
             stays: false,
+            in_one_go: items.len() > FEW,
+            items,
             stretch: 0..0,
+            told: 0,
+            census: None,
             is_checking: false,
             step: if is_again { Step::Known } else { Step::IsAlive },
             seen: 0,
@@ -240,7 +253,10 @@ impl Begin {
     /// The names of the next stretch.
     fn begin_stretch(&mut self) {
         let begin = self.stretch.end;
-        self.stretch = begin..self.items.len().min(begin + STRETCH);
+        let most = if self.in_one_go { usize::MAX } else { STRETCH };
+        self.stretch = begin..self.items.len().min(begin.saturating_add(most));
+        self.told = self.told.max(self.stretch.end);
+        self.census = None;
         self.has_waited = true;
         self.is_checking = false;
         self.step = if self.stretch.is_empty() {
@@ -248,6 +264,13 @@ impl Begin {
         } else {
             Step::Seen
         };
+    }
+
+    /// It cannot be in one go: all names again, some at a time.
+    fn begin_stretches(&mut self) {
+        self.in_one_go = false;
+        self.stretch = 0..0;
+        self.begin_stretch();
     }
 
     /// What to do next.
@@ -304,6 +327,7 @@ impl Begin {
                     Request::InsertName(self.key(at), self.unknown(at, core))
                 }
                 Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
+                Step::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
                 Step::Look(at, look) => self.look(*at, *look, core),
                 Step::Check(_, Check::Barrier(_)) => self.ask(Question::Barrier),
                 Step::Check(at, Check::Index) => self.ask(Question::IndexOf(self.items[*at].name)),
@@ -413,8 +437,7 @@ impl Begin {
         self.step = if self.is_again {
             Step::Done
         } else {
-            // Names after the stretch were not told of.
-            self.items.truncate(self.stretch.end);
+            self.items.truncate(self.told);
             Step::Undo(0, Undo::Name)
         };
     }
@@ -489,7 +512,19 @@ impl Begin {
             }
             (Step::Barrier, Reply::Answer(Answer::Waited(waited))) => {
                 self.has_waited &= waited;
-                Step::Look(self.stretch.start, Look::Index)
+                if self.in_one_go {
+                    Step::Census
+                } else {
+                    self.first_look(self.stretch.start)
+                }
+            }
+            (Step::Census, Reply::Answer(Answer::Census(census))) => {
+                // Where it fails, other questions will, or do not.
+                let Some(census) = census.ok().flatten() else {
+                    return self.begin_stretches();
+                };
+                self.census = Some(census);
+                self.first_look(self.stretch.start)
             }
             (Step::Look(at, look), reply) => match self.looked(core, at, look, reply) {
                 Ok(Some(look)) => Step::Look(at, look),
@@ -503,6 +538,9 @@ impl Begin {
             (Step::SeenAgain, Reply::Counters(Ok(counters))) => {
                 if self.has_waited && counters.seen == self.seen {
                     return self.begin_stretch();
+                }
+                if self.in_one_go {
+                    return self.begin_stretches();
                 }
                 self.is_checking = true;
                 Step::Check(self.stretch.start, Check::Index)
@@ -529,7 +567,7 @@ impl Begin {
                 | Step::SeenAgain,
                 reply,
             ) => return self.fail(Failure::Filter(error_of(reply))),
-            (step @ (Step::Enter | Step::Barrier | Step::BarrierAgain), reply) => {
+            (step @ (Step::Enter | Step::Barrier | Step::Census | Step::BarrierAgain), reply) => {
                 debug_assert!(false, "{reply:?} to {step:?}");
                 step
             }
@@ -549,15 +587,33 @@ impl Begin {
     }
 
     /// A name was looked up; the next one, or what comes after the last.
-    fn next_look(&self, at: usize) -> Step {
+    fn next_look(&mut self, at: usize) -> Step {
         if self.is_checking {
             // It was begun again alone.
             Step::Check(at, Check::Index)
-        } else if at + 1 < self.stretch.end {
-            Step::Look(at + 1, Look::Index)
         } else {
-            Step::BarrierAgain
+            self.first_look(at + 1)
         }
+    }
+
+    /// Begins to look names up, from this one on.
+    fn first_look(&mut self, from: usize) -> Step {
+        let Some(census) = &self.census else {
+            return if from < self.stretch.end {
+                Step::Look(from, Look::Index)
+            } else {
+                Step::BarrierAgain
+            };
+        };
+        for at in from..self.stretch.end {
+            let item = &mut self.items[at];
+            if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
+                // If nothing has changed meanwhile, both are one device's; else all is read again.
+                item.inode = inode.filter(|_| item.wants_inode);
+                return Step::Look(at, Look::Link(ifindex));
+            }
+        }
+        Step::BarrierAgain
     }
 
     /// Goes on looking a name up; `None` when that is done.

@@ -1,5 +1,5 @@
 //! Asks the kernel about one link; or about all, which may be interrupted for ever while links come
-//! and go, and is for patterns alone.
+//! and go: patterns need that, and for thousands of names it is tried once.
 //!
 //! The kernel answers a request for one link while it is being sent, so this neither waits nor
 //! needs a task. That, and an answer that cannot be lost to one odd attribute, is why it is not
@@ -56,8 +56,9 @@ impl Query {
         Ok(self.ask(ifindex, None)?.map(|(_, named)| named))
     }
 
-    /// All devices.
-    pub(crate) fn table(&mut self) -> io::Result<LinkTable> {
+    /// All devices; or the first of them, where there are more than so many. Then the rest of the
+    /// answer is still to come, and this is of no use any more.
+    pub(crate) fn table(&mut self, most: usize) -> io::Result<LinkTable> {
         let question = get_links(self.next());
         self.socket.send(&question)?;
         let mut table = LinkTable::default();
@@ -88,6 +89,9 @@ impl Query {
                     };
                 }
                 table.links.extend(existing(&message));
+            }
+            if table.links.len() > most {
+                return Ok(table);
             }
         }
     }

@@ -2,10 +2,10 @@
 //! without I/O.
 //!
 //! What the messages say is put in order by [`DeviceTable`]. The state is looked up, one name at a
-//! time, where a watch begins, where messages were lost, and after a name was taken by a device
-//! whose index the filter in the kernel did not know yet. What is looked up counts only when it is
-//! known how it stands to the messages: the queue was read empty after it, and none of them
-//! concerned the name.
+//! time or many in one go, where a watch begins, where messages were lost, and after a name was
+//! taken by a device whose index the filter in the kernel did not know yet. What is looked up
+//! counts only when it is known how it stands to the messages: the queue was read empty after it,
+//! and none of them concerned the name.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,19 +23,19 @@ use super::{
 use crate::{
     Error, InterfaceName, NetnsId, Pattern,
     error::again,
-    machine::{Answer, Holder, Named, Now, Question, Wanted},
+    machine::{Answer, Census, Counted, Holder, Named, Now, Question, Wanted},
     pattern::table::PatternTable,
     retry,
     signal::Signal,
     tracker::{Change, Observed, Place},
 };
 
-/// Names of new watches that are looked up at a stretch: so few that the messages that come
+/// Names of new watches that are looked up one by one at a stretch: so few that the messages that come
 /// meanwhile fit into the queue, and that another change is not likely to come between.
 const STRETCH: usize = if cfg!(test) { 1 } else { 128 };
 /// How often a new watch's name is looked up again while it changes under our eyes.
 const ROUNDS: u32 = 1000;
-/// With more names than these, devices are found by an index of their inodes.
+/// More names than these are looked up in one go, and devices are found by an index of their inodes.
 const FEW: usize = if cfg!(test) { 1 } else { 64 };
 
 /// A subscription, with what it has taught so far.
@@ -124,6 +124,8 @@ struct Pass {
 
 #[derive(Debug)]
 enum Stage {
+    /// All names in one go.
+    Census,
     /// The next name.
     Next,
     /// This name.
@@ -563,7 +565,8 @@ impl Subscription {
         };
         let current = match stage {
             Stage::Looking(look, _) => Some(look),
-            Stage::Next
+            Stage::Census
+            | Stage::Next
             | Stage::Barrier
             | Stage::Drain
             | Stage::Untracked(_)
@@ -595,8 +598,12 @@ impl Subscription {
     /// suspect.
     fn begin_pass(&mut self) {
         let after_loss = self.is_after_loss();
+        // All new names are tried in one go, once.
+        let mut in_one_go = true;
         let names: Vec<_> = match &mut self.joining {
             Some(joining) if !after_loss => {
+                in_one_go = joining.rounds == 0;
+                let stretch = if in_one_go { usize::MAX } else { STRETCH };
                 joining.rounds += 1;
                 // What is doubtful is looked up along with them: it may be their device that holds
                 // another name, as far as was heard.
@@ -605,22 +612,57 @@ impl Subscription {
                     joining
                         .unread
                         .iter()
-                        .take(STRETCH)
+                        .take(stretch)
                         .map(|&name| (name, false)),
                 );
                 names.into_iter().collect()
             }
             _ => std::mem::take(&mut self.suspects).into_iter().collect(),
         };
-        if names.len() > FEW {
+        let is_many = names.len() > FEW;
+        if is_many {
             self.table.index_inodes();
         }
         self.pass = Some(Pass {
             looks: Vec::with_capacity(names.len()),
             names: names.into_iter(),
-            stage: Stage::Next,
+            stage: if is_many && in_one_go {
+                Stage::Census
+            } else {
+                Stage::Next
+            },
             after_loss,
         });
+    }
+
+    /// What was read in one go answers for all names but those whose last holder is elsewhere now.
+    fn counted(&mut self, pass: &mut Pass, census: &Census) {
+        let mut rest = Vec::new();
+        for (name, lost) in std::mem::take(&mut pass.names) {
+            let mut look = self.begin_look(name, lost);
+            match census.by_name(name) {
+                Some(Counted { ifindex, inode, .. }) => {
+                    look.is(ifindex, &mut self.table);
+                    look.lookup.inode = inode.and_then(NonZeroU64::new);
+                }
+                None if look.holder.is_some() => {
+                    rest.push((name, lost));
+                    continue;
+                }
+                None => {}
+            }
+            pass.looks.push(look);
+        }
+        pass.names = rest.into_iter();
+    }
+
+    fn begin_look(&mut self, name: InterfaceName, lost: bool) -> Look {
+        Look {
+            name,
+            lost,
+            holder: self.table.begin_lookup(name),
+            lookup: Lookup::default(),
+        }
     }
 
     /// Goes on looking names up; `None` when that has come to an end, or has to read first.
@@ -628,14 +670,10 @@ impl Subscription {
         let mut pass = self.pass.take()?;
         let question = loop {
             match &pass.stage {
+                Stage::Census => break Question::Census(Census::worth(pass.names.len())),
                 Stage::Next => match pass.names.next() {
                     Some((name, lost)) => {
-                        let look = Look {
-                            name,
-                            lost,
-                            holder: self.table.begin_lookup(name),
-                            lookup: Lookup::default(),
-                        };
+                        let look = self.begin_look(name, lost);
                         pass.stage = Stage::Looking(look, LookStep::Index);
                     }
                     None if self.wants_barrier(&pass) => pass.stage = Stage::Barrier,
@@ -919,11 +957,25 @@ impl Subscription {
 
     /// The answer to a question of a look.
     fn looked(&mut self, now: &Now, answer: Answer) {
-        let Some(pass) = &mut self.pass else {
+        let Some(mut pass) = self.pass.take() else {
             return;
         };
         let stage = std::mem::replace(&mut pass.stage, Stage::Next);
         let (stage, error) = match (stage, answer) {
+            (Stage::Census, Answer::Census(Ok(Some(census)))) => {
+                self.counted(&mut pass, &census);
+                (Stage::Next, None)
+            }
+            // There are too many others, or too much happens. New names are looked up at a stretch
+            // each.
+            (Stage::Census, Answer::Census(Ok(None))) => {
+                if self.joining.is_some() && !pass.after_loss {
+                    self.pass = Some(pass);
+                    return self.abandon_pass();
+                }
+                (Stage::Next, None)
+            }
+            (Stage::Census, Answer::Census(Err(error))) => (Stage::Census, Some(error)),
             (Stage::Looking(look, step), answer) => {
                 match look.answered(step, answer, &mut self.table) {
                     Ok((look, Some(step))) => (Stage::Looking(look, step), None),
@@ -961,9 +1013,8 @@ impl Subscription {
                 (stage, None)
             }
         };
-        if let Some(pass) = &mut self.pass {
-            pass.stage = stage;
-        }
+        pass.stage = stage;
+        self.pass = Some(pass);
         if let Some(error) = error {
             self.look_failed(now, error);
         }

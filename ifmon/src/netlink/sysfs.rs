@@ -8,7 +8,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
@@ -22,10 +22,16 @@ use crate::{Identity, InterfaceName, Netns, host::mount};
 /// Links that are compared before it is believed that `/sys` shows the right ones.
 const ENTRIES: usize = 64;
 
-/// The directory `class/net` of a sysfs that shows the links of one namespace.
+/// Where virtual devices are, those of the namespace that the sysfs shows: found here, a device
+/// costs half of what the link in `class/net` does, which leads to the same directory.
+const VIRTUAL: &[u8] = b"devices/virtual/net/";
+/// Where all devices are.
+const ALL: &[u8] = b"class/net/";
+
+/// A sysfs that shows the links of one namespace.
 #[derive(Debug)]
 pub(crate) struct Sysfs {
-    directory: Option<OwnedFd>,
+    root: Option<OwnedFd>,
 }
 
 impl Sysfs {
@@ -33,52 +39,102 @@ impl Sysfs {
     /// watched: so one is mounted for this purpose, on no path. Who may not do that makes do
     /// with `/sys`, where that is seen to show the right one.
     pub(crate) fn new(netns: &Netns, query: &mut Query) -> Self {
-        let directory = netns
-            .run(|| mount::open("sysfs", "class/net", OFlags::PATH | OFlags::DIRECTORY))
+        let root = netns
+            .run(|| mount::open("sysfs", ".", OFlags::PATH | OFlags::DIRECTORY))
             .or_else(|_| {
                 if shows_same_links(query)? {
-                    Ok(File::open("/sys/class/net")?.into())
+                    Ok(File::open("/sys")?.into())
                 } else {
                     Err(io::Error::other("/sys may show another one"))
                 }
             });
-        if let Err(error) = &directory {
+        if let Err(error) = &root {
             log::debug!("no sysfs for namespace {}: {error}", netns.id());
         }
-        Self {
-            directory: directory.ok(),
-        }
+        Self { root: root.ok() }
     }
 
     /// The inode number of the device that has this name now.
     pub(crate) fn inode_of(&self, name: &InterfaceName) -> io::Result<Option<u64>> {
-        let Some(directory) = &self.directory else {
-            return Ok(None);
-        };
-        // The entry is a link to the device's own directory: following it is what tells devices
-        // apart.
-        known(statat(directory, name.as_bytes(), AtFlags::empty()).map(|status| status.st_ino))
+        self.look(name, |root, path| {
+            // In `class/net` it is a link: following it is what tells devices apart.
+            Ok(statat(root, path, AtFlags::empty())?.st_ino)
+        })
     }
 
     /// The index and the inode number of the device that has this name now.
     pub(crate) fn identity_of(&self, name: &InterfaceName) -> io::Result<Option<Identity>> {
-        let Some(directory) = &self.directory else {
+        self.look(name, |root, path| {
+            // Whoever gets the name meanwhile: what was opened is one device's.
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let device = openat(root, path, flags, Mode::empty())?;
+            let inode = fstat(&device)?.st_ino;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let file = openat(&device, c"ifindex", flags, Mode::empty())?;
+            let mut ifindex = [0; 16];
+            let length = read(file, &mut ifindex)?;
+            let ifindex = str::from_utf8(&ifindex[..length]).ok();
+            let ifindex = ifindex.and_then(|ifindex| ifindex.trim().parse().ok());
+            Ok(Identity::of_ifindex(ifindex.ok_or(Errno::INVAL)?).with_inode(inode))
+        })
+    }
+
+    /// Looks a device up by its name, first where most are.
+    fn look<T>(
+        &self,
+        name: &InterfaceName,
+        look: impl Fn(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
+    ) -> io::Result<Option<T>> {
+        let Some(root) = &self.root else {
             return Ok(None);
         };
-        // Whoever gets the name meanwhile: what was opened is one device's.
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        known(
-            openat(directory, name.as_bytes(), flags, Mode::empty()).and_then(|device| {
-                let inode = fstat(&device)?.st_ino;
-                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-                let file = openat(&device, c"ifindex", flags, Mode::empty())?;
-                let mut ifindex = [0; 16];
-                let length = read(file, &mut ifindex)?;
-                let ifindex = str::from_utf8(&ifindex[..length]).ok();
-                let ifindex = ifindex.and_then(|ifindex| ifindex.trim().parse().ok());
-                Ok(Identity::of_ifindex(ifindex.ok_or(Errno::INVAL)?).with_inode(inode))
-            }),
-        )
+        let look = |directory: &[u8]| look(root.as_fd(), &[directory, name.as_bytes()].concat());
+        known(match look(VIRTUAL) {
+            Err(Errno::NOENT) => look(ALL),
+            found => found,
+        })
+    }
+
+    /// The names and the inode numbers of all virtual devices.
+    pub(crate) fn virtual_devices(&self) -> io::Result<Vec<(InterfaceName, u64)>> {
+        self.list(VIRTUAL)
+    }
+
+    /// The name of the device that has this inode number now.
+    pub(crate) fn find(&self, inode: u64) -> Option<InterfaceName> {
+        let mut devices = self.virtual_devices().ok()?;
+        if let Some((name, _)) = devices.iter().find(|(_, found)| *found == inode) {
+            return Some(*name);
+        }
+        devices.sort_unstable();
+        let is_virtual = |name: &InterfaceName| {
+            devices
+                .binary_search_by_key(name, |(name, _)| *name)
+                .is_ok()
+        };
+        let all = self.list(ALL).ok()?.into_iter().map(|(name, _)| name);
+        all.filter(|name| !is_virtual(name))
+            .find(|name| matches!(self.inode_of(name), Ok(Some(found)) if found == inode))
+    }
+
+    /// What is in a directory, by its inode number; links by their own.
+    fn list(&self, directory: &[u8]) -> io::Result<Vec<(InterfaceName, u64)>> {
+        let Some(root) = &self.root else {
+            return Ok(Vec::new());
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Some(directory) = known(openat(root, directory, flags, Mode::empty()))? else {
+            return Ok(Vec::new());
+        };
+        let mut entries = Vec::new();
+        for entry in Dir::new(directory)? {
+            let entry = entry?;
+            // Neither `.` nor `..`.
+            if let Ok(name) = InterfaceName::new(entry.file_name().to_bytes()) {
+                entries.push((name, entry.ino()));
+            }
+        }
+        Ok(entries)
     }
 }
 
@@ -90,22 +146,6 @@ fn known<T>(read: Result<T, Errno>) -> io::Result<Option<T>> {
         // It is going.
         Err(Errno::NODEV | Errno::INVAL) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-impl Sysfs {
-    /// The name of the device that has this inode number now.
-    pub(crate) fn find(&self, inode: u64) -> Option<InterfaceName> {
-        let directory = openat(
-            self.directory.as_ref()?,
-            c".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        let entries = Dir::new(directory.ok()?).ok()?;
-        entries
-            .filter_map(|entry| InterfaceName::new(entry.ok()?.file_name().to_bytes()).ok())
-            .find(|name| matches!(self.inode_of(name), Ok(Some(found)) if found == inode))
     }
 }
 
@@ -143,14 +183,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_not_what_is_not_there() {
-        let sysfs = |path: &str| Sysfs {
-            directory: Some(File::open(path).expect("it is there").into()),
-        };
         let name = InterfaceName::new("wg0").expect("a valid name");
-        let hidden = Sysfs { directory: None };
-        assert!(matches!(hidden.inode_of(&name), Ok(None)));
-        assert!(matches!(sysfs("/proc/self/fd").inode_of(&name), Ok(None)));
+        let inode_of = |root: Option<&str>| {
+            let root = root.map(|root| File::open(root).expect("it is there").into());
+            Sysfs { root }.inode_of(&name)
+        };
+        assert!(matches!(inode_of(None), Ok(None)));
+        assert!(matches!(inode_of(Some("/proc/self")), Ok(None)));
         // Not a directory.
-        assert!(sysfs("/proc/self/stat").inode_of(&name).is_err());
+        assert!(inode_of(Some("/proc/self/stat")).is_err());
     }
 }

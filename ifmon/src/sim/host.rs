@@ -4,6 +4,7 @@
 //! listen are told. Between two steps a system call that does not need RTNL may come.
 
 use std::{
+    cell::Cell,
     collections::{HashSet, VecDeque},
     time::{Duration, Instant, SystemTime},
 };
@@ -188,7 +189,7 @@ pub(crate) struct Host {
     /// The last state in which no change was being made.
     settled: usize,
     /// The state in which the question was asked that is answered next.
-    pub(crate) asked_at: usize,
+    pub(crate) asked_at: Cell<usize>,
     start: Instant,
     time: Duration,
 }
@@ -273,7 +274,7 @@ impl Host {
             travellers: HashSet::new(),
             changes: 0,
             settled: 0,
-            asked_at: 0,
+            asked_at: Cell::new(0),
             start: Instant::now(),
             time: Duration::from_secs(1_000_000),
         }

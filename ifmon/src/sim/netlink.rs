@@ -1,16 +1,19 @@
 //! The kernel, as the netlink backend meets it: sockets with queues that fill, and answers.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+};
 
 use super::{
-    host::{self, Device, Host, Notice, SPACES, netns},
+    host::{self, Device, Host, Notice, SPACES, State, netns},
     patterns,
     run::{Setting, Side, failure},
     shrink::Decisions,
 };
 use crate::{
     BackendKind, Counters, Identity, NetnsId,
-    machine::{Answer, LinkTable, Named, Question, Source},
+    machine::{Answer, Census, Counted, LinkTable, Named, Question, Source},
     netlink::{
         Received, Reply, Request,
         core::Netlink,
@@ -148,21 +151,47 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
                 name: Some(device.name),
             }))
         }
-        Question::Table => {
-            // It is read piece by piece, and links come and go meanwhile.
-            let before = &host.states[host.asked_at];
-            let is_early = |device: &Device| device.ifindex.is_multiple_of(2);
-            let early = before.devices().filter(is_early);
-            let late = host.now.devices().filter(|device| !is_early(device));
-            let here = early.chain(late).filter(|device| device.space == space);
-            Answer::Table(Ok(LinkTable {
-                links: here
-                    .map(|device| (device.ifindex, named(&device)))
-                    .collect(),
-                is_interrupted: *before != host.now,
-            }))
+        Question::Table => Answer::Table(Ok(table(host, space))),
+        Question::Census(most) => {
+            let LinkTable {
+                links,
+                is_interrupted,
+            } = table(host, space);
+            let inode_of = |name| {
+                let found = host.now.by_name(space, name);
+                found.map(|device| device.id.into())
+            };
+            let line = |(ifindex, Named { name, .. })| Counted {
+                name,
+                ifindex,
+                inode: inode_of(name).filter(|_| !host.conduct.hides_inodes),
+            };
+            let is_whole = links.len() <= most && !is_interrupted;
+            let census = || Census::new(links.into_iter().map(line).collect());
+            Answer::Census(Ok(is_whole.then(census)))
         }
         Question::Barrier => Answer::Waited(true),
+    }
+}
+
+/// It is read piece by piece, and links come and go meanwhile.
+fn table(host: &Host, space: usize) -> LinkTable {
+    let before = &host.states[host.asked_at.get()];
+    let is_early = |device: &Device| device.ifindex.is_multiple_of(2);
+    let early = before.devices().filter(is_early);
+    let late = host.now.devices().filter(|device| !is_early(device));
+    let here = early.chain(late).filter(|device| device.space == space);
+    // Who came or went in between is noticed (`dev_base_seq` of the namespace), and a new name is
+    // not.
+    let indexes = |state: &State| -> BTreeSet<u32> {
+        let here = state.devices().filter(|device| device.space == space);
+        here.map(|device| device.ifindex).collect()
+    };
+    LinkTable {
+        links: here
+            .map(|device| (device.ifindex, named(&device)))
+            .collect(),
+        is_interrupted: indexes(before) != indexes(&host.now),
     }
 }
 
@@ -181,6 +210,7 @@ pub(crate) fn no_answer(question: Question) -> Answer {
         Question::NetnsOf(_) => Answer::Netns(None),
         Question::WhereIs(_) => Answer::Place(None),
         Question::Table => Answer::Table(Err(failure())),
+        Question::Census(_) => Answer::Census(Err(failure())),
         Question::Barrier => Answer::Waited(false),
     }
 }
@@ -188,7 +218,9 @@ pub(crate) fn no_answer(question: Question) -> Answer {
 /// Does it wait for changes that are being made?
 pub(crate) fn waits(host: &Host, question: Question) -> bool {
     match question {
-        Question::IndexOf(_) | Question::NameOf(_) | Question::Table => !host.conduct.lockless,
+        Question::IndexOf(_) | Question::NameOf(_) | Question::Table | Question::Census(_) => {
+            !host.conduct.lockless
+        }
         Question::InodeOf(_)
         | Question::IdentityOf(_)
         | Question::NetnsOf(_)
@@ -207,9 +239,10 @@ pub(crate) const fn kind_of(question: Question) -> usize {
         Question::WhereIs(_) => 4,
         Question::Barrier => 5,
         Question::Table => 6,
+        Question::Census(_) => 7,
     }
 }
-pub(crate) const KINDS_OF_QUESTIONS: usize = 7;
+pub(crate) const KINDS_OF_QUESTIONS: usize = 8;
 
 impl Side for Sockets {
     type Machine = Netlink;

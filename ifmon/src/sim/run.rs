@@ -508,7 +508,7 @@ impl<S: Side> Run<S> {
 
     fn request(&mut self, decisions: &mut Decisions, request: Request<S>) {
         self.sum.requests += 1;
-        self.host.asked_at = self.host.at();
+        self.host.asked_at.set(self.host.at());
         self.call(decisions, S::waits(&self.host, &request));
         let answer = self.answer(decisions, request);
         let now = self.now();

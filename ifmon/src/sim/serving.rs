@@ -358,6 +358,8 @@ impl<A: Side> Process<A> {
             tell(|| format!("  agent: {request:?} fails"));
             return answer;
         }
+        // The host does nothing meanwhile.
+        host.asked_at.set(host.at());
         let answer = self.side.serve(decisions, host, request);
         tell(|| format!("  agent: {} -> {answer:?}", line.unwrap_or_default()));
         answer
