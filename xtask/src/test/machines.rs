@@ -18,11 +18,11 @@ const MEMORY: u32 = 768;
 
 /// The backends that are tried on a kernel: all that it has, where all are asked for.
 ///
-/// Otherwise all are tried on the oldest kernel, those of BPF on the newest, and `netlink-ebpf`, whose
-/// verifier, helpers and messages differ most from one to the other, on all; for ARM on the oldest
-/// and the newest, since nothing of it depends on the processor. In between, and on the newest for
-/// ARM, one of `fentry` and `kprobe` stands for both: they run the same program behind another
-/// entry. What needs no BPF is tried on this host, too.
+/// Otherwise all but `netlink-unfiltered` are tried on the oldest kernel, those of BPF on the newest,
+/// and `netlink-ebpf`, whose verifier, helpers and messages differ most from one to the other, on
+/// all; for ARM on the oldest and the newest, since nothing of it depends on the processor. In
+/// between, and on the newest for ARM, one of `fentry` and `kprobe` stands for both: they run the
+/// same program behind another entry. What needs no BPF is tried on this host, too.
 fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
     const WITH_FENTRY: [&str; 5] = [
         "fentry",
@@ -34,6 +34,7 @@ fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
     let name = kernel.to_string();
     let backends: &[&str] = match (arch, name.as_str()) {
         _ if all => &WITH_FENTRY,
+        (Arch::X86_64, "bullseye") => &["fentry", "kprobe", "netlink-ebpf", "netlink"],
         (Arch::X86_64, "bookworm") => &["fentry", "netlink-ebpf"],
         (Arch::X86_64, "trixie") => &["kprobe", "netlink-ebpf"],
         (Arch::Aarch64, "bullseye") => &["kprobe", "netlink-ebpf"],
@@ -51,13 +52,10 @@ fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
         .collect()
 }
 
-/// Obstacles are kernel code that is the same for each processor: on ARM the newest kernel stands
-/// for the others, and on x86 for the one before it, unless all are asked for.
+/// Obstacles are kernel code that is the same for each processor, and on x86 the newest kernel stands
+/// for the one before it, unless all are asked for.
 fn has_obstacles(kernel: &Kernel, arch: Arch, all: bool) -> bool {
-    all || match arch {
-        Arch::X86_64 => kernel.to_string() != "trixie",
-        Arch::Aarch64 => kernel.to_string() == "sid",
-    }
+    all || arch == Arch::X86_64 && kernel.to_string() != "trixie"
 }
 
 /// What the program makes of what a kernel says is the same on each: the oldest and the newest for
