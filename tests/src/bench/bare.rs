@@ -5,7 +5,7 @@
 use std::{
     ffi::CString,
     fs, io, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     ptr,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -13,8 +13,14 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    buffer::spare_capacity,
+    event::{
+        PollFd, PollFlags,
+        epoll::{self, EventData, EventFlags},
+        poll,
+    },
     mm::{MapFlags, ProtFlags, mmap},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
 use super::{bpf, peer::say};
@@ -22,23 +28,27 @@ use super::{bpf, peer::say};
 /// `RTNLGRP_LINK`, as the bit that bind(2) takes.
 const LINK_GROUP: u32 = 1;
 const PAGE: usize = 4096;
+/// Room for a link message.
+const MESSAGE: usize = 16 * 1024;
 
 /// Runs until it is ended.
 pub(super) fn run(backend: &str, interface: &str, hook: Option<u32>) -> Result<()> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
     if backend == "netlink" {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
-        let mut buffer = vec![0; 16 * 1024];
+        let mut buffer = vec![0; MESSAGE];
         loop {
             say(interface)?;
             socket.recv(&mut &mut buffer[..], 0)?;
         }
     }
     let ring = Ring::new()?;
-    // Alive as long as this runs.
+    // Both are alive as long as this runs.
+    let mut socket;
     let _attached = match backend {
         "netlink-ebpf" => {
             let program = ring.load(Kind::SocketFilter)?;
+            socket = Socket::new(NETLINK_ROUTE)?;
             attach_to_socket(&socket, &program)?;
             socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
             program
@@ -54,6 +64,44 @@ pub(super) fn run(backend: &str, interface: &str, hook: Option<u32>) -> Result<(
     loop {
         say(interface)?;
         ring.wait()?;
+    }
+}
+
+/// The same in many namespaces, whose files these are: a socket in each.
+pub(super) fn run_in(backend: &str, interface: &str, namespaces: &[&str]) -> Result<()> {
+    let ring = match backend {
+        "netlink" => None,
+        "netlink-ebpf" => Some(Ring::new()?),
+        _ => bail!("{backend} has no sockets"),
+    };
+    let program = ring.as_ref().map(|ring| ring.load(Kind::SocketFilter));
+    let program = program.transpose()?;
+    let waiting = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut sockets = Vec::new();
+    for namespace in namespaces {
+        let file = fs::File::open(namespace)?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        if let Some(program) = &program {
+            attach_to_socket(&socket, program)?;
+        }
+        socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+        let number = EventData::new_u64(sockets.len() as u64);
+        epoll::add(&waiting, &socket, number, EventFlags::IN)?;
+        sockets.push(socket);
+    }
+    let mut buffer = vec![0; MESSAGE];
+    let mut events = Vec::with_capacity(1);
+    loop {
+        say(interface)?;
+        match &ring {
+            Some(ring) => ring.wait()?,
+            None => {
+                epoll::wait(&waiting, spare_capacity(&mut events), None)?;
+                let number = events.pop().context("no event")?.data.u64() as usize;
+                sockets[number].recv(&mut &mut buffer[..], 0)?;
+            }
+        }
     }
 }
 

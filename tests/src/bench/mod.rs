@@ -38,6 +38,9 @@ pub fn main() -> Result<()> {
         ["container"] => churn::container(),
         ["peer", "poll", interface] => peer::poll(interface),
         ["peer", "subscribe", interface] => peer::subscribe(interface),
+        ["peer", "bare-in", backend, interface, namespaces @ ..] => {
+            bare::run_in(backend, interface, namespaces)
+        }
         ["peer", "bare", backend, interface] => bare::run(backend, interface, None),
         ["peer", "bare", backend, interface, hook] => {
             bare::run(backend, interface, Some(hook.parse()?))

@@ -96,12 +96,19 @@ impl Subject {
         matches!(self, Self::Ifmon(backend) if backend != "netlink-unfiltered")
     }
 
+    /// The bare program in many namespaces.
+    pub(super) fn bare_in(
+        backend: &str,
+        interface: &str,
+        namespaces: impl Iterator<Item = String>,
+    ) -> Result<Command> {
+        let mut command = peer(&["bare-in", backend, interface])?;
+        command.args(namespaces);
+        Ok(command)
+    }
+
+    /// The program, without a namespace.
     pub(super) fn command(self, interfaces: &[String]) -> Result<Command> {
-        let peer = |mode: &[&str]| -> Result<Command> {
-            let mut command = Command::new(env::current_exe()?);
-            command.arg("peer").args(mode);
-            Ok(command)
-        };
         let mut command = match self {
             Self::Ifmon(backend) | Self::Before(backend) => {
                 let path = match self {
@@ -133,6 +140,13 @@ impl Subject {
         command.args(interfaces);
         Ok(command)
     }
+}
+
+/// This program, as a peer.
+fn peer(mode: &[&str]) -> Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.arg("peer").args(mode);
+    Ok(command)
 }
 
 /// A program that runs, and is ended with this.
