@@ -73,6 +73,11 @@ impl Inquiry {
 
     /// Who has which name, where that are no more devices than these.
     fn census(&mut self, most: usize) -> io::Result<Option<Census>> {
+        // The list is bounded first: it costs the least.
+        let Some(inodes) = self.open_sysfs().virtual_devices(most)? else {
+            return Ok(None);
+        };
+        let inodes: HashMap<_, _> = inodes.into_iter().collect();
         let table = self.query.table(most)?;
         if table.links.len() > most {
             // What is still to come of the answer goes with the socket.
@@ -83,7 +88,6 @@ impl Inquiry {
             return Ok(None);
         }
         let sysfs = self.open_sysfs();
-        let inodes: HashMap<_, _> = sysfs.virtual_devices()?.into_iter().collect();
         let lines = table.links.into_iter().map(|(ifindex, named)| {
             let name = named.name;
             let inode = match inodes.get(&name) {

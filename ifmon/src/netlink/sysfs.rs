@@ -28,6 +28,9 @@ const VIRTUAL: &[u8] = b"devices/virtual/net/";
 /// Where all devices are.
 const ALL: &[u8] = b"class/net/";
 
+/// Names, and the inode number of each.
+type Entries = Vec<(InterfaceName, u64)>;
+
 /// A sysfs that shows the links of one namespace.
 #[derive(Debug)]
 pub(crate) struct Sysfs {
@@ -95,14 +98,14 @@ impl Sysfs {
         })
     }
 
-    /// The names and the inode numbers of all virtual devices.
-    pub(crate) fn virtual_devices(&self) -> io::Result<Vec<(InterfaceName, u64)>> {
-        self.list(VIRTUAL)
+    /// The names and the inode numbers of all virtual devices, where that are no more than these.
+    pub(crate) fn virtual_devices(&self, most: usize) -> io::Result<Option<Entries>> {
+        self.list(VIRTUAL, most)
     }
 
     /// The name of the device that has this inode number now.
     pub(crate) fn find(&self, inode: u64) -> Option<InterfaceName> {
-        let mut devices = self.virtual_devices().ok()?;
+        let mut devices = self.list(VIRTUAL, usize::MAX).ok()??;
         if let Some((name, _)) = devices.iter().find(|(_, found)| *found == inode) {
             return Some(*name);
         }
@@ -112,29 +115,33 @@ impl Sysfs {
                 .binary_search_by_key(name, |(name, _)| *name)
                 .is_ok()
         };
-        let all = self.list(ALL).ok()?.into_iter().map(|(name, _)| name);
+        let all = self.list(ALL, usize::MAX).ok()??.into_iter();
+        let all = all.map(|(name, _)| name);
         all.filter(|name| !is_virtual(name))
             .find(|name| matches!(self.inode_of(name), Ok(Some(found)) if found == inode))
     }
 
     /// What is in a directory, by its inode number; links by their own.
-    fn list(&self, directory: &[u8]) -> io::Result<Vec<(InterfaceName, u64)>> {
+    fn list(&self, directory: &[u8], most: usize) -> io::Result<Option<Entries>> {
+        let mut entries = Vec::new();
         let Some(root) = &self.root else {
-            return Ok(Vec::new());
+            return Ok(Some(entries));
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Some(directory) = known(openat(root, directory, flags, Mode::empty()))? else {
-            return Ok(Vec::new());
+            return Ok(Some(entries));
         };
-        let mut entries = Vec::new();
         for entry in Dir::new(directory)? {
             let entry = entry?;
             // Neither `.` nor `..`.
             if let Ok(name) = InterfaceName::new(entry.file_name().to_bytes()) {
                 entries.push((name, entry.ino()));
             }
+            if entries.len() > most {
+                return Ok(None);
+            }
         }
-        Ok(entries)
+        Ok(Some(entries))
     }
 }
 

@@ -186,18 +186,28 @@ fn new_one_leaves_at_once(stage: &mut Stage) -> Result<()> {
     stage.nothing_more(&[])
 }
 
+/// So many that all are looked up in one go, in a namespace where few of them are.
 fn many_names(stage: &mut Stage) -> Result<()> {
     const COUNT: u32 = 16;
-    let names: Vec<String> = (0..COUNT).map(|number| format!("wg{number}")).collect();
+    const ABSENT: u32 = 64;
+    let away = stage.room()?;
+    let name = |number| format!("wg{number}");
+    let names: Vec<String> = (0..COUNT).map(name).collect();
+    let absent: Vec<String> = (COUNT..COUNT + ABSENT).map(name).collect();
     for (name, index) in names.iter().zip(100..) {
         stage.home.add(name, index)?;
     }
-    let watches: Vec<_> = names
-        .iter()
-        .map(String::as_str)
-        .zip((100..).map(Some))
+    let watches = names.iter().zip((100..).map(Some));
+    let watches = watches.chain(absent.iter().map(|name| (name, None)));
+    let watches: Vec<_> = watches
+        .map(|(name, index)| (name.as_str(), index))
         .collect();
     stage.watch(&watches)?;
+    // It is known again by what was read of it then.
+    stage.home.move_to(100, &away)?;
+    away.move_to(100, &stage.home)?;
+    stage.see("wg0", moved(100, away.id()?, 100))?;
+    stage.see("wg0", returned(100))?;
     for index in (100..100 + COUNT).rev() {
         stage.home.delete(index)?;
     }
