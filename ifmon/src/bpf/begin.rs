@@ -213,8 +213,8 @@ impl Begin {
             hook,
             is_again,
             stays: false,
-            // Behind a tracing program, which wants no inodes, it took a quarter longer (emulated, with
-            // 10,000 names).
+            // Behind a tracing program it would be in vain at every start: the namespace in which it was
+            // proven right ends meanwhile, which is a change.
             in_one_go: hook == Hook::Socket && items.len() > FEW,
             items,
             stretch: 0..0,
