@@ -81,7 +81,7 @@ impl Inquiry {
         let table = self.query.table(most)?;
         if table.links.len() > most {
             // What is still to come of the answer goes with the socket.
-            self.query = Query::new(&self.netns)?;
+            self.open_again()?;
             return Ok(None);
         }
         if table.is_interrupted {

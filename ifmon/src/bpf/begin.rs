@@ -61,10 +61,10 @@ pub(super) struct Begin {
     stretch: std::ops::Range<usize>,
     /// It is all names, in one go.
     in_one_go: bool,
-    /// The programs were told of no names but these first ones, perhaps.
-    told: usize,
     /// What that has brought.
     census: Option<Census>,
+    /// The programs were told of no names but these first ones, perhaps.
+    told: usize,
     step: Step,
     /// Each name of it was looked up, and they are made sure of.
     is_checking: bool,
@@ -218,8 +218,8 @@ impl Begin {
             in_one_go: hook == Hook::Socket && items.len() > FEW,
             items,
             stretch: 0..0,
-            told: 0,
             census: None,
+            told: 0,
             is_checking: false,
             step: if is_again { Step::Known } else { Step::IsAlive },
             seen: 0,
@@ -600,18 +600,14 @@ impl Begin {
 
     /// Begins to look names up, from this one on.
     fn first_look(&mut self, from: usize) -> Step {
-        let Some(census) = &self.census else {
-            return if from < self.stretch.end {
-                Step::Look(from, Look::Index)
-            } else {
-                Step::BarrierAgain
-            };
-        };
         for at in from..self.stretch.end {
+            let Some(census) = &self.census else {
+                return Step::Look(at, Look::Index);
+            };
             let item = &mut self.items[at];
             if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
                 // If nothing has changed meanwhile, both are one device's; else all is read again.
-                item.inode = inode.filter(|_| item.wants_inode);
+                item.inode = inode;
                 return Step::Look(at, Look::Link(ifindex));
             }
         }

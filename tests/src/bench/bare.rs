@@ -34,8 +34,7 @@ const MESSAGE: usize = 16 * 1024;
 /// Runs until it is ended.
 pub(super) fn run(backend: &str, interface: &str, hook: Option<u32>) -> Result<()> {
     if backend == "netlink" {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+        let socket = subscribe(None)?;
         let mut buffer = vec![0; MESSAGE];
         loop {
             say(interface)?;
@@ -44,13 +43,11 @@ pub(super) fn run(backend: &str, interface: &str, hook: Option<u32>) -> Result<(
     }
     let ring = Ring::new()?;
     // Both are alive as long as this runs.
-    let mut socket;
+    let _socket;
     let _attached = match backend {
         "netlink-ebpf" => {
             let program = ring.load(Kind::SocketFilter)?;
-            socket = Socket::new(NETLINK_ROUTE)?;
-            attach_to_socket(&socket, &program)?;
-            socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+            _socket = subscribe(Some(&program))?;
             program
         }
         "kprobe" => attach_to_kprobe(&ring.load(Kind::Kprobe)?)?,
@@ -81,11 +78,7 @@ pub(super) fn run_in(backend: &str, interface: &str, namespaces: &[&str]) -> Res
     for namespace in namespaces {
         let file = fs::File::open(namespace)?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        if let Some(program) = &program {
-            attach_to_socket(&socket, program)?;
-        }
-        socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+        let socket = subscribe(program.as_ref())?;
         let number = EventData::new_u64(sockets.len() as u64);
         epoll::add(&waiting, &socket, number, EventFlags::IN)?;
         sockets.push(socket);
@@ -179,6 +172,16 @@ impl Ring {
             .store(self.produced.load(Ordering::Acquire), Ordering::Release);
         Ok(())
     }
+}
+
+/// A socket that hears of every link, through a program where there is one.
+fn subscribe(program: Option<&OwnedFd>) -> Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    if let Some(program) = program {
+        attach_to_socket(&socket, program)?;
+    }
+    socket.bind(&SocketAddr::new(0, LINK_GROUP))?;
+    Ok(socket)
 }
 
 fn attach_to_socket(socket: &Socket, program: &OwnedFd) -> Result<()> {
