@@ -376,8 +376,10 @@ fn without_types(object: &[u8]) -> Vec<u8> {
     const NO_SECTIONS: &[u8] = b".btf";
     let mut without = object.to_vec();
     // Names of sections alone: what else is called so is looked for by nobody.
-    for at in memchr::memmem::find_iter(object, SECTIONS) {
-        without[at..at + SECTIONS.len()].copy_from_slice(NO_SECTIONS);
+    for at in 0..without.len() {
+        if without[at..].starts_with(SECTIONS) {
+            without[at..at + SECTIONS.len()].copy_from_slice(NO_SECTIONS);
+        }
     }
     without
 }

@@ -27,7 +27,10 @@ pub(super) mod kind {
     pub(in super::super) const ENUM64: u8 = 19;
 }
 
-/// How many bytes follow the 12 bytes that all types begin with.
+/// The bytes that all types begin with: `struct btf_type`.
+pub(super) const HEAD: usize = 12;
+
+/// How many bytes follow the [`HEAD`].
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Trailer {
     /// Once.
@@ -67,6 +70,27 @@ const TRAILERS: [Trailer; 19] = {
 
 /// `info` has seven bits for the kind. There were five at first, and the other two had to be zero.
 pub(super) const KINDS: usize = 1 << 7;
+
+/// Which kind of type has this `info`.
+pub(super) fn kind_of(info: u32) -> u8 {
+    (info >> 24) as u8 & 0x7f
+}
+
+/// Of how many members or the like.
+pub(super) fn vlen_of(info: u32) -> u32 {
+    // 24 bits. There were 16 at first, and the other 8 had to be zero.
+    info & 0x00ff_ffff
+}
+
+/// How many bytes a type takes that has this `info`.
+#[inline(always)]
+pub(super) fn length(info: u32, trailers: &[Option<Trailer>; KINDS]) -> Result<u64, BtfError> {
+    let kind = kind_of(info);
+    let Some(Trailer { fixed, each }) = trailers[usize::from(kind)] else {
+        return Err(BtfError::UnknownKind { kind });
+    };
+    Ok(HEAD as u64 + u64::from(fixed) + u64::from(each) * u64::from(vlen_of(info)))
+}
 
 /// Where in the file the sections are.
 pub(super) struct Header {

@@ -15,9 +15,9 @@ use std::ops::Range;
 
 use super::{
     BtfError,
-    format::{KINDS, Trailer, kind, read_header, read_trailers},
+    format::{HEAD, KINDS, Trailer, kind, kind_of, length, read_header, read_trailers, vlen_of},
     names::Names,
-    window::{Source, Window},
+    window::{Source, Window, words},
 };
 
 /// A type, without what follows its first 12 bytes.
@@ -112,52 +112,72 @@ impl<S: Source> Reader<S> {
     }
 
     fn walk(&mut self) -> Result<(), BtfError> {
+        let mut named = Vec::new();
         let mut at = self.types.start;
         while at < self.types.end {
+            at = self.walk_held(at, &mut named)?;
+        }
+        for (at, id) in named {
+            let ty = self.type_at(at, id)?;
+            self.named.push(ty);
+        }
+        Ok(())
+    }
+
+    /// Steps over the types that are in memory, of which there are a hundred thousand in all, and
+    /// notes which have a wanted name. A function of its own, so that the loop gets all the registers.
+    #[inline(never)]
+    fn walk_held(&mut self, mut at: u64, named: &mut Vec<(u64, u32)>) -> Result<u64, BtfError> {
+        let end = self.types.end;
+        let mut held = self.window.get(at, HEAD.min((end - at) as usize))?;
+        loop {
             if (self.count as usize).is_multiple_of(STRIDE) {
                 self.milestones.push(at);
             }
             // No overflow: a type takes 12 bytes, and the length of the section has 32 bits.
             self.count += 1;
-            let ty = self.type_at(at, self.count)?;
-            if self.names.has(ty.name) {
-                if self.named.len() == NAMED {
+            let id = self.count;
+            if end - at < HEAD as u64 {
+                return Err(BtfError::Overrun { id });
+            }
+            let [name, info] = words(held);
+            if self.names.has(name) {
+                if named.len() == NAMED {
                     let what =
                         format!("there are more than {NAMED} types of the names that matter");
                     return Err(BtfError::Ambiguous { what });
                 }
-                self.named.push(ty);
+                named.push((at, id));
             }
-            at = ty.trailer.1;
+            let length = length(info, &self.trailers)?;
+            at += length;
+            if at > end {
+                return Err(BtfError::Overrun { id });
+            }
+            held = match held.get(length as usize..) {
+                Some(rest) if rest.len() >= HEAD && at < end => rest,
+                _ => return Ok(at),
+            };
         }
-        Ok(())
     }
 
-    #[inline(always)]
     fn type_at(&mut self, at: u64, id: u32) -> Result<Type, BtfError> {
-        if self.types.end - at < 12 {
+        if self.types.end - at < HEAD as u64 {
             return Err(BtfError::Overrun { id });
         }
         let [name, info, size_or_type] = self.window.words(at)?;
-        // 24 bits. There were 16 at first, and the other 8 had to be zero.
-        let vlen = info & 0x00ff_ffff;
-        let kind = (info >> 24) as u8 & 0x7f;
-        let Some(trailer) = self.trailers[usize::from(kind)] else {
-            return Err(BtfError::UnknownKind { kind });
-        };
-        let start = at + 12;
-        let end = start + u64::from(trailer.fixed) + u64::from(trailer.each) * u64::from(vlen);
+        let end = at + length(info, &self.trailers)?;
         if end > self.types.end {
             return Err(BtfError::Overrun { id });
         }
         Ok(Type {
             id,
-            kind,
-            vlen,
+            kind: kind_of(info),
+            vlen: vlen_of(info),
             size_or_type,
             name,
             kind_flag: info >> 31 != 0,
-            trailer: (start, end),
+            trailer: (at + HEAD as u64, end),
         })
     }
 

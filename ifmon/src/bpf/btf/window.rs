@@ -81,8 +81,13 @@ impl<S: Source> Window<S> {
     /// `N` little-endian words.
     #[inline(always)]
     pub(super) fn words<const N: usize>(&mut self, at: u64) -> Result<[u32; N], BtfError> {
-        let bytes = self.get(at, 4 * N)?;
-        let (words, _) = bytes.as_chunks();
-        Ok(array::from_fn(|index| u32::from_le_bytes(words[index])))
+        Ok(words(self.get(at, 4 * N)?))
     }
+}
+
+/// The first `N` words, which have to be there.
+#[inline(always)]
+pub(super) fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let (words, _) = bytes[..4 * N].as_chunks();
+    array::from_fn(|index| u32::from_le_bytes(words[index]))
 }
