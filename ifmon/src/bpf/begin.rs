@@ -8,8 +8,8 @@
 //!    names.
 //! 2. Changes that have begun are waited for: those in that number are over now, and show in every
 //!    answer.
-//! 3. Each name is looked up, and the programs are told who holds it. On a socket, many names are
-//!    looked up in one go, once: where that cannot be, or the number has moved at 4, some at a time.
+//! 3. Each name is looked up, and the programs are told who holds it. Many names are looked up in
+//!    one go, once: where that cannot be, or the number has moved at 4, some at a time.
 //! 4. Changes that have begun are waited for again, then the number is read again. A change since 2
 //!    either ended before this wait, and is counted; or it began after it, and the programs knew by
 //!    then all that they were told.
@@ -213,9 +213,7 @@ impl Begin {
             hook,
             is_again,
             stays: false,
-            // Behind a tracing program it would be in vain at every start: the namespace in which it was
-            // proven right ends meanwhile, which is a change.
-            in_one_go: hook == Hook::Socket && items.len() > FEW,
+            in_one_go: items.len() > FEW,
             items,
             stretch: 0..0,
             census: None,
@@ -607,7 +605,7 @@ impl Begin {
             let item = &mut self.items[at];
             if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
                 // If nothing has changed meanwhile, both are one device's; else all is read again.
-                item.inode = inode;
+                item.inode = inode.filter(|_| item.wants_inode);
                 return Step::Look(at, Look::Link(ifindex));
             }
         }

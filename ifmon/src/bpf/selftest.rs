@@ -12,22 +12,23 @@ use crate::{InterfaceName, Netns, NetnsId, Unavailable, netns::on_a_thread};
 /// of it: a fresh network namespace registers a `lo` of its own, and disturbs nobody. A wrong
 /// offset would otherwise be wrong for ever, and silent.
 ///
-/// `record` gives the next record that the program has sent.
+/// `record` gives the next record that the program has sent. The namespace lives as long as what is
+/// returned; there is none where it could not be had.
 pub(super) fn run(
     shared: &mut Shared,
     mut record: impl FnMut() -> Option<Record>,
-) -> Result<(), Unavailable> {
+) -> Result<Option<Netns>, Unavailable> {
     // The thread is known to the program by its name, which is the same in every pid namespace.
     let comm = comm();
-    let made = on_a_thread(|| -> io::Result<NetnsId> {
+    let made = on_a_thread(|| -> io::Result<Netns> {
         let name = comm.split(|&byte| byte == 0).next().unwrap_or_default();
         set_name(&std::ffi::CString::new(name)?)?;
         shared.trace(comm);
         // SAFETY: this thread ends with the closure and shares its namespace with nobody.
         let made = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
-        let id = made.map_err(Into::into).and_then(|()| known_id());
+        let known = made.map_err(Into::into).and_then(|()| known());
         shared.trace_nobody();
-        id
+        known
     });
     let netns = match made {
         Ok(netns) => netns,
@@ -42,12 +43,12 @@ pub(super) fn run(
                 "could not prove that the BPF program reads this kernel right, because a network \
                  namespace of its own could not be had ({error}); going by the kernel's BTF alone"
             );
-            return Ok(());
+            return Ok(None);
         }
     };
     let expected = WirePlace {
         name: Name::new(b"lo").unwrap_or_default(),
-        netns: netns.0,
+        netns: netns.id().0,
         ifindex: LOOPBACK_IFINDEX,
     };
     let mut seen = None;
@@ -58,12 +59,12 @@ pub(super) fn run(
             && is_process
             && record.flags & flag::KTHREAD == 0
         {
-            return Ok(());
+            return Ok(Some(netns));
         }
         seen = Some(record);
     }
     Err(Unavailable::Misread {
-        netns,
+        netns: netns.id(),
         seen: seen.map(|record| {
             let WirePlace {
                 name,
@@ -77,11 +78,12 @@ pub(super) fn run(
     })
 }
 
-/// The id of the calling thread's namespace, which is known without `/proc`, too.
-fn known_id() -> io::Result<NetnsId> {
-    match Netns::current().map_err(io::Error::other)?.id() {
+/// The calling thread's namespace, whose id is known without `/proc`, too.
+fn known() -> io::Result<Netns> {
+    let netns = Netns::current().map_err(io::Error::other)?;
+    match netns.id() {
         NetnsId(0) => Err(io::Error::other("the kernel does not say which it is")),
-        id => Ok(id),
+        _ => Ok(netns),
     }
 }
 

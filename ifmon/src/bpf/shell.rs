@@ -51,6 +51,9 @@ pub(crate) struct Programs {
     /// The program's name, where it is one for sockets.
     filter: &'static str,
     offered: Option<Netns>,
+    /// Where a tracing program was proven right. The end of a namespace is a change, takes the
+    /// kernel milliseconds, and would come in the middle of the start.
+    proof: Option<Netns>,
     /// Where namespaces are that nobody offers.
     places: Places,
     readiness: Readiness,
@@ -105,7 +108,7 @@ impl Programs {
             attach(&mut object, kind, layout)?;
             let mut programs = Self::of(object, Hook::Function, load.who, room)?;
             let Self { maps, ring, .. } = &mut programs;
-            selftest::run(&mut maps.shared, || next(ring))?;
+            programs.proof = selftest::run(&mut maps.shared, || next(ring))?;
             programs.maps.shared.set_open(wanted.open_filter);
             Ok(programs)
         })
@@ -150,6 +153,7 @@ impl Programs {
             sockets: HashMap::new(),
             filter: SOCKET_PROGRAM,
             offered: None,
+            proof: None,
             places: Places::default(),
             readiness,
             who,
@@ -269,6 +273,10 @@ impl Shell for Programs {
 
     fn offer(&mut self, netns: Option<Netns>) {
         self.offered = netns;
+        if self.offered.is_none() {
+            // What was asked first is done.
+            self.proof = None;
+        }
     }
 
     fn perform(&mut self, request: Request) -> Reply {
