@@ -21,6 +21,7 @@ const ATTEMPTS: u32 = 2;
 
 /// What has happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Event {
     /// Tracing: it is new in its namespace, because it was made or because it moved there.
     Registered,
@@ -127,6 +128,13 @@ pub trait Kernel {
     /// Removes it.
     fn take_leaving(&mut self, address: u64) -> Option<Leaving>;
 
+    /// The same event, where the verifier is better not to know which it is. `zero` is 0, and it does
+    /// not know that.
+    fn conceal(&self, event: Event, zero: u64) -> Event {
+        let _ = zero;
+        event
+    }
+
     /// Of this CPU.
     fn counters(&mut self) -> Option<&mut Counters>;
     fn cpu(&mut self) -> u32;
@@ -209,9 +217,15 @@ impl Change {
 /// Says which flags the record of it has, 0 if there is none; `None` when nothing could be counted.
 #[inline(always)]
 pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
-    add(&mut kernel.counters()?.seen, 1);
+    let counters = kernel.counters()?;
+    add(&mut counters.seen, 1);
+    // The verifier goes on from a point again when it gets there knowing something else. So it is not
+    // to know what it would have to remember on every way.
+    let zero = load(&counters.zero);
+    let event = kernel.conceal(notice.event, zero);
 
     let mut change = Change {
+        flags: zero as u32,
         reg_state: notice.reg_state,
         nsid: notice.nsid,
         kind: notice.kind,
@@ -229,12 +243,12 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
         from_patterns =
             distance(&patterns.masks, &notice.here.name) | distance(&patterns.kinds, &notice.kind);
     }
-    if track(kernel, notice, &mut change) {
+    if track(kernel, event, notice, &mut change) {
         give_up(kernel, &mut change);
         take(kernel, &mut change);
     }
     if kernel.has_patterns() {
-        compare(kernel, notice, from_patterns == 0, &mut change);
+        compare(kernel, event, notice, from_patterns == 0, &mut change);
     }
 
     let is_matched = change.flags != 0;
@@ -248,7 +262,7 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
         }
         change.flags = flag::TRACED;
     }
-    if let Event::Moved = notice.event {
+    if let Event::Moved = event {
         change.flags |= flag::MOVED;
     }
     // Without a branch for what is not counted, which would be a second copy of all that sends.
@@ -263,12 +277,9 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
 /// Works out from where to where the device went, and keeps `LINKS` and `DEVICES` true. False when
 /// no name can have changed hands by this.
 #[inline(always)]
-fn track<K: Kernel>(kernel: &mut K, notice: &Notice, change: &mut Change) -> bool {
+fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut Change) -> bool {
     let Notice {
-        event,
-        ref here,
-        address,
-        ..
+        ref here, address, ..
     } = *notice;
     let link = Link::of(here);
     // 0 is no id.
@@ -423,12 +434,15 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
 /// Does it concern a pattern? Keeps `MATCHING` true, and `PATTERN_STATES` where the patterns are those
 /// of all namespaces.
 #[inline(always)]
-fn compare<K: Kernel>(kernel: &mut K, notice: &Notice, matches: bool, change: &mut Change) {
+fn compare<K: Kernel>(
+    kernel: &mut K,
+    event: Event,
+    notice: &Notice,
+    matches: bool,
+    change: &mut Change,
+) {
     let Notice {
-        event,
-        ref here,
-        address,
-        ..
+        ref here, address, ..
     } = *notice;
     let link = Link::of(here);
     let is_new = matches!(event, Event::Registered);

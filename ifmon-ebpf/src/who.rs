@@ -10,7 +10,7 @@ use aya_ebpf::{
         generated::{bpf_get_current_comm, bpf_get_ns_current_pid_tgid, bpf_ktime_get_boot_ns},
     },
 };
-use ifmon_ebpf::{Record, filter::Change, flag};
+use ifmon_ebpf::{Record, flag};
 
 use crate::{
     constants::{
@@ -53,14 +53,16 @@ pub(crate) fn comm<const ASKS: u8>() -> Option<[u64; 2]> {
     (failed == 0).then_some(comm)
 }
 
-/// The record of a change that the current task makes now.
+/// Adds when the change was made, which is now, and who made it: the current task.
+///
+/// # Safety
+/// The record is there to be written, and all of it was.
 #[inline(always)]
-pub(crate) fn record<const ASKS: u8, K>(change: &Change, kind: K) -> Record<K> {
-    let mut record = Record {
-        // SAFETY: takes no argument.
-        time: unsafe { bpf_ktime_get_boot_ns() },
-        ..change.record(kind)
-    };
+pub(crate) unsafe fn add<const ASKS: u8, K>(record: *mut Record<K>) {
+    // SAFETY: says the caller.
+    let record = unsafe { &mut *record };
+    // SAFETY: takes no argument.
+    record.time = unsafe { bpf_ktime_get_boot_ns() };
     if let Some(pid) = pid::<ASKS>() {
         record.pid = pid;
         record.flags |= flag::HAS_PID;
@@ -88,7 +90,6 @@ pub(crate) fn record<const ASKS: u8, K>(change: &Change, kind: K) -> Record<K> {
             record.flags |= flag::KTHREAD;
         }
     }
-    record
 }
 
 #[inline(always)]

@@ -377,6 +377,8 @@ pub struct Counters {
     pub dropped: u64,
     /// Ids given out on this CPU.
     pub ids: u64,
+    /// Always 0, which the verifier does not know (`filter.rs`).
+    pub zero: u64,
 }
 
 /// What the programs are told. Userspace writes it, but for `devices`.

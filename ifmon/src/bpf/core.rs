@@ -864,6 +864,7 @@ impl Bpf {
             ignored,
             dropped,
             ids: _,
+            zero: _,
         }) = counters
         else {
             return Counters::default();

@@ -821,6 +821,7 @@ impl Side for Programs {
             ignored,
             dropped,
             ids: _,
+            zero: _,
         }) = self.counters
         else {
             assert_eq!(*counters, Counters::default(), "nothing could be read");
