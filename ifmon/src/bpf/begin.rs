@@ -606,7 +606,13 @@ impl Begin {
             if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
                 // If nothing has changed meanwhile, both are one device's; else all is read again.
                 item.inode = inode.filter(|_| item.wants_inode);
-                return Step::Look(at, Look::Link(ifindex));
+                let look = if self.inserted_namespace {
+                    // Hardly any device of it is known already.
+                    Look::InsertDevice(ifindex)
+                } else {
+                    Look::Link(ifindex)
+                };
+                return Step::Look(at, look);
             }
         }
         Step::BarrierAgain
