@@ -50,6 +50,8 @@ pub(crate) enum Request {
     Name(NameKey),
     /// Watch a name from now on, in place of an earlier watch of it: [`Reply::Done`].
     InsertName(NameKey, NameState),
+    /// The same of many names: [`Reply::Done`]. After an error, some of them may be there.
+    InsertNames(Vec<(NameKey, NameState)>),
     /// [`Reply::Done`], also when there is none.
     RemoveName(NameKey),
     /// The id of the device with this index: [`Reply::Link`].

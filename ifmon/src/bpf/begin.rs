@@ -117,10 +117,12 @@ enum Step {
     Known,
     Forget(Vec<(Link, u64)>, bool),
     Seen,
-    Insert(usize),
+    Insert,
     Barrier,
     Census,
     Look(usize, Look),
+    /// Who holds the names that were looked up in one go.
+    Tell,
     BarrierAgain,
     SeenAgain,
     Check(usize, Check),
@@ -322,9 +324,17 @@ impl Begin {
                     }
                 },
                 Step::Seen | Step::SeenAgain => Request::Counters,
-                Step::Insert(at) => {
-                    let at = *at;
-                    Request::InsertName(self.key(at), self.unknown(at, core))
+                Step::Insert => {
+                    let names = self.stretch.clone();
+                    let names = names.map(|at| (self.key(at), self.unknown(at, core)));
+                    Request::InsertNames(names.collect())
+                }
+                Step::Tell => {
+                    let held = self.stretch.clone().filter_map(|at| {
+                        let (ifindex, id) = self.items[at].holder?;
+                        Some((self.key(at), self.held(at, ifindex, id, core)))
+                    });
+                    Request::InsertNames(held.collect())
                 }
                 Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
                 Step::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
@@ -377,6 +387,18 @@ impl Begin {
         }
     }
 
+    /// A name and who holds it, in a new epoch.
+    fn held(&mut self, at: usize, ifindex: u32, id: u64, core: &mut Bpf) -> NameState {
+        core.epoch = core.epoch.wrapping_add(1);
+        self.items[at].epoch = core.epoch;
+        NameState {
+            id,
+            ifindex,
+            epoch: core.epoch,
+            ..NameState::default()
+        }
+    }
+
     fn look(&mut self, at: usize, look: Look, core: &mut Bpf) -> Request {
         match look {
             Look::Index => self.ask(Question::IndexOf(self.items[at].name)),
@@ -394,15 +416,7 @@ impl Begin {
             }
             Look::InsertLink(ifindex, id) => Request::InsertLink(self.link(ifindex), id),
             Look::Tell(ifindex, id) => {
-                core.epoch = core.epoch.wrapping_add(1);
-                self.items[at].epoch = core.epoch;
-                let state = NameState {
-                    id,
-                    ifindex,
-                    epoch: core.epoch,
-                    ..NameState::default()
-                };
-                Request::InsertName(self.key(at), state)
+                Request::InsertName(self.key(at), self.held(at, ifindex, id, core))
             }
         }
     }
@@ -501,15 +515,10 @@ impl Begin {
             }
             (Step::Seen, Reply::Counters(Ok(counters))) => {
                 self.seen = counters.seen;
-                Step::Insert(self.stretch.start)
+                Step::Insert
             }
-            (Step::Insert(at), Reply::Done(Ok(()))) => {
-                if at + 1 < self.stretch.end {
-                    Step::Insert(at + 1)
-                } else {
-                    Step::Barrier
-                }
-            }
+            (Step::Insert, Reply::Done(Ok(()))) => Step::Barrier,
+            (Step::Tell, Reply::Done(Ok(()))) => Step::BarrierAgain,
             (Step::Barrier, Reply::Answer(Answer::Waited(waited))) => {
                 self.has_waited &= waited;
                 if self.in_one_go {
@@ -563,7 +572,8 @@ impl Begin {
                 | Step::Known
                 | Step::Forget(..)
                 | Step::Seen
-                | Step::Insert(_)
+                | Step::Insert
+                | Step::Tell
                 | Step::SeenAgain,
                 reply,
             ) => return self.fail(Failure::Filter(error_of(reply))),
@@ -615,7 +625,21 @@ impl Begin {
                 return Step::Look(at, look);
             }
         }
-        Step::BarrierAgain
+        if self.census.is_some() {
+            Step::Tell
+        } else {
+            Step::BarrierAgain
+        }
+    }
+
+    /// It was found out who holds a name, and the programs know that device: they are told now, or
+    /// with all the others that are looked up in one go.
+    fn found(&mut self, at: usize, ifindex: u32, id: u64) -> Option<Look> {
+        if self.census.is_none() {
+            return Some(Look::Tell(ifindex, id));
+        }
+        self.items[at].holder = Some((ifindex, id));
+        None
     }
 
     /// Goes on looking a name up; `None` when that is done.
@@ -644,7 +668,7 @@ impl Begin {
             (Look::Link(ifindex), Reply::Link(Ok(Some(id)))) => Some(Look::Device(ifindex, id)),
             (Look::Device(ifindex, id), Reply::Device(Ok(device))) => match device {
                 Some(device) if device.opened != device.closed => Some(Look::Device(ifindex, id)),
-                Some(device) if device.place == place(ifindex) => Some(Look::Tell(ifindex, id)),
+                Some(device) if device.place == place(ifindex) => self.found(at, ifindex, id),
                 device if self.items[at].waits < self.most_waits(id, device) => Some(Look::Barrier),
                 _ => Some(Look::RemoveLink(ifindex, id)),
             },
@@ -686,7 +710,7 @@ impl Begin {
             }
             (Look::InsertLink(ifindex, id), Reply::Inserted(Ok(inserted))) => {
                 if inserted {
-                    Some(Look::Tell(ifindex, id))
+                    self.found(at, ifindex, id)
                 } else {
                     Some(Look::TakeBack(ifindex, id))
                 }

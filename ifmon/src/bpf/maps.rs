@@ -1,10 +1,15 @@
 //! The maps of the BPF programs, as userspace reads and writes them.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    ffi::c_int,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{HashMap, IterableMap as _, Map, MapData, MapError},
 };
 use ifmon_ebpf::{
     DeviceState, Link, Match, Name, NameKey, NameState, PatternSet, PatternState,
@@ -113,6 +118,7 @@ impl Maps {
             Request::Counters => Reply::Counters(Ok(self.shared.counters())),
             Request::Name(key) => Reply::Name(get(&self.names, &key)),
             Request::InsertName(key, state) => Reply::Done(insert(&mut self.names, key, state, 0)),
+            Request::InsertNames(names) => Reply::Done(insert_all(&self.names, names)),
             Request::RemoveName(key) => Reply::Done(remove(&mut self.names, &key)),
             Request::Link(link) => Reply::Link(get(&self.links, &link)),
             Request::InsertLink(link, id) => {
@@ -269,6 +275,55 @@ fn insert<K: Pod, V: Pod>(
     flags: u64,
 ) -> io::Result<()> {
     map.insert(key, value, flags).map_err(cause)
+}
+
+/// Inserts or replaces, in one call; for which aya has no name.
+fn insert_all<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    entries: Vec<(K, V)>,
+) -> io::Result<()> {
+    /// `BPF_MAP_UPDATE_BATCH` of `enum bpf_cmd` in `include/uapi/linux/bpf.h`, since Linux 5.6
+    const BPF_MAP_UPDATE_BATCH: c_int = 26;
+    /// `batch` of `union bpf_attr`
+    #[repr(C)]
+    struct Batch {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        element_flags: u64,
+        flags: u64,
+    }
+    let (keys, values): (Vec<K>, Vec<V>) = entries.into_iter().unzip();
+    let Ok(count) = u32::try_from(keys.len()) else {
+        return Err(io::ErrorKind::ArgumentListTooLong.into());
+    };
+    if count == 0 {
+        return Ok(());
+    }
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        // No descriptor is negative.
+        map_fd: map.map().fd().as_fd().as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: as many keys and values as are said, of the sizes that the map has, as aya made sure;
+    // the kernel reads them, and writes to `batch` how many it has inserted.
+    let result = unsafe {
+        let size = size_of::<Batch>();
+        libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut batch, size)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The kernel side may have removed it before.

@@ -94,6 +94,13 @@ struct Maps {
 }
 
 impl Maps {
+    fn insert_name(&mut self, room: usize, key: NameKey, state: NameState) {
+        if self.names.len() == room && !self.names.contains_key(&key) {
+            panic!("names are forgotten");
+        }
+        self.names.insert(key, state);
+    }
+
     /// A record can be read from now on.
     fn deliver(&mut self) {
         self.is_dropping = false;
@@ -459,6 +466,7 @@ impl Side for Programs {
             Request::InsertMatching(_) => 26,
             Request::RemoveMatching(_) => 27,
             Request::Namespaces => 28,
+            Request::InsertNames(_) => 29,
         };
         KINDS_OF_QUESTIONS + kind
     }
@@ -503,6 +511,13 @@ impl Side for Programs {
             }
             Request::AddPatternState(..) => Reply::Inserted(Err(failure())),
             Request::Matching(_) => Reply::Matching(Err(failure())),
+            Request::InsertNames(names) => {
+                // Half of them are there.
+                for (key, state) in &names[..names.len() / 2] {
+                    self.maps.names.insert(*key, *state);
+                }
+                Reply::Done(Err(failure()))
+            }
             Request::Enter(_)
             | Request::InsertName(..)
             | Request::InsertDevice(..)
@@ -556,10 +571,13 @@ impl Side for Programs {
                 Reply::Name(Ok(state))
             }
             Request::InsertName(key, state) => {
-                if maps.names.len() == self.room && !maps.names.contains_key(&key) {
-                    panic!("names are forgotten");
+                maps.insert_name(self.room, key, state);
+                Reply::Done(Ok(()))
+            }
+            Request::InsertNames(names) => {
+                for (key, state) in names {
+                    maps.insert_name(self.room, key, state);
                 }
-                maps.names.insert(key, state);
                 Reply::Done(Ok(()))
             }
             Request::RemoveName(key) => {

@@ -41,6 +41,10 @@ impl Kernel {
                 self.epoch = state.epoch;
                 Reply::Done(Ok(()))
             }
+            Request::InsertNames(names) => {
+                self.epoch = names[0].1.epoch;
+                Reply::Done(Ok(()))
+            }
             Request::Name(_) => Reply::Name(Ok(Some(NameState {
                 opened: 1,
                 id: HOLDER.1,

@@ -80,6 +80,10 @@ impl Side {
                     self.state = state;
                     Reply::Done(Ok(()))
                 }
+                Request::InsertNames(names) => {
+                    self.state = names[0].1;
+                    Reply::Done(Ok(()))
+                }
                 Request::Name(_) => Reply::Name(Ok(Some(self.state))),
                 Request::Ask(_, question) => Reply::Answer(match question {
                     Question::IndexOf(_) => Answer::Index(Ok(Some(self.holder.0))),
