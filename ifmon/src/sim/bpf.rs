@@ -513,8 +513,8 @@ impl Side for Programs {
             Request::Matching(_) => Reply::Matching(Err(failure())),
             Request::InsertNames(names) => {
                 // Half of them are there.
-                for (key, state) in &names[..names.len() / 2] {
-                    self.maps.names.insert(*key, *state);
+                for &(key, state) in &names[..names.len() / 2] {
+                    self.maps.insert_name(self.room, key, state);
                 }
                 Reply::Done(Err(failure()))
             }

@@ -129,7 +129,10 @@ impl<S: Source> Reader<S> {
     #[inline(never)]
     fn walk_held(&mut self, mut at: u64, named: &mut Vec<(u64, u32)>) -> Result<u64, BtfError> {
         let end = self.types.end;
-        let mut held = self.window.get(at, HEAD.min((end - at) as usize))?;
+        if end - at < HEAD as u64 {
+            return Err(BtfError::Overrun { id: self.count + 1 });
+        }
+        let mut held = self.window.get(at, HEAD)?;
         loop {
             if (self.count as usize).is_multiple_of(STRIDE) {
                 self.milestones.push(at);
@@ -137,9 +140,6 @@ impl<S: Source> Reader<S> {
             // No overflow: a type takes 12 bytes, and the length of the section has 32 bits.
             self.count += 1;
             let id = self.count;
-            if end - at < HEAD as u64 {
-                return Err(BtfError::Overrun { id });
-            }
             let [name, info] = words(held);
             if self.names.has(name) {
                 if named.len() == NAMED {
@@ -155,7 +155,7 @@ impl<S: Source> Reader<S> {
                 return Err(BtfError::Overrun { id });
             }
             held = match held.get(length as usize..) {
-                Some(rest) if rest.len() >= HEAD && at < end => rest,
+                Some(rest) if rest.len() >= HEAD && end - at >= HEAD as u64 => rest,
                 _ => return Ok(at),
             };
         }
