@@ -4,7 +4,10 @@ use std::{
     ffi::OsStr,
     fs::OpenOptions,
     io::{BufRead as _, BufReader},
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, net::UnixDatagram, process::CommandExt as _},
+    },
     process::{Command, Output, Stdio},
 };
 
@@ -217,6 +220,40 @@ fn a_reader_that_never_was_is_the_end() {
         .expect("it ends");
     assert!(status.success(), "{status}");
     assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+}
+
+/// What comes together is written together, and never a part of a line: a message of this socket is
+/// what one write(2) wrote.
+#[test]
+fn lines_that_come_together_are_written_together() {
+    const WATCHES: usize = 1000;
+    let (reader, writer) = UnixDatagram::pair().expect("a pair of sockets");
+    let names = (0..WATCHES).map(|number| format!("no-such-{number}"));
+    let mut child = words(&["--json", "--backend", "netlink"])
+        .args(names)
+        .stdout(OwnedFd::from(writer))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("ifmon starts");
+    let (mut lines, mut writes) = (0, 0);
+    let mut message = [0; 8192];
+    let mut read = |until: usize| {
+        while lines < until {
+            let length = reader.recv(&mut message).expect("a message");
+            let message = &message[..length];
+            assert!(length <= 4096, "{length} bytes can wait for a reader");
+            assert!(message.ends_with(b"\n"), "half a line");
+            lines += message.iter().filter(|&&byte| byte == b'\n').count();
+            writes += 1;
+        }
+        assert!(writes * 10 < lines, "{writes} writes for {lines} lines");
+    };
+    read(WATCHES);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    // The last lines.
+    read(2 * WATCHES);
+    assert!(child.wait().expect("it ends").success());
 }
 
 #[test]

@@ -172,15 +172,12 @@ impl Run {
         loop {
             // A slow reader or a slow hook holds the events up: the queue is the kernel's, and
             // memory does not grow.
+            let has_room = self.output.has_room();
             let is_ready = self.output.is_ready();
             let due = self.output.due();
             let event = tokio::select! {
                 biased;
                 () = self.signals.end() => return End::Signal,
-                progress = self.output.progress() => match progress {
-                    Ok(()) => continue,
-                    Err(error) => return End::of(error),
-                },
                 // Before the events, of which there may always be more.
                 () = passed(due), if is_ready => {
                     self.output.summarize(self.terminal.as_ref());
@@ -195,17 +192,23 @@ impl Run {
                     }
                     return End::Signal;
                 }
-                event = self.monitor.next(), if is_ready => match event {
-                    Some(Ok(event)) => event,
-                    Some(Err(error)) => return End::Failed(error.into()),
-                    None => return End::Failed(Error::Stopped.into()),
+                // Those that are there already, before their lines are written together.
+                event = self.monitor.next(), if has_room => event,
+                progress = self.output.progress() => match progress {
+                    Ok(()) => continue,
+                    Err(error) => return End::of(error),
                 },
                 // After the events: what was told already counts as having happened before.
                 () = next_restart(&mut self.restarts), if is_ready => continue,
                 () = next_record(&mut self.state, &self.watches), if is_ready => continue,
                 () = passed(self.deadline) => return End::TimedOut,
             };
-            if let Err(end) = self.event(&event) {
+            let told = match event {
+                Some(Ok(event)) => self.event(&event),
+                Some(Err(error)) => Err(End::Failed(error.into())),
+                None => Err(End::Failed(Error::Stopped.into())),
+            };
+            if let Err(end) = told {
                 // What was told is written first, for as long as that takes.
                 return match self.written().await {
                     Ok(()) => end,

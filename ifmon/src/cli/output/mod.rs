@@ -117,7 +117,7 @@ impl Output {
     }
 
     /// Takes an event. That never waits, so that nothing is lost when the end comes meanwhile; see
-    /// [`Self::is_ready`].
+    /// [`Self::has_room`].
     pub(crate) fn event(&mut self, event: &Event, told: Option<state::Told>) -> Told {
         self.namespaces.look_again();
         let mut facts = Facts::of(event, &mut self.origins, &self.mine);
@@ -209,11 +209,25 @@ impl Output {
         goes_on
     }
 
+    /// Is there room for an event?
+    pub(crate) fn has_room(&self) -> bool {
+        let has_room =
+            self.journal.as_ref().is_none_or(Journal::is_flushed) && self.stdout.has_room();
+        // A screen needs none: what it did not show is not shown later.
+        (has_room || self.is_screen()) && self.have_hooks_room()
+    }
+
     /// Is everything written, and room for more?
     pub(crate) fn is_ready(&self) -> bool {
-        // A screen needs no room: what it did not show is not shown later.
-        let has_room = self.is_written() || matches!(self.sums, Sums::Top(_));
-        has_room && self.hooks.as_ref().is_none_or(Hooks::has_room)
+        (self.is_written() || self.is_screen()) && self.have_hooks_room()
+    }
+
+    fn is_screen(&self) -> bool {
+        matches!(self.sums, Sums::Top(_))
+    }
+
+    fn have_hooks_room(&self) -> bool {
+        self.hooks.as_ref().is_none_or(Hooks::has_room)
     }
 
     /// Is everything written?

@@ -1,4 +1,4 @@
-//! Standard output: a line at a time, at once, and never a hang that a signal could not end.
+//! Standard output: whole lines, at once, and never a hang that a signal could not end.
 
 use std::{
     io,
@@ -10,6 +10,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// What a pipe takes in one piece (`include/uapi/linux/limits.h`).
 const PIPE_BUF: usize = 4096;
+/// More than most lines take.
+const LINE: usize = 512;
 
 /// Standard output. It is written to directly where that cannot block, else when there is room.
 #[derive(Debug)]
@@ -72,6 +74,12 @@ impl Stdout {
         self.pending.is_empty()
     }
 
+    /// Is there room for a line more in what is written in one piece? Then lines of events that came
+    /// together are written together, and wake their reader once.
+    pub(crate) const fn has_room(&self) -> bool {
+        self.pending.len() <= PIPE_BUF - LINE
+    }
+
     /// Writes what was pushed, by [`Self::write`].
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while !self.is_flushed() {
@@ -85,9 +93,7 @@ impl Stdout {
     pub(crate) async fn write(&mut self) -> io::Result<()> {
         self.writable().await?;
         let rest = self.pending.get(self.written..).unwrap_or_default();
-        // No more than surely fits, or the write would wait.
-        let part = rest.get(..PIPE_BUF).unwrap_or(rest);
-        match rustix::io::write(&self.file, part) {
+        match rustix::io::write(&self.file, piece(rest)) {
             Ok(written) => self.written += written,
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
@@ -129,5 +135,35 @@ impl Stdout {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// What to write first: no more than surely fits, or the write would wait; and no part of a line where
+/// a whole one fits, or what others write to the same pipe could come in the middle of it.
+fn piece(rest: &[u8]) -> &[u8] {
+    let Some(most) = rest.get(..PIPE_BUF) else {
+        return rest;
+    };
+    match most.iter().rposition(|&byte| byte == b'\n') {
+        Some(end) => &most[..=end],
+        None => most,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PIPE_BUF, piece};
+
+    #[test]
+    fn a_piece_is_of_whole_lines_where_one_fits() {
+        let line = |length: usize| [vec![b'x'; length - 1], vec![b'\n']].concat();
+        let fits = [line(1000), line(2000)].concat();
+        assert_eq!(piece(&fits), fits);
+        let exact = [line(96), line(PIPE_BUF - 96)].concat();
+        assert_eq!(piece(&[exact.clone(), line(1)].concat()), exact);
+        let more = [line(4000), line(97), line(10)].concat();
+        assert_eq!(piece(&more), line(4000));
+        let long = line(PIPE_BUF + 1);
+        assert_eq!(piece(&long), vec![b'x'; PIPE_BUF]);
     }
 }
