@@ -891,6 +891,9 @@ impl Begin {
             return None;
         }
         // One by one where some are there already, else many at once.
+        if known.len() > core.watches.len() {
+            core.identities.repack();
+        }
         packed::extend(&mut core.watches, known);
         Some(Ok(Outcome::Watched(Ok(holders))))
     }

@@ -4,18 +4,20 @@
 //! gives it another id when it comes back. From outside, the inode of its directory in sysfs says
 //! whether it is the same one. The id that a device had first is the one that is told.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::packed;
 
 /// What is known of the devices that hold a watched name or held one.
 #[derive(Debug, Default)]
 pub(crate) struct Identities {
-    /// The first id of a device, by the one that the kernel side gave it; of all that were told
-    /// of.
-    first: HashMap<u64, u64>,
+    /// Inodes of devices, by their first ids. There may be thousands, which trees keep smallest.
+    inodes: BTreeMap<u64, u64>,
     /// The first id of a device, by its inode.
-    by_inode: HashMap<u64, u64>,
-    /// Its inode, by its first id.
-    inodes: HashMap<u64, u64>,
+    by_inode: BTreeMap<u64, u64>,
+    /// The first id of a device, by the one that the kernel side gave it, of all others that were
+    /// told of: those with another first id, and those whose inode is not known.
+    first: HashMap<u64, u64>,
     /// Devices that have no watched name as far as is known, by their first id. Where they are may
     /// have changed unseen, and they may come back.
     away: HashSet<u64>,
@@ -77,13 +79,13 @@ impl Identities {
 
     /// The device with this id is told of: by which id. That stays, whatever is learnt of it.
     pub(crate) fn tell(&mut self, id: u64) -> u64 {
-        *self.first.entry(id).or_insert(id)
+        self.tell_as(id, id)
     }
 
     /// The same where the inode of the device is known.
     pub(crate) fn identify(&mut self, id: u64, inode: u64) -> u64 {
         let before = self.by_inode.get(&inode).copied();
-        let told = *self.first.entry(id).or_insert(before.unwrap_or(id));
+        let told = self.tell_as(id, before.unwrap_or(id));
         self.learn(told, inode);
         told
     }
@@ -92,17 +94,39 @@ impl Identities {
     /// the id by which it is told.
     pub(crate) fn resume(&mut self, id: u64, told: u64, inode: Option<u64>) -> u64 {
         let other = inode.and_then(|inode| self.by_inode.get(&inode).copied());
-        let told = *self.first.entry(id).or_insert(other.unwrap_or(told));
+        let told = self.tell_as(id, other.unwrap_or(told));
         if let Some(inode) = inode {
             self.learn(told, inode);
         }
         told
     }
 
+    /// The id by which this one is told, if it was before; else this one from now on.
+    fn tell_as(&mut self, id: u64, told: u64) -> u64 {
+        if let Some(first) = self.first.get(&id) {
+            *first
+        } else if self.inodes.contains_key(&id) {
+            id
+        } else {
+            self.first.insert(id, told);
+            told
+        }
+    }
+
     /// The device that was told by this id turned out to have this inode.
     pub(crate) fn learn(&mut self, told: u64, inode: u64) {
         self.by_inode.insert(inode, told);
         self.inodes.insert(told, inode);
+        // That says as well that it is its own first id.
+        if self.first.get(&told) == Some(&told) {
+            self.first.remove(&told);
+        }
+    }
+
+    /// Most of what is known was learnt at once.
+    pub(crate) fn repack(&mut self) {
+        packed::repack(&mut self.inodes);
+        packed::repack(&mut self.by_inode);
     }
 
     /// Forgets all but the devices that were told last, where there are many more than these.
