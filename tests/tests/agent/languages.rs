@@ -14,9 +14,9 @@ use tests::agent::{Folder, Host, NOBODY, Program, start};
 /// Where the client in Go is.
 const GO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ifmon/clients/go");
 
-/// The README's own words, by an ordinary user, with the library that Python people take.
+/// The page's own words, by an ordinary user, with the library that Python people take.
 #[test]
-fn the_python_of_the_readme_works() -> Result<()> {
+fn the_python_of_the_page_works() -> Result<()> {
     let host = Host::new("python")?;
     let packages = host.folder.path().join("packages");
     let installed = Command::new("python3")
@@ -29,11 +29,11 @@ fn the_python_of_the_readme_works() -> Result<()> {
         installed.status.success(),
         "cannot install varlink: {installed:?}"
     );
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let script = readme
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md"))?;
+    let script = page
         .split("```")
         .find_map(|part| part.strip_prefix("python\n"))
-        .context("no Python in the README")?
+        .context("no Python on the page")?
         .replace(
             "/run/ifmon/io.ifmon",
             &host.folder.socket().to_string_lossy(),
@@ -173,11 +173,11 @@ fn varlinkctl_and_c_by_sd_varlink_are_told() -> Result<()> {
             && String::from_utf8_lossy(&described.stdout).contains("method Watch("),
         "{described:?}"
     );
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let line = readme
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md"))?;
+    let line = page
         .lines()
         .find(|line| line.starts_with("varlinkctl call"))
-        .context("no varlinkctl in the README")?;
+        .context("no varlinkctl on the page")?;
     let shell = format!("exec {}", line.replace("/run/ifmon/io.ifmon", SOCKET));
     let mut varlinkctl = Program::spawn(in_debian(&host, NOBODY, &["sh", "-c", &shell])?)?;
     // It separates objects as RFC 7464 has it.

@@ -15,10 +15,14 @@ mod blocks;
 
 const PAGES: &[&str] = &[
     "README.md",
+    "docs/acting.md",
+    "docs/agent.md",
     "docs/certain.md",
     "docs/container-host.md",
     "docs/who.md",
     "docs/kubernetes.md",
+    "docs/patterns.md",
+    "docs/service.md",
     "docs/tunnel-engine.md",
 ];
 
