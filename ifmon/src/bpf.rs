@@ -48,9 +48,8 @@ pub(crate) enum Request {
     Counters,
     /// Who holds a watched name, perhaps half written: [`Reply::Name`].
     Name(NameKey),
-    /// Watch a name from now on, in place of an earlier watch of it: [`Reply::Done`].
-    InsertName(NameKey, NameState),
-    /// The same of many names: [`Reply::Done`]. After an error, some of them may be there.
+    /// Watch names from now on, in place of earlier watches of them: [`Reply::Done`]. After an error,
+    /// some of them may be there.
     InsertNames(Vec<(NameKey, NameState)>),
     /// [`Reply::Done`], also when there is none.
     RemoveName(NameKey),
@@ -64,8 +63,8 @@ pub(crate) enum Request {
     Device(u64),
     /// All of them: [`Reply::Devices`].
     Devices,
-    /// [`Reply::Done`].
-    InsertDevice(u64, Place),
+    /// Devices with new ids: [`Reply::Done`]. After an error, some of them may be there.
+    InsertDevices(Vec<(u64, Place)>),
     /// [`Reply::Done`], also when there is none.
     RemoveDevice(u64),
     /// The epoch of a watched namespace, which the program strikes off when it ends:

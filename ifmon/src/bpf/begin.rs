@@ -63,6 +63,8 @@ pub(super) struct Begin {
     in_one_go: bool,
     /// What that has brought.
     census: Option<Census>,
+    /// Devices of it that were entered, and cannot be found by their indexes yet.
+    unlinked: Vec<Unlinked>,
     /// The programs were told of no names but these first ones, perhaps.
     told: usize,
     step: Step,
@@ -76,6 +78,14 @@ pub(super) struct Begin {
     entered: bool,
     inserted_namespace: bool,
     failure: Option<Failure>,
+}
+
+/// A device of userspace's finding: whose name it has, its index and its id.
+#[derive(Clone, Copy, Debug)]
+struct Unlinked {
+    at: usize,
+    ifindex: u32,
+    id: u64,
 }
 
 #[derive(Debug)]
@@ -120,6 +130,8 @@ enum Step {
     Insert,
     Barrier,
     Census,
+    /// Hardly any device of a namespace that is new to the programs is known already.
+    Devices,
     Look(usize, Look),
     /// Who holds the names that were looked up in one go.
     Tell,
@@ -169,10 +181,11 @@ enum Check {
     Insert,
 }
 
-/// A device that was entered stays, as it does when a watch ends: the programs may be about to write
-/// where it is, and who else holds a name by its id.
+/// A device that was entered and can be found stays, as it does when a watch ends: the programs may be
+/// about to write where it is, and who else holds a name by its id.
 #[derive(Clone, Copy, Debug)]
 enum Undo {
+    Device,
     Name,
     Namespace,
     Leave,
@@ -219,6 +232,7 @@ impl Begin {
             items,
             stretch: 0..0,
             census: None,
+            unlinked: Vec::new(),
             told: 0,
             is_checking: false,
             step: if is_again { Step::Known } else { Step::IsAlive },
@@ -338,6 +352,7 @@ impl Begin {
                 }
                 Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
                 Step::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
+                Step::Devices => self.insert_devices(core),
                 Step::Look(at, look) => self.look(*at, *look, core),
                 Step::Check(_, Check::Barrier(_)) => self.ask(Question::Barrier),
                 Step::Check(at, Check::Index) => self.ask(Question::IndexOf(self.items[*at].name)),
@@ -345,7 +360,7 @@ impl Begin {
                 Step::Check(_, Check::Holder(ifindex, _)) => Request::Link(self.link(*ifindex)),
                 Step::Check(at, Check::Insert) => {
                     let at = *at;
-                    Request::InsertName(self.key(at), self.unknown(at, core))
+                    Request::InsertNames(vec![(self.key(at), self.unknown(at, core))])
                 }
                 Step::Undo(at, undo) => match self.undo(*at, *undo) {
                     Ok(request) => request,
@@ -412,18 +427,44 @@ impl Begin {
             }
             Look::InsertDevice(ifindex) => {
                 core.ids += 1;
-                Request::InsertDevice(core.ids | USERSPACE_ID, self.place(at, ifindex))
+                Request::InsertDevices(vec![(core.ids | USERSPACE_ID, self.place(at, ifindex))])
             }
             Look::InsertLink(ifindex, id) => Request::InsertLink(self.link(ifindex), id),
             Look::Tell(ifindex, id) => {
-                Request::InsertName(self.key(at), self.held(at, ifindex, id, core))
+                Request::InsertNames(vec![(self.key(at), self.held(at, ifindex, id, core))])
             }
         }
+    }
+
+    /// All devices that were found in one go.
+    fn insert_devices(&mut self, core: &mut Bpf) -> Request {
+        let mut devices = Vec::new();
+        for at in self.stretch.clone() {
+            let census = self.census.as_ref();
+            let item = &mut self.items[at];
+            let Some(counted) = census.and_then(|census| census.by_name(item.name)) else {
+                continue;
+            };
+            item.inode = counted.inode.filter(|_| item.wants_inode);
+            let ifindex = counted.ifindex;
+            core.ids += 1;
+            let id = core.ids | USERSPACE_ID;
+            self.unlinked.push(Unlinked { at, ifindex, id });
+            devices.push((id, self.place(at, ifindex)));
+        }
+        core.devices += devices.len();
+        // The first one comes first.
+        self.unlinked.reverse();
+        Request::InsertDevices(devices)
     }
 
     /// Takes back what was done; the next step where there is nothing to take back.
     fn undo(&self, at: usize, undo: Undo) -> Result<Request, Step> {
         let next = |undo| Step::Undo(at, undo);
+        if let Undo::Device = undo {
+            let device = self.unlinked.last().ok_or_else(|| next(Undo::Name))?;
+            return Ok(Request::RemoveDevice(device.id));
+        }
         let Some(item) = self.items.get(at) else {
             return match undo {
                 Undo::Namespace if self.inserted_namespace => {
@@ -434,7 +475,7 @@ impl Begin {
                     Ok(Request::Leave(self.netns))
                 }
                 Undo::Leave => Err(Step::Done),
-                Undo::Name => Err(next(Undo::Namespace)),
+                Undo::Device | Undo::Name => Err(next(Undo::Namespace)),
             };
         };
         if item.is_again {
@@ -452,7 +493,7 @@ impl Begin {
             Step::Done
         } else {
             self.items.truncate(self.told);
-            Step::Undo(0, Undo::Name)
+            Step::Undo(0, Undo::Device)
         };
     }
 
@@ -533,8 +574,13 @@ impl Begin {
                     return self.begin_stretches();
                 };
                 self.census = Some(census);
-                self.first_look(self.stretch.start)
+                if self.inserted_namespace {
+                    Step::Devices
+                } else {
+                    self.first_look(self.stretch.start)
+                }
             }
+            (Step::Devices, Reply::Done(Ok(()))) => self.first_look(self.stretch.start),
             (Step::Look(at, look), reply) => match self.looked(core, at, look, reply) {
                 Ok(Some(look)) => Step::Look(at, look),
                 Ok(None) => self.next_look(at),
@@ -573,6 +619,7 @@ impl Begin {
                 | Step::Forget(..)
                 | Step::Seen
                 | Step::Insert
+                | Step::Devices
                 | Step::Tell
                 | Step::SeenAgain,
                 reply,
@@ -608,28 +655,27 @@ impl Begin {
 
     /// Begins to look names up, from this one on.
     fn first_look(&mut self, from: usize) -> Step {
-        for at in from..self.stretch.end {
-            let Some(census) = &self.census else {
-                return Step::Look(at, Look::Index);
+        let Some(census) = &self.census else {
+            return if from < self.stretch.end {
+                Step::Look(from, Look::Index)
+            } else {
+                Step::BarrierAgain
             };
+        };
+        if let Some(Unlinked { at, ifindex, id }) = self.unlinked.pop() {
+            return Step::Look(at, Look::InsertLink(ifindex, id));
+        }
+        for at in from..self.stretch.end {
             let item = &mut self.items[at];
-            if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
+            if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name)
+                && !self.inserted_namespace
+            {
                 // If nothing has changed meanwhile, both are one device's; else all is read again.
                 item.inode = inode.filter(|_| item.wants_inode);
-                let look = if self.inserted_namespace {
-                    // Hardly any device of it is known already.
-                    Look::InsertDevice(ifindex)
-                } else {
-                    Look::Link(ifindex)
-                };
-                return Step::Look(at, look);
+                return Step::Look(at, Look::Link(ifindex));
             }
         }
-        if self.census.is_some() {
-            Step::Tell
-        } else {
-            Step::BarrierAgain
-        }
+        Step::Tell
     }
 
     /// It was found out who holds a name, and the programs know that device: they are told now, or
@@ -798,6 +844,11 @@ impl Begin {
     /// Goes on taking back what was done, whether that can be done or not.
     fn undone(&mut self, core: &mut Bpf, at: usize, undo: Undo) -> Step {
         match undo {
+            Undo::Device => {
+                self.unlinked.pop();
+                core.devices = core.devices.saturating_sub(1);
+                Step::Undo(at, Undo::Device)
+            }
             Undo::Name => Step::Undo(at + 1, Undo::Name),
             Undo::Namespace => {
                 core.namespaces.remove(&self.netns);

@@ -117,8 +117,7 @@ impl Maps {
         Ok(match request {
             Request::Counters => Reply::Counters(Ok(self.shared.counters())),
             Request::Name(key) => Reply::Name(get(&self.names, &key)),
-            Request::InsertName(key, state) => Reply::Done(insert(&mut self.names, key, state, 0)),
-            Request::InsertNames(names) => Reply::Done(insert_all(&self.names, names)),
+            Request::InsertNames(names) => Reply::Done(insert_all(&mut self.names, names)),
             Request::RemoveName(key) => Reply::Done(remove(&mut self.names, &key)),
             Request::Link(link) => Reply::Link(get(&self.links, &link)),
             Request::InsertLink(link, id) => {
@@ -127,7 +126,7 @@ impl Maps {
             Request::RemoveLink(link) => Reply::Done(remove(&mut self.links, &link)),
             Request::Device(id) => Reply::Device(get(&self.devices, &id)),
             Request::Devices => Reply::Devices(entries(&self.devices)),
-            Request::InsertDevice(id, place) => Reply::Done(self.insert_device(id, place)),
+            Request::InsertDevices(devices) => Reply::Done(self.insert_devices(devices)),
             Request::RemoveDevice(id) => Reply::Done(remove(&mut self.devices, &id)),
             Request::Namespace(NetnsId(netns)) => Reply::Namespace(get(&self.namespaces, &netns)),
             Request::InsertNamespace(NetnsId(netns), epoch) => {
@@ -216,13 +215,16 @@ impl Maps {
         Ok(())
     }
 
-    fn insert_device(&mut self, id: u64, place: WirePlace) -> io::Result<()> {
-        debug_assert!(id & USERSPACE_ID != 0);
-        let state = DeviceState {
-            place,
-            ..DeviceState::default()
-        };
-        insert(&mut self.devices, id, state, BPF_NOEXIST)
+    fn insert_devices(&mut self, devices: Vec<(u64, WirePlace)>) -> io::Result<()> {
+        let devices = devices.into_iter().map(|(id, place)| {
+            debug_assert!(id & USERSPACE_ID != 0);
+            let state = DeviceState {
+                place,
+                ..DeviceState::default()
+            };
+            (id, state)
+        });
+        insert_all(&mut self.devices, devices.collect())
     }
 }
 
@@ -277,9 +279,9 @@ fn insert<K: Pod, V: Pod>(
     map.insert(key, value, flags).map_err(cause)
 }
 
-/// Inserts or replaces, in one call; for which aya has no name.
+/// Inserts or replaces, in one call; for which aya has no name, unless it is one entry.
 fn insert_all<K: Pod, V: Pod>(
-    map: &HashMap<MapData, K, V>,
+    map: &mut HashMap<MapData, K, V>,
     entries: Vec<(K, V)>,
 ) -> io::Result<()> {
     /// `BPF_MAP_UPDATE_BATCH` of `enum bpf_cmd` in `include/uapi/linux/bpf.h`, since Linux 5.6
@@ -296,13 +298,14 @@ fn insert_all<K: Pod, V: Pod>(
         element_flags: u64,
         flags: u64,
     }
+    if let [] | [_] = *entries {
+        let mut entries = entries.into_iter();
+        return entries.try_for_each(|(key, value)| insert(map, key, value, 0));
+    }
     let (keys, values): (Vec<K>, Vec<V>) = entries.into_iter().unzip();
     let Ok(count) = u32::try_from(keys.len()) else {
         return Err(io::ErrorKind::ArgumentListTooLong.into());
     };
-    if count == 0 {
-        return Ok(());
-    }
     let mut batch = Batch {
         in_batch: 0,
         out_batch: 0,

@@ -101,6 +101,18 @@ impl Maps {
         self.names.insert(key, state);
     }
 
+    fn insert_device(&mut self, room: usize, id: u64, place: WirePlace) -> io::Result<()> {
+        if self.devices.len() >= 2 * room || self.devices.contains_key(&id) {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let state = DeviceState {
+            place,
+            ..DeviceState::default()
+        };
+        self.devices.insert(id, state);
+        Ok(())
+    }
+
     /// A record can be read from now on.
     fn deliver(&mut self) {
         self.is_dropping = false;
@@ -443,14 +455,14 @@ impl Side for Programs {
             Request::Overflowed(_) => 3,
             Request::Counters => 4,
             Request::Name(_) => 5,
-            Request::InsertName(..) => 6,
+            Request::InsertNames(_) => 6,
             Request::RemoveName(_) => 7,
             Request::Link(_) => 8,
             Request::InsertLink(..) => 9,
             Request::RemoveLink(_) => 10,
             Request::Device(_) => 11,
             Request::Devices => 12,
-            Request::InsertDevice(..) => 13,
+            Request::InsertDevices(_) => 13,
             Request::RemoveDevice(_) => 14,
             Request::Namespace(_) => 15,
             Request::InsertNamespace(..) => 16,
@@ -466,7 +478,6 @@ impl Side for Programs {
             Request::InsertMatching(_) => 26,
             Request::RemoveMatching(_) => 27,
             Request::Namespaces => 28,
-            Request::InsertNames(_) => 29,
         };
         KINDS_OF_QUESTIONS + kind
     }
@@ -518,9 +529,13 @@ impl Side for Programs {
                 }
                 Reply::Done(Err(failure()))
             }
+            Request::InsertDevices(devices) => {
+                for &(id, place) in &devices[..devices.len() / 2] {
+                    let _ = self.maps.insert_device(self.room, id, place);
+                }
+                Reply::Done(Err(failure()))
+            }
             Request::Enter(_)
-            | Request::InsertName(..)
-            | Request::InsertDevice(..)
             | Request::InsertNamespace(..)
             | Request::InsertPatterns(..)
             | Request::InsertPatternState(..)
@@ -570,10 +585,6 @@ impl Side for Programs {
                 }
                 Reply::Name(Ok(state))
             }
-            Request::InsertName(key, state) => {
-                maps.insert_name(self.room, key, state);
-                Reply::Done(Ok(()))
-            }
             Request::InsertNames(names) => {
                 for (key, state) in names {
                     maps.insert_name(self.room, key, state);
@@ -611,16 +622,11 @@ impl Side for Programs {
                 let devices = maps.devices.iter();
                 Reply::Devices(Ok(devices.map(|(&id, &device)| (id, device)).collect()))
             }
-            Request::InsertDevice(id, place) => {
-                if maps.devices.len() >= 2 * self.room || maps.devices.contains_key(&id) {
-                    return Reply::Done(Err(io::ErrorKind::QuotaExceeded.into()));
-                }
-                let state = DeviceState {
-                    place,
-                    ..DeviceState::default()
-                };
-                maps.devices.insert(id, state);
-                Reply::Done(Ok(()))
+            Request::InsertDevices(devices) => {
+                let mut devices = devices.into_iter();
+                Reply::Done(
+                    devices.try_for_each(|(id, place)| maps.insert_device(self.room, id, place)),
+                )
             }
             Request::RemoveDevice(id) => {
                 maps.devices.remove(&id);
@@ -817,6 +823,10 @@ impl Side for Programs {
             let device = maps.devices.get(id);
             let is_it = device.is_some_and(|device| Link::of(&device.place) == *link);
             assert!(is_it, "{link:?} is {device:?}");
+        }
+        for id in maps.devices.keys().filter(|id| *id & USERSPACE_ID != 0) {
+            let is_found = maps.links.values().any(|other| other == id);
+            assert!(is_found, "{id:#x} cannot be found");
         }
         if self.hook == Hook::Function {
             // Those that userspace entered may have been gone by then.

@@ -44,8 +44,10 @@ impl Maps {
                 Reply::Done(Ok(()))
             }
             Request::Device(id) => Reply::Device(Ok(self.devices.get(&id).copied())),
-            Request::InsertDevice(id, place) => {
-                self.insert(id, place);
+            Request::InsertDevices(devices) => {
+                for (id, place) in devices {
+                    self.insert(id, place);
+                }
                 Reply::Done(Ok(()))
             }
             Request::RemoveDevice(id) => {
@@ -53,7 +55,7 @@ impl Maps {
                 Reply::Done(Ok(()))
             }
             // The holder of the name cannot be told.
-            Request::InsertName(_, NameState { ifindex, .. }) if ifindex != 0 => {
+            Request::InsertNames(names) if names.iter().any(|(_, state)| state.ifindex != 0) => {
                 Reply::Done(Err(io::ErrorKind::OutOfMemory.into()))
             }
             _ => Reply::Done(Ok(())),

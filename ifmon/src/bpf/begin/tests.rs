@@ -37,10 +37,6 @@ impl Kernel {
             Request::InsertLink(..) => Reply::Inserted(Ok(true)),
             Request::Overflowed(_) => Reply::Overflowed(Ok(false)),
             Request::Namespace(_) => Reply::Namespace(Ok(Some(1))),
-            Request::InsertName(_, state) => {
-                self.epoch = state.epoch;
-                Reply::Done(Ok(()))
-            }
             Request::InsertNames(names) => {
                 self.epoch = names[0].1.epoch;
                 Reply::Done(Ok(()))
@@ -73,7 +69,7 @@ impl Kernel {
                 }))
             }
             Request::Ask(_, Question::Barrier) => Reply::Answer(Answer::Waited(true)),
-            Request::Enter(_) | Request::InsertNamespace(..) | Request::InsertDevice(..) => {
+            Request::Enter(_) | Request::InsertNamespace(..) | Request::InsertDevices(_) => {
                 Reply::Done(Ok(()))
             }
             request => panic!("{request:?}"),

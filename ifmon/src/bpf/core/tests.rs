@@ -76,10 +76,6 @@ impl Side {
                 Request::Devices => Reply::Devices(Ok(Vec::new())),
                 Request::Link(_) => Reply::Link(Ok(None)),
                 Request::InsertLink(..) => Reply::Inserted(Ok(true)),
-                Request::InsertName(_, state) => {
-                    self.state = state;
-                    Reply::Done(Ok(()))
-                }
                 Request::InsertNames(names) => {
                     self.state = names[0].1;
                     Reply::Done(Ok(()))
