@@ -10,7 +10,10 @@ use std::{
     fs,
     io::Write as _,
     net::Shutdown,
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::symlink, net::UnixListener},
+    },
     process::{Command, Stdio},
 };
 
@@ -452,6 +455,47 @@ fn an_agent_takes_the_place_of_one_that_was_killed_and_of_no_other() -> Result<(
     let outcome = agent.stop()?;
     ensure!(outcome.status.success(), "{outcome:?}");
     ensure!(!folder.socket().exists());
+    Ok(())
+}
+
+/// Whatever else is at its path stays what it is.
+#[test]
+fn an_agent_takes_the_place_of_no_other_file() -> Result<()> {
+    let room = Room::new(Device::Veth)?;
+    let folder = Folder::new("files")?;
+    let path = folder.socket();
+    fs::create_dir_all(path.parent().context("no folder")?)?;
+    let target = path.with_extension("target");
+    let refused = |what: &str| -> Result<()> {
+        let mut command = Command::new(program::path());
+        command.arg("--serve").arg(&path);
+        room.enter(&mut command)?;
+        let outcome = Ifmon::spawn(command)?.finish()?;
+        ensure!(outcome.status.code() == Some(1), "{what}: {outcome:?}");
+        let said = &outcome.stderr;
+        ensure!(said.contains("and no socket"), "{what}: {outcome:?}");
+        Ok(())
+    };
+    fs::write(&path, "dear")?;
+    refused("a file")?;
+    ensure!(fs::read(&path)? == b"dear");
+    fs::rename(&path, &target)?;
+    symlink(&target, &path)?;
+    refused("a link")?;
+    ensure!(fs::read_link(&path)? == target && fs::read(&target)? == b"dear");
+    fs::remove_file(&path)?;
+    fs::create_dir(&path)?;
+    refused("a folder")?;
+    fs::remove_dir(&path)?;
+
+    // Nor does it remove the socket of another one when it ends.
+    let agent = start(&room, &folder, &[])?;
+    fs::remove_file(&path)?;
+    let next = start(&room, &folder, &[])?;
+    agent.stop()?;
+    ensure!(path.exists());
+    next.stop()?;
+    ensure!(!path.exists());
     Ok(())
 }
 

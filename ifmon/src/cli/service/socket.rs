@@ -8,7 +8,7 @@ use std::{
         fd::{FromRawFd as _, OwnedFd},
         linux::fs::MetadataExt as _,
         unix::{
-            fs::PermissionsExt as _,
+            fs::{FileTypeExt as _, PermissionsExt as _},
             net::{UnixListener, UnixStream},
         },
     },
@@ -26,6 +26,9 @@ const TO_DO: &str = "run it as root, or name a path that its user may write to w
 /// The first descriptor that a service manager hands over (`sd_listen_fds(3)`).
 const LISTEN_FDS_START: i32 = 3;
 
+/// Which file it is: of which device, and by which inode.
+type File = (u64, u64);
+
 /// A socket that listens.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -34,8 +37,8 @@ pub(super) struct Socket {
     pub(super) place: String,
     /// The group that owns it, where that is known.
     pub(super) group: Option<u32>,
-    /// What is to be removed at the end.
-    own: Option<PathBuf>,
+    /// What is to be removed at the end, as long as it is this one.
+    own: Option<(PathBuf, File)>,
 }
 
 impl Socket {
@@ -89,6 +92,11 @@ impl Socket {
         }
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if !is_socket(path) {
+                    bail!(
+                        "{shown} is a file already, and no socket: name another path, or remove it"
+                    );
+                }
                 // An agent that was killed leaves its socket behind.
                 match UnixStream::connect(path) {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -111,18 +119,30 @@ impl Socket {
             listener,
             place: shown.to_string(),
             group: group_of(path),
-            own: Some(path.to_owned()),
+            own: file_at(path).map(|file| (path.to_owned(), file)),
         })
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if let Some(path) = &self.own {
+        if let Some((path, file)) = &self.own
+            && file_at(path) == Some(*file)
+        {
             // Whoever comes next removes it, if this fails.
             let _ = fs::remove_file(path);
         }
     }
+}
+
+fn file_at(path: &Path) -> Option<File> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.st_dev(), found.st_ino()))
+}
+
+/// `connect(2)` says of any other file as well that nobody listens.
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 fn group_of(path: &Path) -> Option<u32> {
