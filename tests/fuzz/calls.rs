@@ -24,6 +24,13 @@ mod hub {
     }
 }
 
+/// How the program writes an object, but for what a terminal could obey in it.
+mod json {
+    pub(crate) fn write(to: &mut Vec<u8>, object: &impl serde::Serialize) {
+        serde_json::to_writer(to, object).expect("it can be written");
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     for message in bytes.split(|&byte| byte == 0) {
         let Ok(Call { method, .. }) = Call::parse(message) else {

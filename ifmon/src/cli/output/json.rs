@@ -1,9 +1,13 @@
 //! A line as a JSON object.
 
-use std::time::SystemTime;
+use std::{
+    io::{self, Write},
+    time::SystemTime,
+};
 
 use ifmon::{Actor, Origin};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
+use serde_json::ser::Formatter;
 
 use super::line::{Line, Value};
 
@@ -13,11 +17,41 @@ impl Line<'_> {
         /// Most lines fit: none is copied as it grows.
         const ROOM: usize = 512;
         let mut line = Vec::with_capacity(ROOM);
-        if serde_json::to_writer(&mut line, self).is_err() {
-            line.clear();
-        }
+        write(&mut line, self);
         line.push(b'\n');
         line
+    }
+}
+
+/// Writes an object, in which there is nothing that a terminal could obey.
+pub(crate) fn write(to: &mut Vec<u8>, object: &impl Serialize) {
+    let start = to.len();
+    if object
+        .serialize(&mut serde_json::Serializer::with_formatter(
+            &mut *to, Escaping,
+        ))
+        .is_err()
+    {
+        to.truncate(start);
+    }
+}
+
+/// Escapes the control characters that JSON itself lets through: U+007F to U+009F.
+struct Escaping;
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, control)) = rest.char_indices().find(|(_, char)| char.is_control()) {
+            let (before, from) = rest.split_at(at);
+            write!(writer, "{before}\\u{:04x}", u32::from(control))?;
+            rest = &from[control.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
     }
 }
 
@@ -79,4 +113,22 @@ impl<'a> By<'a> {
 pub(crate) fn timestamp(time: SystemTime) -> String {
     let time = jiff::Timestamp::try_from(time).unwrap_or_default();
     format!("{time:.6}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::write;
+
+    /// Of C0, C1 and DEL, which a terminal would obey, in names and in what others call themselves.
+    #[test]
+    fn no_control_character_is_written_as_it_is() {
+        let control: String = ('\0'..='\u{9f}').filter(|char| char.is_control()).collect();
+        let text = format!("a{control}\u{a0}\u{fc}\u{1f600}");
+        let mut said = Vec::new();
+        write(&mut said, &serde_json::json!({ "comm": text }));
+        let said = String::from_utf8(said).expect("text");
+        assert!(!said.contains(char::is_control), "{said}");
+        let read: serde_json::Value = serde_json::from_str(&said).expect("an object");
+        assert_eq!(read["comm"], text);
+    }
 }

@@ -9,7 +9,11 @@ use ifmon::{LinkKind, NetnsId};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{json::timestamp, stderr::printable, text::losses};
+use super::{
+    json::{self, timestamp},
+    stderr::printable,
+    text::losses,
+};
 use crate::cli::{
     namespaces::Namespaces,
     tally::{Counts, Maker, Tally, busiest},
@@ -51,14 +55,15 @@ impl Summary {
         while self.next <= now {
             self.next += self.every;
         }
-        let mut text = if self.json {
-            let sums = Sums::of(&tally, time, seconds, namespaces);
-            serde_json::to_string(&sums).unwrap_or_default()
+        let mut said = if self.json {
+            let mut object = Vec::new();
+            json::write(&mut object, &Sums::of(&tally, time, seconds, namespaces));
+            object
         } else {
-            text(&tally, time, seconds, namespaces)
+            text(&tally, time, seconds, namespaces).into_bytes()
         };
-        text.push('\n');
-        text.into_bytes()
+        said.push(b'\n');
+        said
     }
 }
 

@@ -7,7 +7,7 @@ use ifmon::InterfaceName;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use super::hub::Refusal;
+use super::{hub::Refusal, json::write};
 
 /// The interface as it stands in the tree.
 pub(super) const DESCRIPTION: &str = include_str!("../../../io.ifmon.varlink");
@@ -232,8 +232,9 @@ pub(crate) fn reply(parameters: &impl Serialize, continues: bool) -> Rc<[u8]> {
 
 /// An object that ends with NUL.
 fn message(object: &impl Serialize) -> Rc<[u8]> {
+    let mut bytes = Vec::new();
     // What is written here has no keys but strings, so it cannot fail.
-    let mut bytes = serde_json::to_vec(object).unwrap_or_default();
+    write(&mut bytes, object);
     bytes.push(0);
     bytes.into()
 }

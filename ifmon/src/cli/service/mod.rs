@@ -15,3 +15,4 @@ mod socket;
 pub(crate) mod told;
 
 pub(crate) use self::{agent::serve, policy::Rule};
+use super::output::json;
