@@ -28,6 +28,7 @@ mod watches;
 
 use std::{process::ExitCode, sync::OnceLock};
 
+use ifmon::InterfaceName;
 use tokio::runtime::LocalOptions;
 
 use self::{
@@ -86,7 +87,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = match error.downcast_ref() {
-                Some(Misused(_)) => Exit::Usage,
+                Some(Misused::Netns(_) | Misused::TwoDevices(..)) => Exit::Usage,
                 None => Exit::Failed,
             };
             complain(&sentence(&error));
@@ -97,8 +98,12 @@ pub(crate) fn main() -> ExitCode {
 
 /// What cannot work with these arguments is wrong usage.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub(crate) struct Misused(#[from] ifmon::Error);
+pub(crate) enum Misused {
+    #[error(transparent)]
+    Netns(#[from] ifmon::Error),
+    #[error("{0} cannot be both the device {1} and the device {2}")]
+    TwoDevices(InterfaceName, u32, u32),
+}
 
 /// The error with its causes, each said once: some errors give their cause themselves.
 fn sentence(error: &anyhow::Error) -> String {

@@ -1,7 +1,7 @@
 //! The watches: from the arguments to the library's builder, and what is remembered of each until
 //! its last line.
 
-use std::{ffi::OsStr, num::NonZeroU32};
+use std::{collections::HashMap, ffi::OsStr, num::NonZeroU32};
 
 use anyhow::Context as _;
 use ifmon::{
@@ -213,57 +213,59 @@ pub(crate) fn builder(
         builder = builder.agent(path);
     }
     let mut targets = Vec::new();
-    let mut place = |netns: &Netns, asked: Option<&OsStr>, wanted: &[Target]| {
-        namespaces.add(netns.id(), asked);
-        if let Some(state) = &mut state {
-            state.enter(netns);
-        }
-        let has_pattern = |target: &Target| matches!(target.what, What::Pattern(_));
-        if wanted.iter().any(has_pattern)
-            && let Err(error) = peers.enter(netns)
-        {
-            log::debug!("no peers are told of namespace {}: {error}", netns.id());
-        }
-        for target in wanted {
-            let name = match &target.what {
-                What::Name(name) => *name,
-                What::Pattern(pattern) => {
-                    patterns.push((netns.id(), pattern.clone()));
-                    targets.push(ifmon::Target::from(pattern.clone()).in_netns(netns.clone()));
-                    continue;
+    // The devices that were named, each of one watch: it may be named again without.
+    let mut named: HashMap<Watch, u32> = HashMap::new();
+    let mut place =
+        |netns: &Netns, asked: Option<&OsStr>, wanted: &[Target]| -> Result<(), Misused> {
+            namespaces.add(netns.id(), asked);
+            if let Some(state) = &mut state {
+                state.enter(netns);
+            }
+            let has_pattern = |target: &Target| matches!(target.what, What::Pattern(_));
+            if wanted.iter().any(has_pattern)
+                && let Err(error) = peers.enter(netns)
+            {
+                log::debug!("no peers are told of namespace {}: {error}", netns.id());
+            }
+            for target in wanted {
+                let name = match &target.what {
+                    What::Name(name) => *name,
+                    What::Pattern(pattern) => {
+                        patterns.push((netns.id(), pattern.clone()));
+                        let target = ifmon::Target::from(pattern.clone()).in_netns(netns.clone());
+                        targets.push((target, None));
+                        continue;
+                    }
+                };
+                let watch = (netns.id(), name);
+                watches.push(watch);
+                if let Some(ifindex) = target.expected
+                    && let Some(other) = named.insert(watch, ifindex)
+                    && other != ifindex
+                {
+                    return Err(Misused::TwoDevices(name, other, ifindex));
                 }
-            };
-            let watch = (netns.id(), name);
-            watches.push(watch);
-            let expected = match target.expected {
-                Some(ifindex) => Some(Identity::of_ifindex(ifindex)),
-                None => state
-                    .as_mut()
-                    .and_then(|state| state.expected(netns, watch)),
-            };
-            let target = ifmon::Target::from(name).in_netns(netns.clone());
-            targets.push(match expected {
-                Some(identity) => target.expect(identity),
-                None => target,
-            });
-        }
-    };
-    let find = |netns: &OsStr| Netns::find(netns).map_err(Misused);
+                let target = ifmon::Target::from(name).in_netns(netns.clone());
+                targets.push((target, Some((netns.clone(), watch))));
+            }
+            Ok(())
+        };
+    let find = |netns: &OsStr| Netns::find(netns).map_err(Misused::from);
     let interfaces = std::mem::take(&mut args.interfaces);
     let (mut unplaced, mut everywhere) = (Vec::new(), Vec::new());
     for wanted in interfaces.chunk_by(|one, next| one.netns == next.netns) {
         match wanted.first().and_then(|target| target.netns.as_deref()) {
             Some(netns) if netns == EVERYWHERE => everywhere.extend_from_slice(wanted),
-            Some(netns) => place(&find(netns)?, Some(netns), wanted),
+            Some(netns) => place(&find(netns)?, Some(netns), wanted)?,
             None => unplaced.extend_from_slice(wanted),
         }
     }
     for netns in args.netns.iter().filter(|netns| *netns != EVERYWHERE) {
-        place(&find(netns)?, Some(netns), &unplaced);
+        place(&find(netns)?, Some(netns), &unplaced)?;
     }
     if args.netns.is_empty() && !unplaced.is_empty() {
         let own = Netns::current().context("the network namespace of ifmon itself is unknown")?;
-        place(&own, None, &unplaced);
+        place(&own, None, &unplaced)?;
     }
     if !everywhere.is_empty() {
         namespaces.learn_all();
@@ -279,9 +281,19 @@ pub(crate) fn builder(
             continue;
         };
         patterns.push((NetnsId::ALL, pattern.clone()));
-        targets.push(ifmon::Target::from(pattern).in_all_netns());
+        targets.push((ifmon::Target::from(pattern).in_all_netns(), None));
     }
     namespaces.complete();
+    let targets = targets.into_iter().map(|(target, name)| {
+        let expected = name.and_then(|(netns, watch)| match named.get(&watch) {
+            Some(ifindex) => Some(Identity::of_ifindex(*ifindex)),
+            None => state.as_mut()?.expected(&netns, watch),
+        });
+        match expected {
+            Some(identity) => target.expect(identity),
+            None => target,
+        }
+    });
     Ok((
         builder.watch_all(targets),
         Watches::new(watches, patterns),
