@@ -6,13 +6,20 @@ use std::{
     io::{BufRead as _, BufReader},
     os::{
         fd::OwnedFd,
-        unix::{ffi::OsStrExt as _, net::UnixDatagram, process::CommandExt as _},
+        unix::{
+            ffi::OsStrExt as _,
+            net::{UnixDatagram, UnixListener, UnixStream},
+            process::CommandExt as _,
+        },
     },
     process::{Command, Output, Stdio},
 };
 
 use rustix::process::Signal;
-use tests::program::{self, Ifmon};
+use tests::{
+    program::{self, Ifmon},
+    scratch::Scratch,
+};
 
 /// Every namespace has it.
 const LOOPBACK: &str = "lo";
@@ -82,6 +89,22 @@ fn bad_names_are_wrong_usage() {
             2,
             &[says],
         );
+    }
+}
+
+#[test]
+fn a_name_is_one_device() {
+    fails(words(&["lo=7", "lo=9"]), 2, &["lo", "device 7", "device 9"]);
+    // It may be named without its device, too, before or after.
+    for again in [&["lo", "lo=9"], &["lo=9", "lo"]] {
+        let mut command = words(&["--json", "--backend", "netlink", "--once"]);
+        let Output { status, stdout, .. } = output({
+            command.args(again);
+            command
+        });
+        let told = String::from_utf8_lossy(&stdout);
+        assert!(status.success(), "{again:?}: {told}");
+        assert!(told.contains(r#""event":"recreated""#), "{again:?}: {told}");
     }
 }
 
@@ -254,6 +277,62 @@ fn lines_that_come_together_are_written_together() {
     // The last lines.
     read(2 * WATCHES);
     assert!(child.wait().expect("it ends").success());
+}
+
+/// Nobody reads, and the time is over.
+#[test]
+fn the_time_of_wait_ends_where_nobody_reads_too() {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let flags = fcntl_getfl(&writer).expect("its flags");
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).expect("they can be set");
+    while rustix::io::write(&writer, &[b'.'; 4096]).is_ok() {}
+    fcntl_setfl(&writer, flags).expect("they can be set");
+    let args = ["--backend", "netlink", "--wait", "--timeout", "1", LOOPBACK];
+    let Output { status, stderr, .. } = words(&args)
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .expect("it ends");
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("nobody has read"), "{stderr}");
+    drop(reader);
+}
+
+/// It takes the call, and that is all.
+#[test]
+fn an_agent_that_does_not_answer_holds_no_end_up() {
+    let folder = Scratch::new("silent-agent").expect("a folder");
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let command = |more: &[&'static str]| {
+        let mut command = words(&["--backend", "agent", "--agent"]);
+        command.arg(&path).args(more).arg("no-such-link");
+        command
+    };
+    fails(
+        command(&["--wait", "--timeout", "1"]),
+        4,
+        &["no watch has begun"],
+    );
+
+    let mut child = command(&[]).stdout(Stdio::null()).spawn().expect("it runs");
+    let pid = rustix::process::Pid::from_child(&child);
+    // Those of the one before come first.
+    let is_its = |call: &UnixStream| {
+        rustix::net::sockopt::socket_peercred(call).is_ok_and(|peer| peer.pid == pid)
+    };
+    let call = loop {
+        let (call, _) = listener.accept().expect("a call");
+        if is_its(&call) {
+            break call;
+        }
+    };
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    assert!(child.wait().expect("it ends").success());
+    drop(call);
 }
 
 #[test]

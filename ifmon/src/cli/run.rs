@@ -26,8 +26,10 @@ use super::{
     watches::{self, Watches},
 };
 
-/// How long the last records may take.
+/// How long the last records may take, and the last counters.
 const LAST_RECORDS: Duration = Duration::from_millis(500);
+/// What a start is given at least, however short the time of `--timeout` is.
+const START: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 #[derive(Debug)]
@@ -53,7 +55,9 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if let Some(path) = args.serve.take() {
         return service::serve(&args, path).await;
     }
-    let signals = Signals::new().context("cannot handle signals")?;
+    let mut signals = Signals::new().context("cannot handle signals")?;
+    let begin = Instant::now();
+    let deadline = args.timeout.map(|timeout| begin + timeout);
     let terminal = args.top.then(Terminal::open).transpose()?;
     let notifier = Notifier::new();
     #[cfg(feature = "metrics")]
@@ -66,7 +70,17 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     let elsewhere = args.netns.iter().any(is_named) || args.interfaces.iter().any(is_elsewhere);
     let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
     let (builder, watches, places) = watches::builder(&mut args, directory.as_mut())?;
-    let monitor = builder.start().await?;
+    let monitor = tokio::select! {
+        biased;
+        () = signals.end() => return Ok(Exit::Stopped),
+        started = builder.start() => started?,
+        // An agent may take the call and not answer.
+        () = passed(deadline.map(|deadline| deadline.max(begin + START))) => {
+            let seconds = args.timeout.unwrap_or_default().as_secs_f64();
+            complain(&format!("no watch has begun in the {seconds} s of --timeout"));
+            return Ok(Exit::TimedOut);
+        }
+    };
     let backend = monitor.backend();
     if elsewhere {
         warn_of_netns(backend, watches.has_patterns());
@@ -98,7 +112,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     let mut run = Run {
         #[cfg(feature = "metrics")]
         metrics: metrics.map(|metrics| metrics.serve(monitor.handle(), backend)),
-        deadline: args.timeout.map(|timeout| Instant::now() + timeout),
+        deadline,
         args,
         output,
         restarts,
@@ -271,6 +285,7 @@ impl Run {
                 biased;
                 () = self.signals.end() => return Err(End::Signal),
                 progress = self.output.progress() => progress.map_err(End::of)?,
+                () = passed(self.deadline) => return Err(End::TimedOut),
             }
         }
         Ok(())
@@ -284,16 +299,6 @@ impl Run {
             End::TimedOut => complain(&self.waited_in_vain()),
             End::Signal | End::Seen | End::ReaderGone | End::Failed(_) => {}
         }
-        let counters = self.monitor.handle().counters().await.unwrap_or_default();
-        let accounts = self.watches.in_order();
-        let backend = self.monitor.backend();
-        self.output.stopped(
-            accounts,
-            self.watches.patterns(),
-            counters,
-            backend,
-            end.reason(),
-        );
         let Self {
             output,
             restarts,
@@ -304,6 +309,15 @@ impl Run {
             ..
         } = &mut self;
         let finish = async {
+            let handle = monitor.handle();
+            let counted = timeout(LAST_RECORDS, handle.counters()).await;
+            output.stopped(
+                watches.in_order(),
+                watches.patterns(),
+                counted.ok().and_then(Result::ok).unwrap_or_default(),
+                monitor.backend(),
+                end.reason(),
+            );
             let written = match end {
                 End::ReaderGone => Ok(()),
                 End::Signal | End::Seen | End::TimedOut | End::Absent(_) | End::Failed(_) => {
@@ -375,6 +389,9 @@ impl Run {
         };
         let named: Vec<&str> = missing.iter().take(NAMED).map(String::as_str).collect();
         let seconds = self.args.timeout.unwrap_or_default().as_secs_f64();
+        if named.is_empty() {
+            return format!("nobody has read standard output in the {seconds} s of --timeout");
+        }
         format!(
             "{}{others} {verb} after the {seconds} s of --timeout",
             named.join(", ")
