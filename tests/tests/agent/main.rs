@@ -227,6 +227,17 @@ fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
         client.expect("", "synced")?;
     }
     // It has no reply of its own, so whoever wants one is not understood.
+    // Nor is it ahead of the watch of a name that nobody has asked for before.
+    for name in ["new0", "new1", "new2"] {
+        let mut client = host.client(&host.room, NOBODY)?;
+        client.watch(&json!({ "interfaces": [name], "expect": { name: 9 } }))?;
+        client
+            .stream
+            .write_all(b"{\"method\":\"io.ifmon.Sync\",\"oneway\":true}\0")?;
+        client.expect(name, "watching")?;
+        client.expect(name, "deleted")?;
+        client.expect("", "synced")?;
+    }
     client.call("io.ifmon.Sync", &json!({}), false)?;
     ensure!(client.reply()?.is_none());
     Ok(())

@@ -223,6 +223,11 @@ impl Agent {
         self.hub.borrow_mut().next(id, now)
     }
 
+    /// Is all watched that this client has asked for?
+    pub(super) fn are_live(&self, id: ClientId) -> bool {
+        self.hub.borrow().are_live(id)
+    }
+
     /// Returns when all that happened before is there for clients to read.
     pub(super) async fn sync(&self) -> Result<(), Error> {
         self.handle.sync().await

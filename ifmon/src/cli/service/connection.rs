@@ -173,12 +173,15 @@ impl Connection {
     /// Tells the client what happens, until it goes or its call fails.
     async fn follow(&mut self) -> Result<(), Gone> {
         loop {
-            if let Some(refusal) = self.tell().await? {
-                return self.write(&Fault::from(refusal).reply()).await;
+            let mut refusal = self.tell().await?;
+            if refusal.is_none() && self.input.contains(&0) {
+                refusal = self.sync().await?;
+                if refusal.is_none() {
+                    continue;
+                }
             }
-            if self.input.contains(&0) {
-                self.sync().await?;
-                continue;
+            if let Some(refusal) = refusal {
+                return self.write(&Fault::from(refusal).reply()).await;
             }
             let news = Rc::clone(&self.news);
             tokio::select! {
@@ -199,9 +202,10 @@ impl Connection {
         Ok(None)
     }
 
-    /// Answers what a client asks while it watches. The call of the watch never ends by itself, so
-    /// that no other one would ever be answered but `Sync`, which wants no reply of its own.
-    async fn sync(&mut self) -> Result<(), Gone> {
+    /// Answers what a client asks while it watches; why its call fails, if it does. The call of the
+    /// watch never ends by itself, so that no other one would ever be answered but `Sync`, which wants
+    /// no reply of its own.
+    async fn sync(&mut self) -> Result<Option<Refusal>, Gone> {
         let message = self.message().await?;
         match Call::parse(&message) {
             Ok(Call {
@@ -211,11 +215,19 @@ impl Connection {
             }) => {}
             Ok(_) | Err(_) => return Err(Gone),
         }
-        self.agent.sync().await.map_err(|_| Gone)?;
-        if self.tell().await?.is_some() {
-            return Err(Gone);
+        // A name that is new to the agent is not watched yet.
+        while !self.agent.are_live(self.id) {
+            self.news.notified().await;
+            if let Some(refusal) = self.tell().await? {
+                return Ok(Some(refusal));
+            }
         }
-        self.write(&reply(&self.agent.synced(), true)).await
+        self.agent.sync().await.map_err(|_| Gone)?;
+        if let Some(refusal) = self.tell().await? {
+            return Ok(Some(refusal));
+        }
+        self.write(&reply(&self.agent.synced(), true)).await?;
+        Ok(None)
     }
 
     async fn list(&self, more: bool) -> Result<(), Gone> {

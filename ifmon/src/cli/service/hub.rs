@@ -326,6 +326,17 @@ impl Hub {
         self.names.insert(watch, name);
     }
 
+    /// Is all watched that this client has asked for?
+    pub(crate) fn are_live(&self, id: ClientId) -> bool {
+        let is_live = |watch| {
+            self.names
+                .get(watch)
+                .is_none_or(|name| name.phase == Phase::Live)
+        };
+        let client = self.clients.get(&id);
+        client.is_none_or(|client| client.watches.iter().all(is_live))
+    }
+
     /// What the library is to do next.
     pub(crate) fn request(&mut self) -> Option<Request> {
         loop {
