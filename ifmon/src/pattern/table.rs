@@ -7,7 +7,7 @@
 //! that is read while links come and go is the one of no moment.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io,
     num::NonZeroU64,
 };
@@ -108,6 +108,14 @@ struct Reading {
     touched: BTreeSet<u32>,
     /// What was read, by index; `None` where no device has it.
     found: BTreeMap<u32, Option<Known>>,
+}
+
+/// What was read and not heard.
+#[derive(Default)]
+struct News {
+    gone: Vec<u32>,
+    renamed: Vec<(u32, InterfaceName)>,
+    appeared: Vec<(u32, Known)>,
 }
 
 #[derive(Debug)]
@@ -686,9 +694,10 @@ impl PatternTable {
         let heard = std::mem::take(&mut self.said);
         let mut read = found;
         read.retain(|ifindex, _| !touched.contains(ifindex));
+        let mut news = News::default();
         for (&ifindex, &found) in &read {
             if !self.deferred.contains_key(&ifindex) {
-                self.enter(ifindex, found);
+                self.compare(ifindex, found, &mut news);
             }
         }
         for (ifindex, Deferred { named, is_new }) in std::mem::take(&mut self.deferred) {
@@ -700,15 +709,15 @@ impl PatternTable {
                 _ => true,
             };
             match named {
-                Some(named) if is_it && !is_new => self.rename(ifindex, named.name, true),
+                Some(named) if is_it && !is_new => news.renamed.push((ifindex, named.name)),
                 named => {
-                    self.go(ifindex, None, true);
-                    if let Some(named) = named {
-                        self.appear(ifindex, Known::new(named), true);
-                    }
+                    news.gone.push(ifindex);
+                    news.appeared
+                        .extend(named.map(|named| (ifindex, Known::new(named))));
                 }
             }
         }
+        self.tell_news(news);
         if !self.is_hidden {
             // What was read of these is not entered, and whose inode was read may be another one.
             let is_open = |known: &Known| known.inode.is_none();
@@ -751,24 +760,54 @@ impl PatternTable {
         true
     }
 
-    /// Enters what was read of a device of which nothing was heard meanwhile.
-    fn enter(&mut self, ifindex: u32, found: Option<Known>) {
+    /// Compares what was read of a device, of which nothing was heard meanwhile, with what is known.
+    fn compare(&mut self, ifindex: u32, found: Option<Known>, news: &mut News) {
         let known = self.devices.get_mut(&ifindex);
         match (known, found) {
             (Some(known), Some(found)) if known.may_be(&found) => {
                 known.inode = known.inode.or(found.inode);
                 if known.name != found.name {
-                    self.rename(ifindex, found.name, true);
+                    news.renamed.push((ifindex, found.name));
                 }
             }
             (known, found) => {
-                if known.is_some() {
-                    self.go(ifindex, None, true);
-                }
-                if let Some(found) = found {
-                    self.appear(ifindex, found, true);
-                }
+                news.gone.extend(known.map(|_| ifindex));
+                news.appeared.extend(found.map(|found| (ifindex, found)));
             }
+        }
+    }
+
+    /// Tells what was read in an order in which it can have happened: no name has two devices, unless
+    /// some have exchanged theirs.
+    fn tell_news(&mut self, news: News) {
+        let News {
+            gone,
+            renamed,
+            appeared,
+        } = news;
+        for ifindex in gone {
+            self.go(ifindex, None, true);
+        }
+        let name_of = |ifindex| self.devices.get(&ifindex).map(|known| known.name);
+        let old = |(at, &(ifindex, _))| Some((name_of(ifindex)?, at));
+        let holders: HashMap<InterfaceName, usize> =
+            renamed.iter().enumerate().filter_map(old).collect();
+        let mut is_told = vec![false; renamed.len()];
+        for first in 0..renamed.len() {
+            // Whoever has the name comes before who takes it.
+            let mut waiting = Vec::new();
+            let mut next = Some(first);
+            while let Some(at) = next.filter(|at| !is_told[*at]) {
+                is_told[at] = true;
+                waiting.push(renamed[at]);
+                next = holders.get(&renamed[at].1).copied();
+            }
+            for (ifindex, to) in waiting.into_iter().rev() {
+                self.rename(ifindex, to, true);
+            }
+        }
+        for (ifindex, device) in appeared {
+            self.appear(ifindex, device, true);
         }
     }
 

@@ -231,9 +231,7 @@ fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
     for name in ["new0", "new1", "new2"] {
         let mut client = host.client(&host.room, NOBODY)?;
         client.watch(&json!({ "interfaces": [name], "expect": { name: 9 } }))?;
-        client
-            .stream
-            .write_all(b"{\"method\":\"io.ifmon.Sync\",\"oneway\":true}\0")?;
+        sync(&mut client)?;
         client.expect(name, "watching")?;
         client.expect(name, "deleted")?;
         client.expect("", "synced")?;

@@ -212,8 +212,8 @@ fn what_a_loss_hid_is_made_good() {
         said(&mut table),
         [
             "a* resynced lost Some(3) changed true of 3",
-            "a* renamed a3 3 to b3, recovered",
             "a* deleted a4 4, recovered",
+            "a* renamed a3 3 to b3, recovered",
             "a* appeared a4 4, recovered",
             "a* appeared a6 6, recovered",
         ]
@@ -228,6 +228,50 @@ fn what_a_loss_hid_is_made_good() {
     assert_eq!(
         said(&mut table),
         ["a* resynced lost None changed false of 3"]
+    );
+}
+
+/// What a reader knows who goes by names alone is true in the end.
+#[test]
+fn what_a_loss_hid_is_told_in_an_order_in_which_it_can_have_happened() {
+    let names = [
+        (2, "e"),
+        (3, "a"),
+        (4, "b"),
+        (5, "c"),
+        (6, "x"),
+        (7, "y"),
+        (101, "w"),
+    ];
+    let mut table = table(&["?"], &names);
+    table.lost(None);
+    table.read_table();
+    let now = [
+        // One that is new has the name of one that is gone, and a smaller index;
+        (1, "w"),
+        // each has the name of the next one,
+        (2, "a"),
+        (3, "b"),
+        (4, "c"),
+        (5, "d"),
+        // and two have exchanged theirs.
+        (6, "y"),
+        (7, "x"),
+    ];
+    read(&mut table, &now, NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "? resynced lost None changed true of 7",
+            "? deleted w 101, recovered",
+            "? renamed c 5 to d, recovered",
+            "? renamed b 4 to c, recovered",
+            "? renamed a 3 to b, recovered",
+            "? renamed e 2 to a, recovered",
+            "? renamed y 7 to x, recovered",
+            "? renamed x 6 to y, recovered",
+            "? appeared w 1, recovered",
+        ]
     );
 }
 
@@ -247,9 +291,9 @@ fn after_a_loss_a_known_index_may_be_another_devices() {
         [
             "* resynced lost None changed true of 2",
             "* deleted a2 2, recovered",
-            "* appeared b2 2, recovered",
-            "* renamed a3 3 to b3, recovered",
             "* deleted a4 4, recovered",
+            "* renamed a3 3 to b3, recovered",
+            "* appeared b2 2, recovered",
         ]
     );
     assert!(!table.needs_table());
@@ -283,12 +327,12 @@ fn another_device_with_the_same_index_is_told_by_its_inode() {
         [
             "* resynced lost None changed true of 4",
             "* deleted a5 5, recovered",
-            "* appeared a5 5, recovered",
             "* deleted a2 2, recovered",
-            "* appeared b2 2, recovered",
             "* deleted a3 3, recovered",
-            "* appeared a3 3, recovered",
             "* deleted a4 4, recovered",
+            "* appeared a5 5, recovered",
+            "* appeared b2 2, recovered",
+            "* appeared a3 3, recovered",
             "* appeared b4 4, recovered",
         ]
     );
@@ -564,14 +608,14 @@ fn a_device_of_another_kind_is_another_one() {
         [
             "* resynced lost Some(2) changed true of 1",
             "* deleted a2 2 of veth, recovered",
-            "* appeared a4 4 of veth, recovered",
             "* deleted a3 3 of veth, recovered",
+            "* appeared a4 4 of veth, recovered",
             "a* resynced lost Some(2) changed true of 3",
             "a* deleted a2 2 of veth, recovered",
-            "a* appeared a2 2 of bridge, recovered",
             "a* deleted a4 4, recovered",
-            "a* appeared a4 4 of veth, recovered",
             "a* deleted a3 3 of veth, recovered",
+            "a* appeared a2 2 of bridge, recovered",
+            "a* appeared a4 4 of veth, recovered",
             "a* appeared a3 3 of bridge, recovered",
         ]
     );
