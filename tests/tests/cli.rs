@@ -109,6 +109,20 @@ fn a_name_is_one_device() {
 }
 
 #[test]
+fn a_pattern_that_nothing_matches_is_told_with_its_kinds() {
+    for (kinds, said) in [
+        ("nosuch", "no interface of kind nosuch matches *"),
+        ("nosuch,other", "of the kinds nosuch, other matches *"),
+    ] {
+        let args = ["--backend", "netlink", "--must-exist", "--kind", kinds];
+        let Output { status, stderr, .. } = output(words(&args));
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[test]
 fn missing_namespaces_are_wrong_usage() {
     fails(
         words(&["no-such-netns/wg0"]),

@@ -766,6 +766,20 @@ fn colours_are_for_those_who_want_them() -> Result<()> {
     Ok(())
 }
 
+/// It is no fault of the kernel's, and no `--check` would show it.
+#[test]
+fn a_limit_of_open_files_that_is_too_low_for_bpf_is_told_as_that() -> Result<()> {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"ulimit -n 16; exec "$@""#, "sh"])
+        .arg(program::path())
+        .args(["--backend", "ebpf", "lo"]);
+    let outcome = Ifmon::spawn(command)?.finish()?;
+    ensure!(outcome.status.code() == Some(1), "{outcome:?}");
+    ensure!(outcome.stderr.contains("LimitNOFILE="), "{outcome:?}");
+    Ok(())
+}
+
 /// The example of both READMEs is the one in the documentation of the crate, which is compiled and
 /// run.
 #[test]

@@ -474,6 +474,7 @@ fn from_errno(error: &io::Error) -> Option<Unavailable> {
     match error.raw_os_error()? {
         libc::ENOSYS => Some(Unavailable::NoBpf),
         libc::EPERM | libc::EACCES => Some(not_permitted()),
+        libc::EMFILE => Some(Unavailable::OpenFiles),
         // Under lockdown the verifier says no, with a text that leads astray.
         _ if lockdown() == Some(Lockdown::Confidentiality) => Some(Unavailable::Lockdown),
         _ => None,

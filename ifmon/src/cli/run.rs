@@ -3,7 +3,7 @@
 use std::{ffi::OsString, io, time::Duration};
 
 use anyhow::Context as _;
-use ifmon::{BackendKind, Error, Event, EventKind, Monitor};
+use ifmon::{BackendKind, Error, Event, EventKind, LinkKind, Monitor, Pattern};
 use tokio::time::{Instant, sleep_until, timeout};
 
 #[cfg(feature = "metrics")]
@@ -239,7 +239,10 @@ impl Run {
         if is_absent && self.args.wait != Some(WaitArg::Absent) {
             let whereabouts = self.output.namespaces().whereabouts(event.netns);
             let what = match &event.pattern {
-                Some(pattern) => format!("no interface matches {pattern}{whereabouts}"),
+                Some(pattern) => {
+                    let kinds = of_kinds(pattern);
+                    format!("no interface{kinds} matches {pattern}{whereabouts}")
+                }
                 None => format!("{}{whereabouts} does not exist", event.interface),
             };
             if self.args.must_exist {
@@ -364,7 +367,11 @@ impl Run {
             .filter(|account| (account.matches > 0) != is_wanted)
             .map(|account| {
                 let whereabouts = self.output.namespaces().whereabouts(account.netns);
-                format!("{}{whereabouts}", account.pattern)
+                format!(
+                    "{}{}{whereabouts}",
+                    account.pattern,
+                    of_kinds(&account.pattern)
+                )
             });
         let missing: Vec<String> = self
             .watches
@@ -416,6 +423,16 @@ impl End {
             Self::TimedOut => Reason::Timeout,
             Self::Absent(_) | Self::Failed(_) => Reason::Error,
         }
+    }
+}
+
+/// To which kinds a pattern is narrowed, for a person.
+fn of_kinds(pattern: &Pattern) -> String {
+    let kinds: Vec<_> = pattern.kinds().iter().map(LinkKind::to_string).collect();
+    match kinds.as_slice() {
+        [] => String::new(),
+        [kind] => format!(" of kind {kind}"),
+        kinds => format!(" of the kinds {}", kinds.join(", ")),
     }
 }
 

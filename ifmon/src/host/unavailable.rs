@@ -86,6 +86,11 @@ pub enum Unavailable {
          CAP_SYS_RESOURCE"
     )]
     Memlock,
+    /// The process has as many files open as it may.
+    #[error(
+        "this process may open no more files; raise the limit (ulimit -n, LimitNOFILE=), BPF takes some 30"
+    )]
+    OpenFiles,
     /// The program does not read this kernel right.
     #[error(
         "the BPF program does not read this kernel right: asked to see \"lo\" in namespace {netns} it saw {}",
