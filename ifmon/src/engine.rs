@@ -5,7 +5,7 @@
 //! reads the events, the backend is not read either.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
     io,
     time::Instant,
 };
@@ -198,18 +198,33 @@ impl<M: Asking> Engine<M> {
     }
 
     fn begin(&mut self, netns: NetnsId, targets: Targets) -> Asked {
-        let mut seen = std::collections::HashSet::new();
-        let mut watches = Vec::with_capacity(targets.len());
-        let mut wanted = Vec::with_capacity(targets.len());
+        let mut places = HashMap::new();
+        let mut watches: Vec<(Watch, Option<Identity>)> = Vec::with_capacity(targets.len());
         for (name, expected) in targets {
             let watch = Watch { netns, name };
             // A watch that is there already goes on.
-            if seen.insert(name) && !self.tracker.is_watching(watch) {
-                watches.push((watch, expected));
-                let inode = expected.is_some_and(|identity| identity.inode.is_some());
-                wanted.push(Wanted { name, inode });
+            if self.tracker.is_watching(watch) {
+                continue;
+            }
+            match places.entry(name) {
+                Entry::Vacant(place) => {
+                    place.insert(watches.len());
+                    watches.push((watch, expected));
+                }
+                // Named again, perhaps without the device that is expected.
+                Entry::Occupied(place) => {
+                    let (_, before) = &mut watches[*place.get()];
+                    *before = before.or(expected);
+                }
             }
         }
+        let wanted: Vec<Wanted> = watches
+            .iter()
+            .map(|(watch, expected)| Wanted {
+                name: watch.name,
+                inode: expected.is_some_and(|identity| identity.inode.is_some()),
+            })
+            .collect();
         if wanted.is_empty() {
             return Asked::Reply(Reply::Watched(Ok(())));
         }

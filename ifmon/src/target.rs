@@ -109,7 +109,8 @@ impl Target {
     }
 
     /// The device that should hold the name. When another one does as the watch begins, or none,
-    /// `Watching` is followed by what became of it. Of a pattern nothing is expected.
+    /// `Watching` is followed by what became of it. Of a pattern nothing is expected, and of a watch
+    /// that is there already nothing more.
     pub fn expect(self, identity: Identity) -> Self {
         Self {
             expected: Some(identity),

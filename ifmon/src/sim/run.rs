@@ -727,9 +727,15 @@ impl<S: Side> Run<S> {
         let asked = self.asked.take().expect("somebody asked");
         match (asked, reply) {
             (Asked::Watch { space, at, targets }, Reply::Watched(Ok(()))) => {
+                let before = self.begun.len();
                 for (name, expected) in targets {
                     let spot = self.spot(space, name);
-                    if !self.is_watched(spot) {
+                    let again = self.begun[before..].iter_mut();
+                    if let Some((.., known)) = again.into_iter().find(|(begun, ..)| *begun == spot)
+                    {
+                        // The device that was named counts, wherever that was.
+                        *known = known.or(expected);
+                    } else if !self.is_watched(spot) {
                         let window = (at, self.host.at());
                         self.begun.push((spot, window, expected));
                     }
