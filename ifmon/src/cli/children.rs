@@ -29,14 +29,25 @@ use tokio::{
 /// Variables and their values.
 pub(crate) type Environment = Vec<(String, OsString)>;
 
+/// A variable with the number of the command. What it starts has it, too, and so belongs to it and to no
+/// other command that runs. It is none of `IFMON_*`, which tell the event.
+const MARK: &str = "_IFMON_COMMAND";
+
 /// Runs commands and waits for all children, also those that others left.
 #[derive(Clone, Debug)]
 pub(crate) struct Children {
-    running: Arc<Mutex<Running>>,
+    state: Arc<Mutex<State>>,
 }
 
-/// Who waits for the end of which command.
-type Running = HashMap<Pid, oneshot::Sender<ExitStatus>>;
+#[derive(Debug, Default)]
+struct State {
+    /// Who waits for the end of which command.
+    running: HashMap<Pid, oneshot::Sender<ExitStatus>>,
+    /// Children that came before a command ended by itself, and may be what it left to stay.
+    left: BTreeSet<u32>,
+    /// How many commands were started.
+    count: u64,
+}
 
 /// What a command is told.
 #[derive(Clone, Debug)]
@@ -68,7 +79,7 @@ impl Children {
     /// Begins to wait for children. To be called once.
     pub(crate) fn new() -> io::Result<Self> {
         let children = Self {
-            running: Arc::default(),
+            state: Arc::default(),
         };
         let mut ended = signal(SignalKind::child())?;
         if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
@@ -95,14 +106,16 @@ impl Children {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note of all children that have ended.
     fn reap(&self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if let Some(ended) = self.lock().remove(&pid) {
+            let mut state = self.lock();
+            state.left.remove(&number(pid));
+            if let Some(ended) = state.running.remove(&pid) {
                 // Nobody may be waiting any more.
                 let _ = ended.send(ExitStatus::from_raw(status.as_raw()));
             }
@@ -122,7 +135,7 @@ impl Children {
         };
         match timeout(shell.limit, &mut child.ended).await {
             Ok(Ok(status)) => {
-                child.has_ended = true;
+                child.end();
                 if !status.success() {
                     log::warn!("{what} failed: {}", describe(status));
                 }
@@ -145,9 +158,14 @@ impl Children {
                 command.env_remove(name);
             }
         }
-        let event = environment_of(&environment);
+        let mark = {
+            let mut state = self.lock();
+            state.count += 1;
+            state.count.to_string()
+        };
         command
             .envs(environment)
+            .env(MARK, &mark)
             // What a service manager wants to hear of ifmon, a command must not answer for it.
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
@@ -164,13 +182,13 @@ impl Children {
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let (sender, ended) = oneshot::channel();
-        self.lock().insert(pid, sender);
+        self.lock().running.insert(pid, sender);
         Ok(Child {
             pid,
             ended,
             has_ended: false,
             others,
-            event,
+            mark,
             children: self.clone(),
         })
     }
@@ -184,8 +202,8 @@ struct Child {
     has_ended: bool,
     /// The children of ifmon that were there before.
     others: BTreeSet<u32>,
-    /// The variables that tell the event, as the kernel shows them.
-    event: Vec<Vec<u8>>,
+    /// The value of [`MARK`].
+    mark: String,
     children: Children,
 }
 
@@ -195,7 +213,7 @@ impl Drop for Child {
             return;
         }
         // It is not reaped before this returns, so the number is still its own.
-        if self.children.lock().contains_key(&self.pid) {
+        if self.children.lock().running.contains_key(&self.pid) {
             let _ = kill_process_group(self.pid, Signal::KILL);
         }
         // What is killed cannot fork any more; another look finds what was forked meanwhile.
@@ -215,19 +233,38 @@ impl Drop for Child {
 }
 
 impl Child {
-    /// All that it started and that still runs: what descends from it, and what descends from the
-    /// orphans that came to ifmon since it began, unless they carry another event in their
-    /// environment.
+    /// It has ended by itself. What it leaves is meant to stay.
+    fn end(&mut self) {
+        self.has_ended = true;
+        let mut came = own_children();
+        came.retain(|pid| !self.others.contains(pid));
+        self.children.lock().left.extend(came);
+    }
+
+    /// All that it started and that still runs: what descends from it, and what descends from its
+    /// orphans, which came to ifmon since it began.
     fn descendants(&self) -> Vec<Pid> {
         let processes = processes();
         let own = std::process::id();
-        let commands: BTreeSet<u32> = self.children.lock().keys().copied().map(number).collect();
+        let (commands, left) = {
+            let state = self.children.lock();
+            let commands: BTreeSet<u32> = state.running.keys().copied().map(number).collect();
+            (commands, state.left.clone())
+        };
+        // What has emptied its environment may be of any command that runs; and as the first process of
+        // a pid namespace ifmon gets the orphans of others, too. To end one of these would do harm.
+        let is_alone = commands.iter().all(|&pid| pid == number(self.pid));
+        let are_own = is_alone && !rustix::process::getpid().is_init();
+        let is_of = |pid: u32| match mark_of(pid) {
+            Some(mark) => mark == self.mark.as_bytes(),
+            None => are_own && !left.contains(&pid),
+        };
         let is_root = |pid: u32, parent: u32| {
             parent == own
                 && if commands.contains(&pid) {
                     pid == number(self.pid)
                 } else {
-                    !self.others.contains(&pid) && self.may_be_of(pid)
+                    !self.others.contains(&pid) && is_of(pid)
                 }
         };
         let mut found: BTreeSet<u32> = processes
@@ -252,27 +289,17 @@ impl Child {
             .filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw))
             .collect()
     }
-
-    /// May an orphan be of this command? Its environment says so, unless it was emptied.
-    fn may_be_of(&self, pid: u32) -> bool {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let mut event: Vec<&[u8]> = environment
-            .split(|&byte| byte == 0)
-            .filter(|variable| variable.starts_with(b"IFMON_"))
-            .collect();
-        event.sort_unstable();
-        event.is_empty() || event == self.event
-    }
 }
 
-/// The variables as the kernel shows them, sorted.
-fn environment_of(environment: &Environment) -> Vec<Vec<u8>> {
-    let mut variables: Vec<Vec<u8>> = environment
-        .iter()
-        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
-        .collect();
-    variables.sort_unstable();
-    variables
+/// Of which command a process is, unless it has emptied its environment.
+fn mark_of(pid: u32) -> Option<Vec<u8>> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut variables = environment.split(|&byte| byte == 0);
+    let mark = variables.find_map(|variable| {
+        let value = variable.strip_prefix(MARK.as_bytes())?;
+        value.strip_prefix(b"=")
+    });
+    mark.map(<[u8]>::to_vec)
 }
 
 struct Process {
