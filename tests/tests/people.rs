@@ -745,6 +745,91 @@ fn what_a_hook_was_not_told_is_told_at_the_next_start() -> Result<()> {
     Ok(())
 }
 
+/// The end is asked for while the command runs, and is waited for: the command has done its work.
+#[test]
+fn what_a_command_has_done_by_the_end_is_not_done_again_at_the_next_start() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    let folder = Scratch::new("finished")?;
+    let state = folder.path().join("state");
+    let record = state.join(format!("{}:wg0", namespace.id()?));
+    let state = state.to_string_lossy();
+    let command = r#"echo >> runs; until [ -e go ]; do sleep 0.05; done"#;
+    links.add("wg0", PAIR, Some(100))?;
+    let start = || -> Result<Ifmon> {
+        let mut command_line = Command::new(program::path());
+        command_line
+            .args(["--json", "--state", &state, "--on-restart", command, "wg0"])
+            .current_dir(folder.path());
+        namespace.enter(&mut command_line)?;
+        Ifmon::spawn(command_line)
+    };
+    let runs = || fs::read(folder.path().join("runs")).map_or(0, |runs| runs.len());
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    wait_for(|| record.exists().then_some(()))?;
+    links.delete("wg0")?;
+    ifmon.expect("wg0", "deleted")?;
+    wait_for(|| (runs() == 1).then_some(()))?;
+    links.add("wg0", PAIR, Some(101))?;
+    ifmon.expect("wg0", "recreated")?;
+    ifmon.signal(rustix::process::Signal::TERM)?;
+    ifmon.expect("wg0", "stopped")?;
+    fs::write(folder.path().join("go"), "")?;
+    ensure!(ifmon.finish()?.status.success());
+
+    let ifmon = start()?;
+    ifmon.expect("wg0", "watching")?;
+    let outcome = ifmon.stop()?;
+    let [stopped] = outcome.lines.as_slice() else {
+        bail!("told again: {:?}", outcome.lines);
+    };
+    ensure!(stopped["event"] == "stopped", "{stopped}");
+    ensure!(runs() == 1, "it ran {} times", runs());
+    Ok(())
+}
+
+/// Of two commands for one event one hangs and is ended; the other has left an engine behind.
+#[test]
+fn what_a_command_has_left_behind_is_not_ended_with_another_one() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    links.add("wg0", PAIR, Some(100))?;
+    let folder = Scratch::new("left")?;
+    // In a session of its own, and one that does not even know the event.
+    let engine = "(setsid sh -c 'echo $$ > marked; exec sleep 100000' > /dev/null 2>&1 &)
+        (env -i setsid sh -c 'echo $$ > unmarked; exec sleep 100000' > /dev/null 2>&1 &)
+        until [ -s marked ] && [ -s unmarked ]; do sleep 0.05; done";
+    let hook = "[ $IFMON_EVENT != deleted ] || sleep 100000";
+    let mut command = Command::new(program::path());
+    command
+        .args(["--json", "--exec-timeout", "3", "--exec", hook])
+        .args(["--on-restart", engine, "wg0"])
+        .current_dir(folder.path());
+    namespace.enter(&mut command)?;
+    let ifmon = Ifmon::spawn(command)?;
+    ifmon.expect("wg0", "watching")?;
+    links.delete("wg0")?;
+    ifmon.expect("wg0", "deleted")?;
+    // The hook has been ended: the next one begins.
+    links.add("wg0", PAIR, Some(101))?;
+    ifmon.expect("wg0", "recreated")?;
+    let outcome = ifmon.stop()?;
+    ensure!(
+        outcome.stderr.contains("the hook for deleted was ended"),
+        "{outcome:?}"
+    );
+    for name in ["marked", "unmarked"] {
+        let pid = fs::read_to_string(folder.path().join(name))?;
+        let status = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse()?).context("a process")?;
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        ensure!(
+            status.is_ok_and(|stat| stat.contains("(sleep)")),
+            "{name} was ended"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn colours_are_for_those_who_want_them() -> Result<()> {
     let (namespace, links) = namespace()?;

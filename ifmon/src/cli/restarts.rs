@@ -29,9 +29,10 @@ pub(crate) struct Restarts {
     monitor: Handle,
     watches: HashMap<Watch, Watched>,
     timers: BTreeSet<(Instant, Watch)>,
-    /// Commands that run, or wait for their turn.
-    commands: JoinSet<Watch>,
+    /// Commands that run, or wait for their turn; whether they had it.
+    commands: JoinSet<(Watch, bool)>,
     /// Watches whose command has ended, until all that happened before was told.
+    ended: BTreeSet<Watch>,
     syncs: JoinSet<Watch>,
     turns: Arc<Semaphore>,
     begin: Instant,
@@ -55,6 +56,7 @@ impl Restarts {
             watches: HashMap::new(),
             timers: BTreeSet::new(),
             commands: JoinSet::new(),
+            ended: BTreeSet::new(),
             syncs: JoinSet::new(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             begin: Instant::now(),
@@ -110,11 +112,11 @@ impl Restarts {
                 let (children, shell) = (self.children.clone(), self.shell.clone());
                 let turns = Arc::clone(&self.turns);
                 self.commands.spawn(async move {
-                    let _turn = turns.acquire().await;
-                    if let Some(job) = job {
+                    let turn = turns.acquire().await;
+                    if let (Ok(_), Some(job)) = (&turn, job) {
                         children.run(&shell, job).await;
                     }
-                    watch
+                    (watch, turn.is_ok())
                 });
             }
         }
@@ -133,8 +135,9 @@ impl Restarts {
             }
         };
         tokio::select! {
-            Some(Ok(watch)) = self.commands.join_next() => {
+            Some(Ok((watch, _))) = self.commands.join_next() => {
                 let monitor = self.monitor.clone();
+                self.ended.insert(watch);
                 self.syncs.spawn(async move {
                     // When the monitor has ended, that is told elsewhere.
                     let _ = monitor.sync().await;
@@ -143,6 +146,7 @@ impl Restarts {
             }
             Some(Ok(watch)) = self.syncs.join_next() => {
                 let now = self.begin.elapsed();
+                self.ended.remove(&watch);
                 if let Some(watched) = self.watches.get_mut(&watch) {
                     watched.restart.ended(now);
                     watched.job = None;
@@ -164,9 +168,20 @@ impl Restarts {
         }
     }
 
-    /// Waits for the commands that run; no other begins.
+    /// Waits for the commands that run; no other begins. Of what they were run for all is done then,
+    /// and it is not told again at the next start.
     pub(crate) async fn finish(&mut self) {
-        while self.commands.join_next().await.is_some() {}
+        self.turns.close();
+        while let Some(ended) = self.commands.join_next().await {
+            if let Ok((watch, true)) = ended {
+                self.ended.insert(watch);
+            }
+        }
+        for watch in &self.ended {
+            if let Some(watched) = self.watches.get_mut(watch) {
+                watched.told = None;
+            }
+        }
     }
 
     /// Ends the commands that run.
