@@ -399,6 +399,29 @@ fn signals_end_it_cleanly() {
     }
 }
 
+/// Whoever runs it may have blocked what it waits for.
+#[test]
+fn signals_that_are_blocked_are_heard() {
+    let mut command = words(&["--json", "--backend", "netlink", LOOPBACK]);
+    command.args(["--exec", "true", "--exec-timeout", "100000"]);
+    // SAFETY: between fork and exec, and both may be called there.
+    unsafe {
+        command.pre_exec(|| {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    let ifmon = Ifmon::spawn(command).expect("ifmon starts");
+    ifmon.expect(LOOPBACK, "watching").expect("it is there");
+    // It waits for its hooks.
+    ifmon.signal(Signal::TERM).expect("it runs");
+    let outcome = ifmon.finish().expect("it ends");
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert_eq!(outcome.lines.len(), 1, "{outcome:?}");
+}
+
 #[test]
 fn standard_error_that_is_closed_is_no_reason_to_fail() {
     let (reader, writer) = std::io::pipe().expect("a pipe");

@@ -14,6 +14,7 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn new() -> io::Result<Self> {
+        unblock()?;
         let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup()));
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -48,6 +49,25 @@ impl Signals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+}
+
+/// Whoever started ifmon may have blocked what it waits for, and that stays so across exec(2): then no
+/// signal would end it, and no command seem to end.
+fn unblock() -> io::Result<()> {
+    // SAFETY: all zeroes is a value of this plain C structure, which `sigemptyset` makes an empty set. The
+    // others are given sets that outlive the call, and the old mask is not asked for.
+    let result = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut())
+    };
+    match result {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

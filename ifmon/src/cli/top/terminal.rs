@@ -96,7 +96,10 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = tcsetattr(&self.keys.get_ref().0, OptionalActions::Now, &self.before);
-        let _ = write(LEAVE);
+        // Where nobody reads, or Ctrl-S was pressed, that would wait for ever.
+        if is_ready(io::stdout(), PollFlags::OUT).unwrap_or(false) {
+            let _ = write(LEAVE);
+        }
     }
 }
 
