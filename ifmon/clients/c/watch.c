@@ -42,7 +42,9 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata) {
         struct watch *watch = userdata;
         (void) source;
         (void) usec;
-        return call(watch);
+        /* An error of this function would but end the timer. */
+        int r = call(watch);
+        return r < 0 ? sd_event_exit(watch->event, r) : 0;
 }
 
 /* The agent has gone, or was not there. */

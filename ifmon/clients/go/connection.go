@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"time"
 )
 
 // What no reply exceeds.
@@ -28,8 +27,8 @@ func newConnection(ctx context.Context, stream net.Conn) *connection {
 	go func() {
 		select {
 		case <-ctx.Done():
-			// Whoever reads or writes is woken, and closes it.
-			_ = stream.SetDeadline(time.Unix(1, 0))
+			// Whoever reads or writes is woken by that.
+			_ = stream.Close()
 		case <-conn.closed:
 		}
 	}()

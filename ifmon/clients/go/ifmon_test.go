@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"reflect"
@@ -92,6 +93,49 @@ func next(t *testing.T, w *Watcher) string {
 		said += fmt.Sprintf(" old %d", event.OldIndex)
 	}
 	return said
+}
+
+// Neither keeps the agent, or the network namespace of its socket.
+func TestCloseAndTheEndOfTheContextCloseTheConnection(t *testing.T) {
+	for _, end := range []string{"close", "context"} {
+		agent, a := newAgent(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		watcher := a.Watch(ctx, Target{"wg0", 0})
+		ended := make(chan error, 1)
+		go func() {
+			stream, err := agent.listener.Accept()
+			if err != nil {
+				ended <- err
+				return
+			}
+			defer stream.Close()
+			reader := bufio.NewReader(stream)
+			if _, err := reader.ReadString(0); err != nil {
+				ended <- err
+				return
+			}
+			reply := `{"parameters":{"interface":"wg0","event":"watching","ifindex":7},"continues":true}`
+			if _, err := stream.Write(append([]byte(reply), 0)); err != nil {
+				ended <- err
+				return
+			}
+			_, err = reader.ReadByte()
+			ended <- err
+		}()
+		if said := next(t, watcher); said != "watching 7" {
+			t.Error(said)
+		}
+		// Nobody calls Next any more.
+		if end == "close" {
+			watcher.Close()
+		} else {
+			cancel()
+		}
+		if err := <-ended; err != io.EOF {
+			t.Errorf("%s: %v", end, err)
+		}
+	}
 }
 
 // What follows when the agent goes away after some events and another one answers with others.
