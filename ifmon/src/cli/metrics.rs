@@ -5,6 +5,7 @@ mod exposition;
 use std::{
     collections::{BTreeMap, VecDeque},
     convert::Infallible,
+    io::ErrorKind,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -77,11 +78,14 @@ impl Listener {
             );
         }
         let listener = TcpListener::bind(address).await.map_err(|error| {
-            refused(
-                error,
-                format_args!("cannot serve metrics at {address}"),
-                "a port below 1024 takes root or CAP_NET_BIND_SERVICE: name another one",
-            )
+            let tried = format!("cannot serve metrics at {address}");
+            if error.kind() == ErrorKind::AddrInUse {
+                return anyhow::anyhow!(
+                    "{tried}: {error}; stop who listens there, or name another port"
+                );
+            }
+            let to_do = "a port below 1024 takes root or CAP_NET_BIND_SERVICE: name another one";
+            refused(error, tried, to_do)
         })?;
         log::info!(
             "serving metrics at http://{}/metrics",

@@ -1,5 +1,14 @@
 //! `--mine`: who is meant when the engine's own changes are told from those of others.
 
+use std::fs;
+
+/// Can it be told whose a change is? Where no hierarchy of cgroups is mounted, as in the mount namespace of
+/// `ip netns exec`, they have no paths.
+pub(crate) fn can_be_told() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.contains(" - cgroup2 "))
+}
+
 /// A unit of systemd, or a cgroup with all that is below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mine {

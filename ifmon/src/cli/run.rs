@@ -12,7 +12,7 @@ use super::{
     Exit,
     args::{Args, WaitArg},
     children::{Children, Shell},
-    complain, memory,
+    complain, memory, mine,
     notify::Notifier,
     open_files,
     output::{Output, facts::Reason, stdout::Stdout},
@@ -88,6 +88,11 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if !args.mine.is_empty() && !backend.is_ebpf() {
         log::warn!(
             "--mine has no effect: {backend} cannot tell who makes a change, the BPF backends can"
+        );
+    } else if !args.mine.is_empty() && !mine::can_be_told() {
+        log::warn!(
+            "--mine has no effect: no cgroups of version 2 are mounted here, as after `ip netns exec`; \
+             nsenter --net keeps them"
         );
     }
     let has_commands = args.exec.is_some() || args.on_restart.is_some();

@@ -102,11 +102,16 @@ pub(crate) fn say(level: log::Level, message: &str) {
         .write(&line);
 }
 
-/// A name may hold any byte: control characters must not reach a terminal.
+/// A name may hold any byte: control characters must not reach a terminal, nor what turns the line
+/// around or is not seen in it.
 pub(crate) fn printable(text: &str) -> String {
+    let is_unseen = |character| {
+        matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+    };
     let mut shown = String::new();
     for character in text.chars() {
-        if character.is_control() {
+        if character.is_control() || is_unseen(character) {
             shown.extend(character.escape_default());
         } else {
             shown.push(character);
