@@ -119,3 +119,19 @@ pub(crate) fn printable(text: &str) -> String {
     }
     shown
 }
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn nothing_in_a_name_moves_the_rest_of_the_line() {
+        for hidden in [
+            '\u{7}', '\u{9b}', '\u{200b}', '\u{202e}', '\u{2028}', '\u{2066}',
+        ] {
+            let shown = printable(&format!("wg{hidden}0"));
+            assert_eq!(shown, format!("wg{}0", hidden.escape_unicode()));
+        }
+        assert_eq!(printable("w\u{fc}g-\u{1f600}"), "w\u{fc}g-\u{1f600}");
+    }
+}
