@@ -45,6 +45,10 @@ impl Formatter for Escaping {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
+        // Nearly all are, and to look at bytes takes a third of what characters do.
+        if fragment.bytes().all(|byte| byte < 0x7f) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         while let Some((at, control)) = rest.char_indices().find(|(_, char)| char.is_control()) {
             let (before, from) = rest.split_at(at);
