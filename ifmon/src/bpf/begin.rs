@@ -662,14 +662,15 @@ impl Begin {
                 Step::BarrierAgain
             };
         };
-        if let Some(Unlinked { at, ifindex, id }) = self.unlinked.pop() {
-            return Step::Look(at, Look::InsertLink(ifindex, id));
+        if self.inserted_namespace {
+            let next = self.unlinked.pop();
+            return next.map_or(Step::Tell, |Unlinked { at, ifindex, id }| {
+                Step::Look(at, Look::InsertLink(ifindex, id))
+            });
         }
         for at in from..self.stretch.end {
             let item = &mut self.items[at];
-            if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name)
-                && !self.inserted_namespace
-            {
+            if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
                 // If nothing has changed meanwhile, both are one device's; else all is read again.
                 item.inode = inode.filter(|_| item.wants_inode);
                 return Step::Look(at, Look::Link(ifindex));

@@ -226,8 +226,7 @@ fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
         client.expect("wg0", "returned")?;
         client.expect("", "synced")?;
     }
-    // It has no reply of its own, so whoever wants one is not understood.
-    // Nor is it ahead of the watch of a name that nobody has asked for before.
+    // It is not ahead of the watch of a name that nobody has asked for before.
     for name in ["new0", "new1", "new2"] {
         let mut client = host.client(&host.room, NOBODY)?;
         client.watch(&json!({ "interfaces": [name], "expect": { name: 9 } }))?;
@@ -236,6 +235,7 @@ fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
         client.expect(name, "deleted")?;
         client.expect("", "synced")?;
     }
+    // It has no reply of its own, so whoever wants one is not understood.
     client.call("io.ifmon.Sync", &json!({}), false)?;
     ensure!(client.reply()?.is_none());
     Ok(())
