@@ -648,9 +648,9 @@ impl Bpf {
             self.patterns.outcome = Some(outcome);
             return Some(Step::Remove);
         }
-        // What the others were told meanwhile is all that there was; the programs are told of them
-        // anew.
-        space.table.lost(None);
+        // What the others were told meanwhile is all that there was, and nothing of it is lost; the
+        // programs are told of them anew.
+        space.table.lost(Some(0));
         self.outcome = Some(outcome);
         None
     }

@@ -71,15 +71,15 @@ impl Netlink {
         let Tally {
             seen,
             matched,
-            overflowed,
+            has_lost,
         } = sum;
         Counters {
             // What the filter drops, nobody counts.
             seen: (!self.filtered).then_some(seen),
             matched: Some(matched),
             ignored: (!self.filtered).then_some(seen - matched),
-            // The kernel says that messages were lost, never how many.
-            lost: (!overflowed).then_some(0),
+            // How many messages were lost, nobody says.
+            lost: (!has_lost).then_some(0),
         }
     }
 
@@ -172,11 +172,11 @@ impl Tally {
         let Self {
             seen,
             matched,
-            overflowed,
+            has_lost,
         } = other;
         self.seen += seen;
         self.matched += matched;
-        self.overflowed |= overflowed;
+        self.has_lost |= has_lost;
     }
 }
 

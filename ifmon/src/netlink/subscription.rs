@@ -21,13 +21,13 @@ use super::{
     message::{LinkMessage, Moved},
 };
 use crate::{
-    Error, InterfaceName, NetnsId, Pattern,
+    Error, EventKind, InterfaceName, NetnsId, Pattern,
     error::again,
     machine::{Answer, Census, Counted, Holder, Named, Now, Question, Wanted},
     pattern::table::PatternTable,
     retry,
     signal::Signal,
-    tracker::{Change, Observed, Place},
+    tracker::{Change, Observed, Place, Watch},
 };
 
 /// Names of new watches that are looked up one by one at a stretch: so few that the messages that come
@@ -85,8 +85,8 @@ pub(super) struct Tally {
     pub(super) seen: u64,
     /// Those that concerned a watch.
     pub(super) matched: u64,
-    /// Some were lost.
-    pub(super) overflowed: bool,
+    /// Some were lost: on the way, or dropped by a filter that did not know a device yet.
+    pub(super) has_lost: bool,
 }
 
 /// The socket that hears of links.
@@ -298,7 +298,7 @@ impl Subscription {
 
     /// Messages were lost: any name may be another device's by now.
     fn suspect_all(&mut self) {
-        self.tally.overflowed = true;
+        self.tally.has_lost = true;
         self.patterns.lost(None);
         self.suspects = self.table.names().map(|name| (name, true)).collect();
     }
@@ -460,6 +460,7 @@ impl Subscription {
     fn say_patterns(&mut self) -> bool {
         let has_said = self.patterns.has_said();
         while let Some(told) = self.patterns.take() {
+            self.tally.has_lost |= matches!(told.kind, EventKind::Resynced { .. });
             self.said.push_back(Signal::Pattern {
                 netns: self.netns,
                 told,
@@ -741,12 +742,7 @@ impl Subscription {
                 self.suspects.entry(name).or_default();
             }
             if changed || lost {
-                self.said.push_back(Signal::Resync {
-                    watch: self.table.watch(name),
-                    observed,
-                    lost: None,
-                    time: self.time,
-                });
+                self.say_read_again(self.table.watch(name), observed);
             }
         }
     }
@@ -932,19 +928,23 @@ impl Subscription {
         // The filter does not know this index yet: what the device did next may have been dropped.
         self.suspects.entry(watch.name).or_default();
         if missed {
-            self.said.push_back(Signal::Resync {
-                watch,
-                observed: Observed {
-                    holder: Some(device),
-                    away: None,
-                },
-                lost: None,
-                time: self.time,
-            });
+            let holder = Some(device);
+            self.say_read_again(watch, Observed { holder, away: None });
         } else {
             self.say(Change::Took { watch, device });
         }
         is_any
+    }
+
+    /// Something about this watch was lost, if only to the filter, and its state was read.
+    fn say_read_again(&mut self, watch: Watch, observed: Observed) {
+        self.tally.has_lost = true;
+        self.said.push_back(Signal::Resync {
+            watch,
+            observed,
+            lost: None,
+            time: self.time,
+        });
     }
 
     fn say(&mut self, change: Change) {

@@ -346,7 +346,7 @@ impl<A: Side> Side for Service<A> {
         assert_eq!(self.wires.len(), count, "{:?}", self.wires);
     }
 
-    fn check_counters(&self, counters: &Counters, _: bool) {
+    fn check_counters(&self, counters: &Counters, _: bool, _: bool) {
         let expected = Counters {
             lost: counters.lost,
             ..Counters::default()

@@ -842,7 +842,7 @@ impl Side for Programs {
         assert!(maps.devices.len() <= 2 * self.room);
     }
 
-    fn check_counters(&self, counters: &Counters, is_faulty: bool) {
+    fn check_counters(&self, counters: &Counters, told: bool, is_faulty: bool) {
         let Some(KernelCounters {
             seen,
             matched,
@@ -858,6 +858,7 @@ impl Side for Programs {
         assert_eq!(counters.seen, Some(seen));
         assert_eq!(counters.matched, Some(matched));
         assert_eq!(counters.ignored, Some(ignored));
+        assert!(!told || counters.lost.is_none(), "{counters:?}");
         if is_faulty && counters.lost.is_none() {
             assert!(self.has_missed || self.hook == Hook::Socket, "{counters:?}");
         } else {

@@ -95,7 +95,8 @@ pub(crate) trait Side: fmt::Debug {
         watched: &[Spot],
         patterns: &[patterns::Place],
     );
-    fn check_counters(&self, counters: &Counters, is_faulty: bool);
+    /// `told`: a loss of which nobody can say how much it was.
+    fn check_counters(&self, counters: &Counters, told: bool, is_faulty: bool);
 }
 
 pub(crate) type Request<S> = <<S as Side>::Machine as Machine>::Request;
@@ -307,6 +308,8 @@ pub(crate) struct Run<S: Side> {
     /// Requests since something happened.
     in_vain: u32,
     has_ended: bool,
+    /// It told of a loss, and did not say how much it was.
+    told_loss: bool,
     /// It waits, and all that was to be read was read.
     is_idle: bool,
     pub(crate) sum: Sum,
@@ -352,6 +355,7 @@ impl<S: Side> Run<S> {
             mark: 0,
             in_vain: 0,
             has_ended: false,
+            told_loss: false,
             is_idle: false,
             sum: Sum::default(),
         }
@@ -798,7 +802,7 @@ impl<S: Side> Run<S> {
             (Asked::Sync(mark, at), Reply::Synced) => self.marks.push((mark, at)),
             (Asked::Count, Reply::Counted(counters)) => {
                 if self.engine.is_free() {
-                    self.side.check_counters(&counters, self.setting.is_faulty);
+                    self.check_counters(&counters);
                 }
             }
             (asked, reply) => panic!("{reply:?} to {asked:?}"),
@@ -883,10 +887,7 @@ impl<S: Side> Run<S> {
         }
         let follower = follower.unwrap_or_else(|| panic!("{event:?}, not watched"));
         self.patterns[follower].take(event, &self.host);
-        match event.kind {
-            EventKind::Resynced { .. } => self.sum.resyncs += 1,
-            _ => self.sum.verdicts += 1,
-        }
+        self.count(&event.kind);
     }
 
     fn begun_everywhere(&mut self, pattern: Pattern, event: &Event) {
@@ -929,10 +930,26 @@ impl<S: Side> Run<S> {
         }
         let follower = follower.unwrap_or_else(|| panic!("{kind:?} of {name}, not watched"));
         self.followers[follower].take(kind, recovered, &self.host);
+        self.count(kind);
+    }
+
+    fn count(&mut self, kind: &EventKind) {
         match kind {
-            EventKind::Resynced { .. } => self.sum.resyncs += 1,
+            EventKind::Resynced { lost, .. } => {
+                self.sum.resyncs += 1;
+                // In all namespaces it is not known of which one so many were lost.
+                self.told_loss |= lost.is_none() && !self.setting.is_everywhere;
+            }
             _ => self.sum.verdicts += 1,
         }
+    }
+
+    fn check_counters(&self, counters: &Counters) {
+        let Self {
+            told_loss, setting, ..
+        } = self;
+        self.side
+            .check_counters(counters, *told_loss, setting.is_faulty);
     }
 
     /// It says that it cannot go on.
@@ -963,7 +980,12 @@ impl<S: Side> Run<S> {
         while self.read() {}
         assert!(self.has_ended, "it ended without a word");
         assert!(self.asked.is_none(), "{:?} was not replied to", self.asked);
+        // In the middle of something nothing is counted.
+        if *counters != Counters::default() {
+            self.check_counters(counters);
+        }
         self.has_ended = false;
+        self.told_loss = false;
         self.in_vain = 0;
         self.followers.clear();
         self.begun.clear();
