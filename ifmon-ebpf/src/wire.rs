@@ -381,7 +381,7 @@ pub struct Counters {
     pub zero: u64,
 }
 
-/// What the programs are told. Userspace writes it, but for `devices`.
+/// What the programs are told, and `devices`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
@@ -396,8 +396,8 @@ pub struct Control {
     /// With more entries than this in `DEVICES`, a device that is no longer the last one of any
     /// watched name is forgotten at once, and not only when it is unregistered.
     pub crowd: u32,
-    /// Entries in `DEVICES` whose ids the kernel side gave, which alone writes this, by atomic
-    /// additions.
+    /// Entries in `DEVICES` whose ids the kernel side gave. Whoever enters one or takes it out adds
+    /// to this atomically.
     pub devices: u32,
     /// In how many namespaces there are patterns. While there is none, nobody looks for one.
     pub patterned: u32,

@@ -481,7 +481,13 @@ impl<M: Asking> Engine<M> {
         for verdict in verdicts {
             self.tell(verdict, time, by.clone(), outbox);
         }
-        if self.tracker.is_empty() && self.patterns.is_empty() {
+        let is_about_to_be = |(netns, pattern): &(NetnsId, Pattern)| match &self.asked {
+            Some(Asked::WatchPatterns(asked, patterns)) => {
+                asked == netns && patterns.contains(pattern)
+            }
+            _ => false,
+        };
+        if self.tracker.is_empty() && self.patterns.iter().all(is_about_to_be) {
             self.gone = gone.or(self.gone);
         }
     }

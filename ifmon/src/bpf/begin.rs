@@ -67,6 +67,8 @@ pub(super) struct Begin {
     unlinked: Vec<Unlinked>,
     /// The programs were told of no names but these first ones, perhaps.
     told: usize,
+    /// Other watches were to begin anew, and do not.
+    breaks_others: bool,
     step: Step,
     /// Each name of it was looked up, and they are made sure of.
     is_checking: bool,
@@ -127,6 +129,8 @@ enum Step {
     Known,
     Forget(Vec<(Link, u64)>, bool),
     Seen,
+    /// Whoever still writes to what was removed is done: it can be taken for what is inserted.
+    Settle,
     Insert,
     Barrier,
     Census,
@@ -234,6 +238,7 @@ impl Begin {
             census: None,
             unlinked: Vec::new(),
             told: 0,
+            breaks_others: false,
             is_checking: false,
             step: if is_again { Step::Known } else { Step::IsAlive },
             seen: 0,
@@ -350,7 +355,7 @@ impl Begin {
                     });
                     Request::InsertNames(held.collect())
                 }
-                Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
+                Step::Settle | Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
                 Step::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
                 Step::Devices => self.insert_devices(core),
                 Step::Look(at, look) => self.look(*at, *look, core),
@@ -492,7 +497,8 @@ impl Begin {
         self.step = if self.is_again {
             Step::Done
         } else {
-            self.items.truncate(self.told);
+            let others = self.items.split_off(self.told);
+            self.breaks_others |= others.iter().any(|item| item.is_again);
             Step::Undo(0, Undo::Device)
         };
     }
@@ -556,8 +562,9 @@ impl Begin {
             }
             (Step::Seen, Reply::Counters(Ok(counters))) => {
                 self.seen = counters.seen;
-                Step::Insert
+                Step::Settle
             }
+            (Step::Settle, _) => Step::Insert,
             (Step::Insert, Reply::Done(Ok(()))) => Step::Barrier,
             (Step::Tell, Reply::Done(Ok(()))) => Step::BarrierAgain,
             (Step::Barrier, Reply::Answer(Answer::Waited(waited))) => {
@@ -869,6 +876,7 @@ impl Begin {
             netns,
             items,
             is_again,
+            breaks_others,
             failure,
             ..
         } = self;
@@ -879,7 +887,7 @@ impl Begin {
                     failure;
                 return Some(Err(error));
             }
-            if items.iter().any(|item| item.is_again) {
+            if breaks_others || items.iter().any(|item| item.is_again) {
                 // The programs were told of other watches anew, and by whom they are held was not
                 // found out.
                 core.has_failed();

@@ -709,7 +709,7 @@ impl Bpf {
     /// The device with this id is told of: by which id.
     pub(super) fn tell_id(&mut self, id: u64) -> u64 {
         match self.hook {
-            Hook::Function => id,
+            Hook::Function => self.identities.of(id),
             Hook::Socket => self.identities.tell(id),
         }
     }
@@ -727,8 +727,8 @@ impl Bpf {
             if !self.identities.knows(id) {
                 self.unidentified.insert(watch);
             }
-            self.prune_identities();
         }
+        self.prune_identities();
     }
 
     fn prune_identities(&mut self) {

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Actor, Error, EventKind, NetnsId, Pattern,
-    machine::Outcome,
+    machine::{Outcome, Question},
     pattern::table::{PatternTable, Told},
     signal::Signal,
 };
@@ -64,8 +64,10 @@ pub(super) enum Step {
     Exit(NetnsId),
     /// They are fewer.
     Narrow,
-    /// They do not begin: nothing is left of them when this is done.
-    Undo(Error, VecDeque<Request>),
+    /// Whoever still reads what they were before is done.
+    Settle(NetnsId),
+    /// They do not begin, or have ended: nothing is left of them when this is done.
+    Undo(Option<Error>, VecDeque<Request>),
 }
 
 impl Step {
@@ -115,7 +117,11 @@ impl Bpf {
         for space in self.patterns.spaces.values_mut() {
             space.table.remove(pattern);
         }
-        Some(Step::Narrow)
+        Some(if self.patterns.everywhere.patterns.is_empty() {
+            self.undo_everywhere(None)
+        } else {
+            Step::Narrow
+        })
     }
 
     pub(super) fn next_everywhere(&mut self, step: &Step) -> Request {
@@ -129,6 +135,7 @@ impl Bpf {
             Step::Leftovers | Step::Count => Request::PatternStates,
             &Step::Forget(netns) => Request::RemovePatterns(netns),
             &Step::Exit(netns) => Request::Leave(netns),
+            &Step::Settle(netns) => Request::Ask(netns, Question::Barrier),
             // There is something in it.
             Step::Clear(left) | Step::Undo(_, left) => {
                 left.front().cloned().unwrap_or(Request::Namespaces)
@@ -144,7 +151,7 @@ impl Bpf {
                 Some(clear(left.collect()))
             }
             (Step::Leftovers, Reply::PatternStates(Err(error))) => {
-                Some(self.undo_everywhere(Error::Filter(error)))
+                Some(self.undo_everywhere(Some(Error::Filter(error))))
             }
             (Step::Clear(mut left), _) => {
                 left.pop_front();
@@ -155,7 +162,7 @@ impl Bpf {
             // is found by it.
             (Step::Set, Reply::Done(Ok(()))) => Some(Step::List),
             (Step::State | Step::Set, Reply::Done(Err(error))) => {
-                Some(self.undo_everywhere(Error::Filter(error)))
+                Some(self.undo_everywhere(Some(Error::Filter(error))))
             }
             (Step::List, Reply::Namespaces(all)) => {
                 self.patterns.everywhere.left = all;
@@ -202,6 +209,10 @@ impl Bpf {
                 None
             }
             (Step::Narrow, _) => {
+                let anywhere = self.patterns.spaces.keys().next();
+                Some(Step::Settle(*anywhere.unwrap_or(&NetnsId::ALL)))
+            }
+            (Step::Settle(_), _) => {
                 self.outcome = Some(Outcome::Unwatched);
                 None
             }
@@ -217,7 +228,10 @@ impl Bpf {
                 self.patterns.everywhere = Everywhere::default();
                 self.patterns.spaces.clear();
                 self.patterns.suspects.clear();
-                self.outcome = Some(Outcome::Watched(Err(error)));
+                self.outcome = Some(match error {
+                    Some(error) => Outcome::Watched(Err(error)),
+                    None => Outcome::Unwatched,
+                });
                 None
             }
             (step, reply) => {
@@ -236,7 +250,7 @@ impl Bpf {
     /// record came that was counted.
     pub(super) fn next_of_everywhere(&mut self, is_all: bool) -> Option<Step> {
         if let Some(error) = self.patterns.everywhere.refused.take() {
-            return Some(self.undo_everywhere(error));
+            return Some(self.undo_everywhere(Some(error)));
         }
         if !self.patterns.suspects.is_empty() {
             return None;
@@ -255,7 +269,7 @@ impl Bpf {
             .then_some(Step::Exit(entered))
     }
 
-    fn undo_everywhere(&self, error: Error) -> Step {
+    fn undo_everywhere(&self, error: Option<Error>) -> Step {
         // First that of all, so that no more are found.
         let all = std::iter::once(NetnsId::ALL).chain(self.patterns.spaces.keys().copied());
         let Everywhere { entered, ended, .. } = &self.patterns.everywhere;

@@ -17,10 +17,20 @@ pub(crate) struct Identities {
     by_inode: BTreeMap<u64, u64>,
     /// The first id of a device, by the one that the kernel side gave it, of all others that were
     /// told of: those with another first id, and those whose inode is not known.
-    first: HashMap<u64, u64>,
+    first: HashMap<u64, First>,
+    /// How many of these there were.
+    given: u64,
     /// Devices that have no watched name as far as is known, by their first id. Where they are may
     /// have changed unseen, and they may come back.
     away: HashSet<u64>,
+}
+
+/// Which device a kernel side's id stands for.
+#[derive(Clone, Copy, Debug)]
+struct First {
+    told: u64,
+    /// How many were learnt before it, and it.
+    given: u64,
 }
 
 impl Identities {
@@ -29,6 +39,7 @@ impl Identities {
     pub(crate) fn len(&self) -> usize {
         let Self {
             first,
+            given: _,
             by_inode,
             inodes,
             away,
@@ -38,7 +49,7 @@ impl Identities {
 
     /// The id by which this one is told.
     pub(crate) fn of(&self, id: u64) -> u64 {
-        self.first.get(&id).copied().unwrap_or(id)
+        self.first.get(&id).map_or(id, |first| first.told)
     }
 
     /// The device that is told by this id lost its watched name, and may live.
@@ -104,11 +115,13 @@ impl Identities {
     /// The id by which this one is told, if it was before; else this one from now on.
     fn tell_as(&mut self, id: u64, told: u64) -> u64 {
         if let Some(first) = self.first.get(&id) {
-            *first
+            first.told
         } else if self.inodes.contains_key(&id) {
             id
         } else {
-            self.first.insert(id, told);
+            self.given += 1;
+            let given = self.given;
+            self.first.insert(id, First { told, given });
             told
         }
     }
@@ -118,7 +131,7 @@ impl Identities {
         self.by_inode.insert(inode, told);
         self.inodes.insert(told, inode);
         // That says as well that it is its own first id.
-        if self.first.get(&told) == Some(&told) {
+        if self.of(told) == told {
             self.first.remove(&told);
         }
     }
@@ -129,7 +142,8 @@ impl Identities {
         packed::repack(&mut self.by_inode);
     }
 
-    /// Forgets all but the devices that were told last, where there are many more than these.
+    /// Forgets all but the devices that were told last, where there are many more than these; and of
+    /// the ids of a device that comes back again and again, all but the last ones.
     pub(crate) fn prune(&mut self, watches: usize, told: impl FnOnce() -> HashSet<u64>) {
         let most = 2 * watches + if cfg!(test) { 4 } else { 64 };
         if self.by_inode.len() <= most && self.first.len() <= most {
@@ -138,7 +152,36 @@ impl Identities {
         let told = told();
         self.by_inode.retain(|_, id| told.contains(id));
         self.inodes.retain(|id, _| told.contains(id));
-        self.first.retain(|_, id| told.contains(id));
         self.away.retain(|id| told.contains(id));
+        let mut last: HashMap<u64, u64> = HashMap::with_capacity(told.len());
+        for &First { told, given } in self.first.values() {
+            let last = last.entry(told).or_default();
+            *last = given.max(*last);
+        }
+        // Of earlier ones records can still come.
+        let recent = self.given.saturating_sub(most as u64 / 2);
+        self.first.retain(|_, first| {
+            let is_last = last.get(&first.told) == Some(&first.given);
+            told.contains(&first.told) && (is_last || first.given > recent)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_comes_back_again_and_again_is_not_remembered_so_often() {
+        let (inode, first) = (7, 1);
+        let mut identities = Identities::default();
+        for id in first..10_000 {
+            assert_eq!(identities.identify(id, inode), first);
+            identities.prune(1, || HashSet::from([first]));
+            identities.left(first);
+            // Of the last few, records can be on their way.
+            assert_eq!(identities.of(id.saturating_sub(2).max(first)), first);
+        }
+        assert!(identities.len() < 20, "{} entries", identities.len());
     }
 }

@@ -127,7 +127,7 @@ impl Maps {
             Request::Device(id) => Reply::Device(get(&self.devices, &id)),
             Request::Devices => Reply::Devices(entries(&self.devices)),
             Request::InsertDevices(devices) => Reply::Done(self.insert_devices(devices)),
-            Request::RemoveDevice(id) => Reply::Done(remove(&mut self.devices, &id)),
+            Request::RemoveDevice(id) => Reply::Done(self.remove_device(id)),
             Request::Namespace(NetnsId(netns)) => Reply::Namespace(get(&self.namespaces, &netns)),
             Request::InsertNamespace(NetnsId(netns), epoch) => {
                 Reply::Done(insert(&mut self.namespaces, netns, epoch, 0))
@@ -212,6 +212,13 @@ impl Maps {
         let count = maps.patterns.keys().count();
         self.shared
             .set_patterned(u32::try_from(count).unwrap_or(u32::MAX));
+        Ok(())
+    }
+
+    fn remove_device(&mut self, id: u64) -> io::Result<()> {
+        if take_out(&mut self.devices, &id)? && id & USERSPACE_ID == 0 {
+            self.shared.uncount_device();
+        }
         Ok(())
     }
 
@@ -331,9 +338,14 @@ fn insert_all<K: Pod, V: Pod>(
 
 /// The kernel side may have removed it before.
 fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> io::Result<()> {
+    take_out(map, key).map(|_| ())
+}
+
+/// False when there was none.
+fn take_out<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> io::Result<bool> {
     match map.remove(key).map_err(cause) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        result => result.map(|()| true),
     }
 }
 

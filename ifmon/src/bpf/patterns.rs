@@ -94,6 +94,8 @@ pub(super) enum Step {
     Settle,
     /// There are fewer patterns.
     Narrow,
+    /// Whoever still reads what they were before is done.
+    NarrowWait,
     /// There are none.
     Remove,
     RemoveWait,
@@ -388,7 +390,9 @@ impl Bpf {
                 space.is_open = true;
                 return Some(Request::InsertPatterns(netns, space.set()));
             }
-            Step::Wait | Step::Settle | Step::RemoveWait => return ask(Question::Barrier),
+            Step::Wait | Step::Settle | Step::NarrowWait | Step::RemoveWait => {
+                return ask(Question::Barrier);
+            }
             Step::Count | Step::Verify => return Some(Request::PatternState(netns)),
             Step::Read => {
                 if !space.table.is_reading() {
@@ -612,7 +616,8 @@ impl Bpf {
                 self.read_again();
                 None
             }
-            (Step::Narrow, _) => {
+            (Step::Narrow, _) => Some(Step::NarrowWait),
+            (Step::NarrowWait, _) => {
                 self.outcome = self.patterns.outcome.take();
                 None
             }

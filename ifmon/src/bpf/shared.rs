@@ -113,11 +113,20 @@ impl Shared {
         self.set(offset_of!(Control, patterned), count);
     }
 
-    /// `offset` is that of a field of the `Control`.
+    /// A device that the programs have counted was taken out of `DEVICES`.
+    pub(super) fn uncount_device(&mut self) {
+        let devices = self.field(offset_of!(Control, devices));
+        devices.fetch_sub(1, Ordering::SeqCst);
+    }
+
     fn set(&mut self, offset: usize, value: u32) {
-        // SAFETY: in the first element, and aligned. The programs read it in one piece.
-        let field = unsafe { AtomicU32::from_ptr(self.elements.as_ptr().byte_add(offset).cast()) };
-        field.store(value, Ordering::SeqCst);
+        self.field(offset).store(value, Ordering::SeqCst);
+    }
+
+    /// `offset` is that of a field of the `Control`.
+    fn field(&mut self, offset: usize) -> &AtomicU32 {
+        // SAFETY: in the first element, and aligned. The programs read and change it in one piece.
+        unsafe { AtomicU32::from_ptr(self.elements.as_ptr().byte_add(offset).cast()) }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     BackendKind, Netns, NetnsId, Unavailable,
     driver::Shell,
     inquiry::Inquiry,
-    machine::{Answer, Source},
+    machine::{Answer, Question, Source},
     netlink::socket::Socket,
     netns::Places,
     readiness::Readiness,
@@ -256,7 +256,7 @@ impl Programs {
         Some(record)
     }
 
-    fn ask(&mut self, netns: NetnsId, question: crate::machine::Question) -> Answer {
+    fn ask(&mut self, netns: NetnsId, question: Question) -> Answer {
         if let Some(inquiry) = self.inquiries.get_mut(&netns) {
             return inquiry.answer(question);
         }
@@ -266,6 +266,12 @@ impl Programs {
                 Ok(mut inquiry) => inquiry.answer(question),
                 Err(_) => Answer::unknown(question),
             },
+            // Changes are made under one lock, wherever that is asked for.
+            _ if question == Question::Barrier => {
+                let own = Netns::current().ok();
+                let own = own.and_then(|own| Inquiry::new(&own).ok());
+                own.map_or(Answer::unknown(question), |mut own| own.answer(question))
+            }
             _ => Answer::unknown(question),
         }
     }

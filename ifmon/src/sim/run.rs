@@ -310,6 +310,8 @@ pub(crate) struct Run<S: Side> {
     has_ended: bool,
     /// It told of a loss, and did not say how much it was.
     told_loss: bool,
+    /// A watch was ended.
+    has_unwatched: bool,
     /// It waits, and all that was to be read was read.
     is_idle: bool,
     pub(crate) sum: Sum,
@@ -356,6 +358,7 @@ impl<S: Side> Run<S> {
             in_vain: 0,
             has_ended: false,
             told_loss: false,
+            has_unwatched: false,
             is_idle: false,
             sum: Sum::default(),
         }
@@ -761,6 +764,7 @@ impl<S: Side> Run<S> {
                 }
             }
             (Asked::UnwatchPattern(place), Reply::Unwatched(was_watched)) => {
+                self.has_unwatched = true;
                 let is_known = self.is_pattern_watched(&place);
                 let is_it = |other: &patterns::Place| {
                     let is_here = other.spot.space == place.spot.space || place.is_everywhere;
@@ -798,6 +802,7 @@ impl<S: Side> Run<S> {
                 // From now on nothing is said of it.
                 self.begun.retain(|(other, ..)| !is_it(other));
                 self.followers.retain(|other| !is_it(&other.spot));
+                self.has_unwatched = true;
             }
             (Asked::Sync(mark, at), Reply::Synced) => self.marks.push((mark, at)),
             (Asked::Count, Reply::Counted(counters)) => {
@@ -986,6 +991,7 @@ impl<S: Side> Run<S> {
         }
         self.has_ended = false;
         self.told_loss = false;
+        self.has_unwatched = false;
         self.in_vain = 0;
         self.followers.clear();
         self.begun.clear();
@@ -1067,6 +1073,7 @@ impl<S: Side> Run<S> {
             follower.rest(&self.host);
         }
         let host = &self.host;
+        let followed = self.followers.len() + self.patterns.len();
         self.patterns.retain(|patterns::Follower { place, .. }| {
             place.is_everywhere || host.now.is_there(place.spot)
         });
@@ -1077,6 +1084,11 @@ impl<S: Side> Run<S> {
             .collect();
         self.followers
             .retain(|follower| host.now.is_there(follower.spot));
+        let follows = self.followers.len() + self.patterns.len();
+        assert!(
+            follows > 0 || followed == 0 || self.has_unwatched,
+            "nothing is watched any more, and it does not end"
+        );
         let watched: Vec<Spot> = self
             .followers
             .iter()
