@@ -325,6 +325,25 @@ fn the_time_of_wait_ends_where_nobody_reads_too() {
     drop(reader);
 }
 
+/// A script that goes on after a wait does not go on when that is interrupted.
+#[test]
+fn a_wait_that_is_stopped_has_not_come_to_its_end() {
+    for (wait, name) in [("--wait", "no-such-link"), ("--wait=absent", LOOPBACK)] {
+        let command = words(&["--json", "--backend", "netlink", wait, name]);
+        let ifmon = Ifmon::spawn(command).expect("ifmon starts");
+        ifmon.expect(name, "watching").expect("it begins");
+        ifmon.signal(Signal::INT).expect("it runs");
+        let outcome = ifmon.finish().expect("it ends");
+        assert_eq!(outcome.status.code(), Some(4), "{outcome:?}");
+
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = words(&["--backend", "netlink", wait, name]);
+        let status = command.stdout(writer).status().expect("it ends");
+        assert_eq!(status.code(), Some(4), "{wait}, and nobody reads");
+    }
+}
+
 /// It takes the call, and that is all.
 #[test]
 fn an_agent_that_does_not_answer_holds_no_end_up() {

@@ -99,7 +99,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "UNIT|CGROUP", value_parser = Mine::parse)]
     pub(crate) mine: Vec<Mine>,
 
-    /// End with exit code 0 as soon as every interface exists, or with `absent` none does
+    /// End with exit code 0 as soon as every interface exists, or with `absent` none does; with 4
+    /// when stopped before
     #[arg(long, value_enum, value_name = "STATE", num_args = 0..=1, require_equals = true, default_missing_value = "present")]
     pub(crate) wait: Option<WaitArg>,
 

@@ -47,8 +47,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// An interface does not exist, and `--must-exist` was given.
     Absent = 3,
-    /// What `--wait` waited for did not come in time.
-    TimedOut = 4,
+    /// What `--wait` waited for had not come when its time was over, or when it was stopped.
+    InVain = 4,
 }
 
 impl From<Exit> for ExitCode {

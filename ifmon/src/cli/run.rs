@@ -72,13 +72,13 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     let (builder, watches, places) = watches::builder(&mut args, directory.as_mut())?;
     let monitor = tokio::select! {
         biased;
-        () = signals.end() => return Ok(Exit::Stopped),
+        () = signals.end() => return Ok(stopped(args.wait.is_none())),
         started = builder.start() => started?,
         // An agent may take the call and not answer.
         () = passed(deadline.map(|deadline| deadline.max(begin + START))) => {
             let seconds = args.timeout.unwrap_or_default().as_secs_f64();
             complain(&format!("no watch has begun in the {seconds} s of --timeout"));
-            return Ok(Exit::TimedOut);
+            return Ok(Exit::InVain);
         }
     };
     let backend = monitor.backend();
@@ -165,6 +165,15 @@ fn warn_of_netns(backend: BackendKind, has_patterns: bool) {
         log::warn!(
             "watching another network namespace by {backend} keeps it alive until ifmon ends; fentry and kprobe do not"
         );
+    }
+}
+
+/// How a run ends that somebody ended. A script goes on only when what it waits for is there.
+const fn stopped(is_as_wanted: bool) -> Exit {
+    if is_as_wanted {
+        Exit::Stopped
+    } else {
+        Exit::InVain
     }
 }
 
@@ -279,10 +288,7 @@ impl Run {
         }
         let is_seen = self.args.once
             && (restart || matches!(event.kind, EventKind::Appeared { .. }))
-            || self
-                .args
-                .wait
-                .is_some_and(|state| self.watches.are_all(state == WaitArg::Present));
+            || self.args.wait.is_some() && self.is_as_wanted();
         if is_seen { Err(End::Seen) } else { Ok(()) }
     }
 
@@ -302,6 +308,7 @@ impl Run {
     /// Says what is left to be said, and waits for the commands that are left to be run.
     async fn end(mut self, end: End) -> anyhow::Result<Exit> {
         self.notifier.stopping();
+        let is_as_wanted = self.is_as_wanted();
         match &end {
             End::Absent(what) => complain(what),
             End::TimedOut => complain(&self.waited_in_vain()),
@@ -354,11 +361,17 @@ impl Run {
             // Best effort: standard output may be what failed.
             End::Failed(error) => Err(error),
             End::Absent(_) => Ok(Exit::Absent),
-            End::TimedOut => Ok(Exit::TimedOut),
+            End::TimedOut => Ok(Exit::InVain),
             End::Signal | End::Seen | End::ReaderGone => {
-                written.or_else(reader_gone).map(|()| Exit::Stopped)
+                written.or_else(reader_gone).map(|()| stopped(is_as_wanted))
             }
         }
+    }
+
+    /// Is all as `--wait` wants it?
+    fn is_as_wanted(&self) -> bool {
+        let is_it = |state| self.watches.are_all(state == WaitArg::Present);
+        self.args.wait.is_none_or(is_it)
     }
 
     /// Which interfaces `--wait` waited for.
