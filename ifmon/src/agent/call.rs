@@ -77,19 +77,22 @@ fn message(object: &serde_json::Value) -> Vec<u8> {
 pub(super) struct Input(Vec<u8>);
 
 impl Input {
-    /// Takes more, and gives what is whole; an error when that is not what an agent says.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<Vec<Message>, String> {
+    /// Takes more, and gives what is whole, up to what no agent says: that is an error.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> (Vec<Message>, Result<(), String>) {
         let Self(input) = self;
         input.extend_from_slice(bytes);
         let mut messages = Vec::new();
         while let Some(end) = input.iter().position(|&byte| byte == 0) {
             let whole: Vec<u8> = input.drain(..=end).collect();
-            messages.extend(parse(whole.get(..end).unwrap_or_default())?);
+            match parse(whole.get(..end).unwrap_or_default()) {
+                Ok(message) => messages.extend(message),
+                Err(why) => return (messages, Err(why)),
+            }
         }
-        if input.len() > MESSAGE {
-            return Err("it sends a message without an end".to_owned());
-        }
-        Ok(messages)
+        let is_bounded = input.len() <= MESSAGE;
+        let result = is_bounded.then_some(());
+        let endless = || "it sends a message without an end".to_owned();
+        (messages, result.ok_or_else(endless))
     }
 }
 
@@ -254,18 +257,24 @@ mod tests {
         for cut in 0..said.len() {
             let (first, rest) = said.split_at(cut);
             let mut input = Input::default();
-            let mut messages = input.take(first).expect("well said");
-            messages.extend(input.take(rest).expect("well said"));
+            let (mut messages, first) = input.take(first);
+            let (others, rest) = input.take(rest);
+            messages.extend(others);
+            assert_eq!((first, rest), (Ok(()), Ok(())), "well said");
             assert_eq!(messages, expected, "cut at {cut}");
+            // What comes before something that no agent says was said.
+            let (messages, result) = Input::default().take(&[said, b"{}\0"].concat());
+            assert!(result.is_err());
+            assert_eq!(messages, expected);
         }
     }
 
     #[test]
     fn what_no_agent_says_is_an_error() {
         for said in [&b"HTTP/1.1 400\0"[..], b"{}\0", b"{\"parameters\":[]}\0"] {
-            assert!(Input::default().take(said).is_err());
+            assert!(Input::default().take(said).1.is_err());
         }
-        assert!(Input::default().take(&[b' '; MESSAGE + 1]).is_err());
-        assert!(Input::default().take(&[b' '; MESSAGE]).is_ok());
+        assert!(Input::default().take(&[b' '; MESSAGE + 1]).1.is_err());
+        assert!(Input::default().take(&[b' '; MESSAGE]).1.is_ok());
     }
 }

@@ -255,10 +255,7 @@ impl Agent {
         let Some(call) = self.calls.get_mut(&id) else {
             return;
         };
-        let messages = match call.input.take(bytes) {
-            Ok(messages) => messages,
-            Err(why) => return self.fail(&format!("the agent cannot be asked: {why}"), now),
-        };
+        let (messages, result) = call.input.take(bytes);
         let names = call.names.clone();
         for message in messages {
             match message {
@@ -270,6 +267,9 @@ impl Agent {
                     return self.fail(&format!("the agent refuses ({why})"), now);
                 }
             }
+        }
+        if let Err(why) = result {
+            self.fail(&format!("the agent cannot be asked: {why}"), now);
         }
     }
 

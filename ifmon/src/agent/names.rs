@@ -37,8 +37,9 @@ struct Known {
     /// Who holds the name, or held it last.
     last: Option<Device>,
     held: bool,
-    /// The last holder does not exist any more, so that another device can have its index.
-    is_deleted: bool,
+    /// The last holder is not known again by its index: it is gone for good, or had left the name
+    /// before this session began, and may have gone since. Another device can have that index.
+    is_lost: bool,
     /// The last holder's mark; `None` while nobody held the name in this session.
     mark: Option<Mark>,
     /// The agent lost events and will say what has changed: how many.
@@ -89,6 +90,7 @@ impl Names {
         };
         known.mark = None;
         known.lost = None;
+        known.is_lost |= !known.held;
         match found {
             Some(found) => holder(self.take(name, found)),
             None => {
@@ -240,7 +242,7 @@ impl Names {
         let known = self.known.get_mut(&name)?;
         let last = known.last.filter(|last| match known.mark {
             Some(held) => held == mark,
-            None => last.ifindex == ifindex && !known.is_deleted,
+            None => last.ifindex == ifindex && !known.is_lost,
         });
         let id = last.map_or_else(
             || {
@@ -252,7 +254,7 @@ impl Names {
         let device = Device { ifindex, id };
         known.last = Some(device);
         known.held = true;
-        known.is_deleted = false;
+        known.is_lost = false;
         known.mark = Some(mark);
         Some(device)
     }
@@ -276,7 +278,7 @@ impl Known {
 
     fn leave(&mut self, to: Option<Place>) -> Left {
         self.held = false;
-        self.is_deleted = to.is_none();
+        self.is_lost = to.is_none();
         Left::To(to)
     }
 }
@@ -329,5 +331,37 @@ mod tests {
         // So what comes next is an event like any other.
         let signal = tell(What::Deleted);
         assert!(matches!(signal, Some(Signal::Change { .. })), "{signal:?}");
+    }
+
+    /// While nobody watched the namespace where it was, the device can have ended, and another one
+    /// have its index.
+    #[test]
+    fn who_was_away_when_a_session_began_is_not_known_by_an_index() {
+        let name: InterfaceName = "wg0".parse().expect("a good name");
+        let mut names = Names::new(NetnsId(1));
+        let mark = names.new_mark();
+        let told = |what| Told {
+            name,
+            time: SystemTime::UNIX_EPOCH,
+            by: None,
+            what,
+        };
+        let first = names.begin(name, Some(Found { ifindex: 7, mark }));
+        let moved = What::Moved {
+            netns: None,
+            ifindex: None,
+        };
+        names.tell(told(moved));
+        let returned = names.tell(told(What::Returned(7)));
+        let is_it = |device| matches!(returned, Some(Signal::Change { change: Change::Took { device: other, .. }, .. }) if Some(other) == device);
+        assert!(is_it(first), "{returned:?}");
+        names.tell(told(What::Renamed(name)));
+        names.resume(name, None);
+        let mark = names.new_mark();
+        let observed = names.resume(name, Some(Found { ifindex: 7, mark }));
+        assert_ne!(
+            observed.holder.map(|device| device.id),
+            first.map(|device| device.id)
+        );
     }
 }

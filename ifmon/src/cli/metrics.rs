@@ -139,7 +139,7 @@ impl Metrics {
             watches.insert(key, Watched::new(netns));
         }
         if let Some(watched) = watches.get_mut(&key) {
-            watched.up = is_up(&event.kind);
+            watched.up = event.kind.holder().is_some();
             *watched.events.entry(event.kind.as_str()).or_default() += 1;
         }
     }
@@ -295,14 +295,6 @@ fn labels(
     }
     labels.extend(event.map(|event| ("event", event.to_owned())));
     labels
-}
-
-/// Does the name belong to a device after this event?
-fn is_up(kind: &EventKind) -> bool {
-    match kind {
-        EventKind::Deleted { .. } | EventKind::Renamed { .. } | EventKind::Moved { .. } => false,
-        kind => kind.ifindex().is_some(),
-    }
 }
 
 /// A label that means the same after a restart of the host, where the namespace has a name. Where

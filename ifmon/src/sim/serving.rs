@@ -592,7 +592,7 @@ impl<A: Side> Process<A> {
             Method::Sync if is_watching && oneway => Sync::Asked,
             Method::Watch(watch) if !is_watching && more => Sync::Call(watch),
             Method::List if !is_watching => {
-                let listed = self.hub.list(Some(host::netns(connection.space)), None);
+                let listed = self.hub.list(Some(host::netns(connection.space)), None).0;
                 for name in listed {
                     assert!(name.clients > 0, "{name:?}");
                 }
@@ -720,7 +720,7 @@ impl<A: Side> Process<A> {
             self.hub.counts(),
             (self.connections.len(), asked, watches.len() - 1)
         );
-        for listed in self.hub.list(None, None) {
+        for listed in self.hub.list(None, None).0 {
             let (netns, name) = listed.watch;
             let holder = host.now.by_name(host::space_of(netns), name);
             assert_eq!(

@@ -7,7 +7,7 @@ use std::{
     io,
     path::PathBuf,
     rc::Rc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Notify,
+    time::timeout,
 };
 
 use super::{
@@ -40,6 +41,9 @@ use crate::cli::{
 
 /// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
 const NETNS_NAMES: &str = "/run/netns";
+
+/// When it is tried again to take a client for which there was no descriptor.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What connections share. One thread, and nothing is borrowed over a wait.
 #[derive(Debug)]
@@ -130,15 +134,19 @@ fn netns_name(netns: &Netns) -> Option<Rc<OsString>> {
 }
 
 impl Agent {
-    /// The next connection. Where there are no descriptors left, it comes when a client has gone.
+    /// The next connection. Where there is no descriptor for it, it comes when a client has gone, or
+    /// a little later: others on the host can be short of them as well.
     async fn accept(&self, listener: &UnixListener) -> UnixStream {
+        let mut is_said = false;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => return stream,
                 Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
-                    log::warn!("cannot take a client: {error}; waiting until one has gone");
-                    self.room.notified().await;
+                    if !std::mem::replace(&mut is_said, true) {
+                        log::warn!("cannot take a client: {error}; waiting until one has gone");
+                    }
+                    let _ = timeout(PATIENCE, self.room.notified()).await;
                 }
             }
         }
@@ -245,7 +253,7 @@ impl Agent {
         })
     }
 
-    pub(super) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> Vec<Listed> {
+    pub(super) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> (Vec<Listed>, bool) {
         self.hub.borrow().list(netns, after)
     }
 

@@ -241,8 +241,7 @@ impl Connection {
         };
         let mut after = None;
         loop {
-            let page = self.agent.list(scope, after);
-            let is_last = page.len() < limits::LISTED;
+            let (page, is_last) = self.agent.list(scope, after);
             if !is_last && !more {
                 return self.write(&Fault::ExpectedMore.reply()).await;
             }

@@ -596,20 +596,21 @@ impl Hub {
     }
 
     /// Names that are watched for clients, of one namespace or of all, after this one; so many at
-    /// most that they fit into one reply.
-    pub(crate) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> Vec<Listed> {
+    /// most that they fit into one reply; and whether these are the last.
+    pub(crate) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> (Vec<Listed>, bool) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.names
+        let mut rest = self
+            .names
             .range((from, Bound::Unbounded))
             .filter(|((of, _), name)| netns.is_none_or(|netns| netns == *of) && name.is_told())
-            .take(limits::LISTED)
             .map(|(&watch, name)| Listed {
                 watch,
                 ifindex: name.state.holding.ifindex(),
                 since: name.since,
                 clients: name.clients.len(),
-            })
-            .collect()
+            });
+        let page = rest.by_ref().take(limits::LISTED).collect();
+        (page, rest.next().is_none())
     }
 
     /// What the host calls a namespace in which something is watched.

@@ -3,10 +3,7 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsFd, AsRawFd as _},
-        unix::net::UnixDatagram,
-    },
+    os::fd::{AsFd, AsRawFd as _},
 };
 
 use anyhow::Context as _;
@@ -34,10 +31,10 @@ pub(super) struct Home {
 impl Home {
     pub(super) fn new(group: Option<u32>, policy: Policy) -> anyhow::Result<Self> {
         let netns = Netns::current().context("the network namespace of ifmon is unknown")?;
-        let socket = UnixDatagram::unbound().context("cannot make a socket")?;
+        let cookie = netns.cookie().ok();
         Ok(Self {
             netns,
-            cookie: netns_cookie(&socket).ok(),
+            cookie,
             group,
             policy,
         })
