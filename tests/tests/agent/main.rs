@@ -244,7 +244,7 @@ fn what_happened_before_a_sync_is_told_before_it() -> Result<()> {
 #[test]
 fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
     let host = Host::new("list")?;
-    let names: Vec<String> = (0..600).map(|number| format!("if{number:03}")).collect();
+    let names: Vec<String> = (0..512).map(|number| format!("if{number:03}")).collect();
     let mut client = host.client(&host.room, NOBODY)?;
     client.watch(&json!({ "interfaces": names }))?;
     for name in &names {
@@ -254,7 +254,7 @@ fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
     other.call("io.ifmon.List", &json!({}), false)?;
     other.refused("org.varlink.service.ExpectedMore")?;
     other.call("io.ifmon.List", &json!({}), true)?;
-    let mut listed = Vec::new();
+    let (mut listed, mut parts) = (Vec::new(), 0);
     loop {
         let reply = other.next_reply()?;
         let part = reply["parameters"]["interfaces"]
@@ -262,11 +262,13 @@ fn what_is_watched_is_listed_in_parts_that_are_bounded() -> Result<()> {
             .context("no list")?;
         ensure!(part.len() <= 256, "{} in one reply", part.len());
         listed.extend(part.iter().map(|one| one["interface"].clone()));
+        parts += 1;
         if reply["continues"] != true {
             break;
         }
     }
     ensure!(listed == names, "{listed:?}");
+    ensure!(parts == 2, "{parts} parts");
     // A call is refused as a whole, and the connection goes on.
     let too_many: Vec<String> = (0..1025).map(|number| format!("b{number}")).collect();
     other.watch(&json!({ "interfaces": too_many }))?;
@@ -322,6 +324,19 @@ fn a_thousand_clients_share_their_watches_and_leave_nothing() -> Result<()> {
         let info = host.info()?;
         Ok(info["watches"]["now"] == 0 && info["names"]["now"] == 0)
     })
+}
+
+#[test]
+fn a_user_with_too_many_clients_is_told_so_and_others_are_served() -> Result<()> {
+    open_files::raise()?;
+    let host = Host::new("crowd")?;
+    let clients = (0..1536).map(|_| host.client(&host.room, NOBODY));
+    let clients = clients.collect::<Result<Vec<_>>>()?;
+    let mut one_more = host.client(&host.room, NOBODY)?;
+    one_more.call("io.ifmon.Info", &json!({}), false)?;
+    one_more.refused("io.ifmon.TooMany")?;
+    ensure!(host.info()?["clients"]["now"] == clients.len() + 1);
+    Ok(())
 }
 
 #[test]

@@ -15,7 +15,7 @@ use ifmon::{BackendKind, Error, Handle, InterfaceName, Monitor, Netns, NetnsId, 
 use serde_json::{Value, json};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::timeout,
 };
 
@@ -42,7 +42,10 @@ use crate::cli::{
 /// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
 const NETNS_NAMES: &str = "/run/netns";
 
-/// When it is tried again to take a client for which there was no descriptor.
+/// So many clients for which there is no room may have a descriptor at a time.
+const REFUSALS: usize = 32;
+/// When it is tried again to take a client for which there was no descriptor, and how long one for
+/// which there is no room may take to ask.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What connections share. One thread, and nothing is borrowed over a wait.
@@ -54,6 +57,8 @@ pub(super) struct Agent {
     requests: Notify,
     /// A client has gone.
     room: Notify,
+    /// How many more may be told that they are not taken.
+    refusals: Semaphore,
     pub(super) home: Home,
     backend: BackendKind,
     handle: Handle,
@@ -98,6 +103,7 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
         news: RefCell::default(),
         requests: Notify::new(),
         room: Notify::new(),
+        refusals: Semaphore::new(REFUSALS),
         home,
         backend,
         handle: monitor.handle(),
@@ -153,18 +159,30 @@ impl Agent {
     }
 
     fn take(self: &Rc<Self>, stream: UnixStream) {
-        let connection = Peer::of(&stream, &self.home)
+        let taken = Peer::of(&stream, &self.home)
             .map_err(|error| Fault::NotPermitted(error.to_string()))
-            .and_then(|peer| {
-                let agent = Rc::clone(self);
-                Connection::new(agent, stream, peer)
-            });
-        match connection {
-            Ok(connection) => {
+            .and_then(|peer| Ok((self.connect(&peer)?, peer)));
+        match taken {
+            Ok((client, peer)) => {
+                let connection = Connection::new(Rc::clone(self), stream, peer, client);
                 tokio::task::spawn_local(connection.serve());
             }
-            // It has asked nothing yet, so there is nothing to reply to: it is closed.
-            Err(fault) => log::debug!("a client is not taken: {fault:?}"),
+            Err(fault) => {
+                log::debug!("a client is not taken: {fault:?}");
+                let agent = Rc::clone(self);
+                tokio::task::spawn_local(async move { agent.refuse(&stream, &fault).await });
+            }
+        }
+    }
+
+    /// Replies to what a client asks first, which takes it a moment.
+    async fn refuse(&self, stream: &UnixStream, fault: &Fault) {
+        let Ok(_permit) = self.refusals.try_acquire() else {
+            return;
+        };
+        if let Ok(Ok(())) = timeout(PATIENCE, stream.readable()).await {
+            // There is room for that in a new socket.
+            let _ = rustix::io::write(stream, &fault.reply());
         }
     }
 

@@ -40,16 +40,20 @@ impl From<io::Error> for Gone {
 }
 
 impl Connection {
-    pub(super) fn new(agent: Rc<Agent>, stream: UnixStream, peer: Peer) -> Result<Self, Fault> {
-        let (id, news) = agent.connect(&peer)?;
-        Ok(Self {
+    pub(super) fn new(
+        agent: Rc<Agent>,
+        stream: UnixStream,
+        peer: Peer,
+        (id, news): (ClientId, Rc<Notify>),
+    ) -> Self {
+        Self {
             agent,
             stream,
             peer,
             id,
             news,
             input: Vec::new(),
-        })
+        }
     }
 
     /// Answers until the client goes.
