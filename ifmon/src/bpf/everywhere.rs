@@ -31,6 +31,9 @@ pub(super) struct Everywhere {
     pub(super) is_on: bool,
     patterns: Vec<Pattern>,
     has_begun: bool,
+    /// They were watched, and their watches have ended: what the programs tell of a device that was
+    /// between two namespaces then would be taken for news.
+    is_over: bool,
     /// Namespaces that there were at the start, and that were not entered yet.
     pub(super) left: Vec<NetnsId>,
     /// The one that is entered.
@@ -94,7 +97,7 @@ impl Everywhere {
 impl Bpf {
     /// Begins to watch patterns in all namespaces.
     pub(super) fn begin_everywhere(&mut self, patterns: Vec<Pattern>) -> Option<Step> {
-        if self.patterns.are_any() {
+        if self.patterns.are_any() || self.patterns.everywhere.is_over {
             self.outcome = Some(Outcome::Watched(Err(Error::AllNamespaces)));
             return None;
         }
@@ -225,7 +228,10 @@ impl Bpf {
                 if !left.is_empty() {
                     return Some(Step::Undo(error, left));
                 }
-                self.patterns.everywhere = Everywhere::default();
+                self.patterns.everywhere = Everywhere {
+                    is_over: error.is_none(),
+                    ..Everywhere::default()
+                };
                 self.patterns.spaces.clear();
                 self.patterns.suspects.clear();
                 self.outcome = Some(match error {

@@ -365,6 +365,11 @@ impl PatternTable {
             return;
         }
         match known.map(|known| known.name) {
+            // Who has its name as far as is known has lost it, and is told of first.
+            None if self.is_after_loss() && self.is_taken(named.name) => {
+                let (named, is_new) = (Some(named), true);
+                self.deferred.insert(ifindex, Deferred { named, is_new });
+            }
             None => self.appear(ifindex, Known::new(named), false),
             // Something else about it has changed; or what was read was ahead of this.
             Some(old) if old == named.name && !is_other && !(is_new && self.is_after_loss()) => {}
@@ -378,6 +383,10 @@ impl PatternTable {
             }
             Some(_) => self.rename(ifindex, named.name, false),
         }
+    }
+
+    fn is_taken(&self, name: InterfaceName) -> bool {
+        self.devices.values().any(|known| known.name == name)
     }
 
     /// A device is gone, or went elsewhere.
@@ -647,9 +656,14 @@ impl PatternTable {
                     reading.rounds += 1;
                 } else {
                     let is_missing = |ifindex: &u32| !reading.found.contains_key(ifindex);
-                    let missing = self.devices.keys().copied().filter(is_missing);
+                    let known: BTreeSet<u32> = self
+                        .devices
+                        .keys()
+                        .chain(self.deferred.keys())
+                        .copied()
+                        .collect();
                     reading.rounds = 0;
-                    reading.stage = Stage::Names(missing.collect());
+                    reading.stage = Stage::Names(known.into_iter().filter(is_missing).collect());
                 }
             }
             (Stage::Names(left), Answer::Name(named)) => {

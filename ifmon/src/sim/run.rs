@@ -30,8 +30,8 @@ const TOO_OFTEN: u32 = 200;
 /// A failure that lasts for ever.
 const FOR_EVER: u32 = u32::MAX;
 /// What fails so often in a row is tried again without a wait. All names and patterns of a namespace
-/// that are looked up after a loss ask for a barrier or two each.
-const TOO_SOON: u32 = 30;
+/// that are looked up after a loss ask for a barrier, or two or three, each.
+const TOO_SOON: u32 = 60;
 pub(crate) const KINDS_OF_REQUESTS: usize = 40;
 
 /// A backend's side of the kernel.

@@ -275,6 +275,42 @@ fn what_a_loss_hid_is_told_in_an_order_in_which_it_can_have_happened() {
     );
 }
 
+/// What is still queued is read after the kernel has said that it dropped what came later.
+#[test]
+fn who_takes_a_name_after_a_loss_is_told_after_who_had_it() {
+    let mut table = table(&["v*"], NO_LINKS);
+    table.lost(None);
+    table.exists(50, named("v1"), true);
+    table.exists(50, named("w1"), false);
+    table.exists(60, named("v1"), true);
+    table.gone(50, Some(named("w1")), None);
+    assert_eq!(said(&mut table), ["v* appeared v1 50"]);
+    table.read_table();
+    read(&mut table, &[(60, "v1")], NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "v* resynced lost None changed true of 1",
+            "v* deleted v1 50, recovered",
+            "v* appeared v1 60, recovered",
+        ]
+    );
+    // It is gone by the time that the table is read.
+    table.lost(None);
+    table.exists(60, named("w1"), false);
+    table.exists(70, named("v1"), true);
+    table.gone(70, Some(named("v1")), None);
+    table.read_table();
+    read(&mut table, &[(60, "w1")], NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "v* resynced lost None changed true of 0",
+            "v* renamed v1 60 to w1, recovered",
+        ]
+    );
+}
+
 #[test]
 fn after_a_loss_a_known_index_may_be_another_devices() {
     let mut table = table(&["*"], &[(2, "a2"), (3, "a3"), (4, "a4")]);
