@@ -53,7 +53,6 @@ static DEVICES: HashMap<u64, DeviceState> = HashMap::with_max_entries(WATCHES, 0
 static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
 
 /// Namespaces with a watch that are still alive, by inode number, with an epoch from userspace.
-/// Tracing alone.
 #[map]
 static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
 

@@ -605,3 +605,80 @@ fn find(watches: Vec<(Watch, Option<Identity>)>, holders: &[Option<Holder>]) -> 
         awaiting: false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::machine::Source;
+
+    /// A backend that does what it was told before.
+    #[derive(Debug)]
+    struct Scripted(VecDeque<Step<()>>);
+
+    impl Machine for Scripted {
+        type Request = ();
+        type Answer = ();
+
+        fn poll(&mut self, _: &Now) -> Step<()> {
+            self.0.pop_front().unwrap_or(Step::Wait(None))
+        }
+
+        fn answer(&mut self, _: &Now, (): ()) {}
+        fn ready(&mut self, _: Source) {}
+        fn command(&mut self, _: Command) {}
+    }
+
+    impl Asking for Scripted {
+        fn ask(_: NetnsId, _: Question) {}
+
+        fn answered((): ()) -> Option<Answer> {
+            None
+        }
+    }
+
+    #[test]
+    fn it_ends_when_all_has_ended_also_where_patterns_were_about_to_begin() {
+        let (first, second) = (NetnsId(1), NetnsId(2));
+        let name: InterfaceName = "wg0".parse().expect("a good name");
+        let watched = |result| Step::Done(Outcome::Watched(result));
+        let machine = Scripted(VecDeque::from([
+            watched(Ok(vec![None])),
+            Step::Signal(Signal::NetnsGone {
+                netns: first,
+                time: SystemTime::UNIX_EPOCH,
+                by: None,
+            }),
+            watched(Err(Error::NothingToWatch)),
+            Step::Done(Outcome::Counted(Counters::default())),
+        ]));
+        let mut engine = Engine::new(BackendKind::Fentry, machine);
+        let (mut outbox, now) = (Outbox::default(), Now::at(Instant::now()));
+        engine.ask(Ask::Watch {
+            netns: first,
+            targets: vec![(name, None)],
+        });
+        let reply = engine.poll(&now, &mut outbox);
+        assert!(
+            matches!(reply, Output::Reply(Reply::Watched(Ok(())))),
+            "{reply:?}"
+        );
+        engine.ask(Ask::WatchPatterns {
+            netns: second,
+            patterns: vec![Pattern::new("wg*").expect("a good pattern")],
+        });
+        let reply = engine.poll(&now, &mut outbox);
+        assert!(
+            matches!(reply, Output::Reply(Reply::Watched(Err(_)))),
+            "{reply:?}"
+        );
+        let end = engine.poll(&now, &mut outbox);
+        assert!(matches!(end, Output::End(_)), "{end:?}");
+        let last = std::iter::from_fn(|| outbox.pop()).last();
+        assert!(
+            matches!(last, Some(Item::Error(Error::NetnsGone(netns))) if netns == first),
+            "{last:?}"
+        );
+    }
+}
