@@ -232,7 +232,7 @@ impl Agent {
             }
             return;
         }
-        log::warn!("{reason}; watching by netlink until the agent is back");
+        log::warn!("{reason}; watching by netlink until the agent serves");
         let mut stand_in = StandIn {
             netlink: Netlink::new(self.is_filtered),
             busy: None,

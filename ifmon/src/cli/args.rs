@@ -403,7 +403,7 @@ impl Args {
                 },
             ] = args.interfaces.as_mut_slice()
             else {
-                let what = "--expect-ifindex is for one interface; write NAME=IFINDEX for each";
+                let what = "--expect-ifindex is for one interface without =IFINDEX; write NAME=IFINDEX for each of several";
                 return Err(refuse(what.to_owned()));
             };
             *expected = Some(ifindex);
