@@ -365,7 +365,7 @@ Wrong usage.
 An interface does not exist, and \fB\-\-must\-exist\fR was given.
 .TP
 \fB4\fR
-The time of \fB\-\-wait\fR is over.
+What \fB\-\-wait\fR waits for had not come when its time was over, or when it was stopped.
 .SH RESTARTING SOMETHING
 The command of \fB\-\-on\-restart\fR runs when an event with a star says that an interface is no longer the one that was
 set up. What happens to that interface while the command runs is the command's own doing, and starts no other. What is
