@@ -333,6 +333,8 @@ fn a_user_with_too_many_clients_is_told_so_and_others_are_served() -> Result<()>
     let clients = (0..1536).map(|_| host.client(&host.room, NOBODY));
     let clients = clients.collect::<Result<Vec<_>>>()?;
     let mut one_more = host.client(&host.room, NOBODY)?;
+    // By then the agent has seen that it is one too many.
+    ensure!(host.info()?["clients"]["now"] == clients.len() + 1);
     one_more.call("io.ifmon.Info", &json!({}), false)?;
     one_more.refused("io.ifmon.TooMany")?;
     ensure!(host.info()?["clients"]["now"] == clients.len() + 1);

@@ -180,7 +180,18 @@ impl Agent {
         let Ok(_permit) = self.refusals.try_acquire() else {
             return;
         };
-        if let Ok(Ok(())) = timeout(PATIENCE, stream.readable()).await {
+        let asked = async {
+            let mut call = [0; 1024];
+            loop {
+                // That is also said of a socket that is new.
+                stream.readable().await?;
+                match stream.try_read(&mut call) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return result,
+                }
+            }
+        };
+        if let Ok(Ok(1..)) = timeout(PATIENCE, asked).await {
             // There is room for that in a new socket.
             let _ = rustix::io::write(stream, &fault.reply());
         }
