@@ -165,14 +165,8 @@ impl Ifmon {
         })
     }
 
-    /// A number from `/proc/PID/status`, such as `voluntary_ctxt_switches`.
     pub fn status(&self, field: &str) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-            .and_then(|value| value.split_whitespace().next()?.parse().ok())
-            .with_context(|| format!("no {field} in /proc/PID/status"))
+        status(self.pid(), field)
     }
 }
 
@@ -181,6 +175,16 @@ impl Drop for Ifmon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A number from `/proc/PID/status`, such as `voluntary_ctxt_switches`.
+pub fn status(pid: u32, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .and_then(|value| value.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("no {field} in /proc/PID/status"))
 }
 
 /// Waits until there is something.

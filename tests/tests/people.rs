@@ -230,6 +230,10 @@ fn a_summary_tells_how_many_were_made_and_deleted() -> Result<()> {
         ensure!(take(&mut sums)?, "ended at {sums:?}");
     }
     links.add("wg0", PAIR, None)?;
+    // A signal comes before what is queued. When it has slept since, it has heard of that.
+    let slept = || program::status(child.id(), "voluntary_ctxt_switches");
+    let before = slept()?;
+    wait_for(|| slept().ok().filter(|&now| now > before + 1))?;
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&child),
         rustix::process::Signal::TERM,
