@@ -469,25 +469,18 @@ impl<M: Asking> Engine<M> {
         };
         if let Some(netns) = gone {
             // Those that are about to be watched are of the one that has its number now.
-            let asked = match &self.asked {
-                Some(Asked::WatchPatterns(asked, patterns)) if *asked == netns => &**patterns,
-                _ => &[],
-            };
+            let asked = self.asked.as_ref();
             self.patterns
-                .retain(|(other, pattern)| *other != netns || asked.contains(pattern));
+                .retain(|place| place.0 != netns || is_about_to_be(asked, place));
         }
         let mut verdicts = Vec::new();
         let (time, by) = signal.decide(&mut self.tracker, &mut verdicts);
         for verdict in verdicts {
             self.tell(verdict, time, by.clone(), outbox);
         }
-        let is_about_to_be = |(netns, pattern): &(NetnsId, Pattern)| match &self.asked {
-            Some(Asked::WatchPatterns(asked, patterns)) => {
-                asked == netns && patterns.contains(pattern)
-            }
-            _ => false,
-        };
-        if self.tracker.is_empty() && self.patterns.iter().all(is_about_to_be) {
+        let asked = self.asked.as_ref();
+        let is_new = |place| is_about_to_be(asked, place);
+        if self.tracker.is_empty() && self.patterns.iter().all(is_new) {
             self.gone = gone.or(self.gone);
         }
     }
@@ -604,6 +597,14 @@ fn find(watches: Vec<(Watch, Option<Identity>)>, holders: &[Option<Holder>]) -> 
         at,
         awaiting: false,
     }
+}
+
+/// Is this pattern asked for, and not watched yet?
+fn is_about_to_be(asked: Option<&Asked>, (netns, pattern): &(NetnsId, Pattern)) -> bool {
+    matches!(
+        asked,
+        Some(Asked::WatchPatterns(other, patterns)) if other == netns && patterns.contains(pattern)
+    )
 }
 
 #[cfg(test)]

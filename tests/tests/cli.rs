@@ -313,12 +313,9 @@ fn lines_that_come_together_are_written_together() {
 fn the_time_of_wait_ends_where_nobody_reads_too() {
     let (reader, writer) = full_pipe();
     let args = ["--backend", "netlink", "--wait", "--timeout", "1", LOOPBACK];
-    let Output { status, stderr, .. } = words(&args)
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .and_then(std::process::Child::wait_with_output)
-        .expect("it ends");
+    let mut command = words(&args);
+    command.stdout(writer);
+    let Output { status, stderr, .. } = output(command);
     let stderr = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(4), "{stderr}");
     assert!(stderr.contains("nobody has read"), "{stderr}");
@@ -386,13 +383,8 @@ fn a_full_disk_is_an_error() {
             .open("/dev/full")
             .expect("every Linux has it");
         let mut command = words(&["--backend", "netlink", LOOPBACK]);
-        let Output { status, stderr, .. } = command
-            .args(format)
-            .stdout(full)
-            .stderr(Stdio::piped())
-            .spawn()
-            .and_then(std::process::Child::wait_with_output)
-            .expect("it ends");
+        command.args(format).stdout(full);
+        let Output { status, stderr, .. } = output(command);
         let stderr = String::from_utf8_lossy(&stderr);
         assert_eq!(status.code(), Some(1), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");

@@ -89,10 +89,12 @@ impl Input {
                 Err(why) => return (messages, Err(why)),
             }
         }
-        let is_bounded = input.len() <= MESSAGE;
-        let result = is_bounded.then_some(());
-        let endless = || "it sends a message without an end".to_owned();
-        (messages, result.ok_or_else(endless))
+        let result = if input.len() > MESSAGE {
+            Err("it sends a message without an end".to_owned())
+        } else {
+            Ok(())
+        };
+        (messages, result)
     }
 }
 

@@ -562,7 +562,12 @@ impl Begin {
             }
             (Step::Seen, Reply::Counters(Ok(counters))) => {
                 self.seen = counters.seen;
-                Step::Settle
+                // What was removed was removed before the first.
+                if self.stretch.start == 0 {
+                    Step::Settle
+                } else {
+                    Step::Insert
+                }
             }
             (Step::Settle, _) => Step::Insert,
             (Step::Insert, Reply::Done(Ok(()))) => Step::Barrier,
