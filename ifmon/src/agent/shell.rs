@@ -43,11 +43,15 @@ impl Connections {
             Ok(sockets) => (sockets, true),
             Err(_) => (Sockets::new(false, None)?, false),
         };
+        let mut inquiry = Inquiry::new(&home)?;
+        // Where netlink stands in one day, it knows by this who comes back; and the right to mount
+        // one is given up by then.
+        inquiry.open_sysfs();
         let connections = Self {
             path,
             calls: HashMap::new(),
             readiness: Readiness::new()?,
-            inquiry: Inquiry::new(&home)?,
+            inquiry,
             home,
             sockets,
             offered: None,

@@ -116,6 +116,34 @@ fn a_user_without_privileges_gets_the_agent_and_netlink_while_it_is_away() -> Re
     Ok(())
 }
 
+/// Its capabilities are given up by the time that netlink stands in.
+#[test]
+fn who_could_mount_a_sysfs_knows_a_device_that_comes_back_while_the_agent_is_away() -> Result<()> {
+    let Host {
+        room,
+        folder,
+        agent,
+    } = Host::new("sysfs")?;
+    let other = Room::new(Device::Veth)?;
+    room.add("wg0", 7)?;
+    let mut command = Command::new(program::path());
+    command
+        .args(["--json", "--backend", "agent", "wg0", "--agent"])
+        .arg(folder.socket());
+    room.enter(&mut command)?;
+    let ifmon = Ifmon::spawn(command)?;
+    ifmon.expect("wg0", "watching")?;
+    agent.signal(Signal::KILL)?;
+    agent.finish()?;
+    ifmon.expect("wg0", "resynced")?;
+    room.move_to(7, &other)?;
+    ifmon.expect("wg0", "moved")?;
+    other.move_to(7, &room)?;
+    ifmon.expect("wg0", "returned")?;
+    ifmon.stop()?;
+    Ok(())
+}
+
 /// As while a service manager has the socket and the agent is about to begin.
 #[test]
 fn an_agent_that_is_slow_to_answer_is_heard_whatever_happens_meanwhile() -> Result<()> {
