@@ -286,9 +286,18 @@ where
         }
         Command::Sync(asker) => {
             let mut state = shared.state();
-            state.mark += 1;
-            let mark = state.mark;
-            state.marks.insert(mark, asker);
+            let State {
+                outbox,
+                marks,
+                mark,
+                ..
+            } = &mut *state;
+            // While nobody reads, whoever gave up can ask again and again.
+            marks.retain(|_, asker| !asker.is_closed());
+            outbox.keep_marks(|mark| marks.contains_key(&mark));
+            *mark += 1;
+            let mark = *mark;
+            marks.insert(mark, asker);
             engine.ask(Ask::Sync(mark));
             Asker::Sync
         }
@@ -377,19 +386,19 @@ mod tests {
         },
     };
 
-    use tokio::sync::mpsc;
+    use tokio::sync::{mpsc, oneshot};
 
-    use super::{Shared, Shell, run};
+    use super::{Command, Shared, Shell, run};
     use crate::{
         BackendKind, Counters, Error, Netns, NetnsId,
         engine::{Asking, Engine},
-        machine::{Answer, Command, Machine, Now, Outcome, Question, Source, Step},
+        machine::{self, Answer, Machine, Now, Outcome, Question, Source, Step},
     };
 
     /// Has nothing to say.
     #[derive(Debug, Default)]
     struct Idle {
-        counts: bool,
+        outcome: Option<Outcome>,
     }
 
     impl Machine for Idle {
@@ -397,18 +406,19 @@ mod tests {
         type Answer = ();
 
         fn poll(&mut self, _: &Now) -> Step<()> {
-            if std::mem::take(&mut self.counts) {
-                return Step::Done(Outcome::Counted(Counters::default()));
-            }
-            Step::Wait(None)
+            self.outcome.take().map_or(Step::Wait(None), Step::Done)
         }
 
         fn answer(&mut self, _: &Now, (): ()) {}
 
         fn ready(&mut self, _: Source) {}
 
-        fn command(&mut self, command: Command) {
-            self.counts = command == Command::Count;
+        fn command(&mut self, command: machine::Command) {
+            self.outcome = match command {
+                machine::Command::Count => Some(Outcome::Counted(Counters::default())),
+                machine::Command::Sync => Some(Outcome::Synced),
+                _ => None,
+            };
         }
     }
 
@@ -437,6 +447,47 @@ mod tests {
             assert!(before < 100, "it goes on waiting for what fails");
             Err(io::Error::from_raw_os_error(libc::EBADF))
         }
+    }
+
+    /// Hears nothing.
+    struct Quiet;
+
+    impl Shell for Quiet {
+        type Request = ();
+        type Reply = ();
+
+        fn offer(&mut self, _: Option<Netns>) {}
+
+        fn perform(&mut self, (): ()) {}
+
+        async fn ready(&mut self, _: &mut Vec<Source>) -> io::Result<()> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_gives_a_sync_up_leaves_nothing_behind() {
+        let shared = Arc::new(Shared::default());
+        let (asker, commands) = mpsc::channel(1);
+        let engine = Engine::new(BackendKind::Netlink, Idle::default());
+        tokio::spawn(run(engine, Quiet, commands, Arc::clone(&shared)));
+        let (sender, mut awaited) = oneshot::channel();
+        asker.send(Command::Sync(sender)).await.expect("it runs");
+        for _ in 0..100 {
+            let (sender, _) = oneshot::channel();
+            asker.send(Command::Sync(sender)).await.expect("it runs");
+        }
+        let (sender, counted) = oneshot::channel();
+        asker.send(Command::Count(sender)).await.expect("it runs");
+        counted.await.expect("it counts");
+        assert_eq!(shared.state().outbox.len(), 2, "its mark, and the last");
+        assert_eq!(shared.state().marks.len(), 2);
+        let next = poll_fn(|context| {
+            // Takes the marks on its way to nothing.
+            std::task::Poll::Ready(shared.poll_next(context).is_pending())
+        });
+        assert!(next.await);
+        assert_eq!(awaited.try_recv(), Ok(()));
     }
 
     #[tokio::test]

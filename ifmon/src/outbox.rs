@@ -74,6 +74,19 @@ impl Outbox {
         });
     }
 
+    /// Takes back the marks that nobody waits for.
+    pub(crate) fn keep_marks(&mut self, is_awaited: impl Fn(u64) -> bool) {
+        self.items.retain(|item| match item {
+            Item::Mark(mark) => is_awaited(*mark),
+            Item::Event(_) | Item::Error(_) => true,
+        });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// Nothing will come any more.
     pub(crate) fn end(&mut self, error: Error) {
         self.push(Item::Error(error));
