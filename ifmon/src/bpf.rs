@@ -15,6 +15,7 @@ pub(crate) mod load;
 pub(crate) mod maps;
 mod open;
 pub(crate) mod patterns;
+mod recognition;
 pub(crate) mod selftest;
 mod shared;
 pub(crate) mod shell;

@@ -21,6 +21,7 @@ use super::{
     everywhere::Step as EverywhereStep,
     identities::Identities,
     patterns::{Gone, Patterns, Step as PatternStep},
+    recognition::{Recognition, Recognized},
 };
 use crate::{
     Actor, Counters, Error, InterfaceName, NetnsId,
@@ -144,7 +145,7 @@ pub(super) enum Task {
     /// A watch has ended with its namespace.
     Clean(Watch),
     /// Which device holds this name, for when it is seen again?
-    Identify(Watch, Identify),
+    Identify(Recognition),
     /// About the patterns of a namespace.
     Patterns(NetnsId, PatternStep),
     /// About those of all namespaces.
@@ -164,10 +165,7 @@ pub(super) enum Resync {
     /// number?
     Home(NameState, u64, Place, bool),
     /// Is the holder one that was here before?
-    Inode(NameState),
-    /// Was all shown to the program by then?
-    Heard(NameState, Option<u64>),
-    ConfirmInode(NameState, u64),
+    Holder(NameState, Recognition),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -177,25 +175,11 @@ pub(super) enum Unwatch {
     Leave,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Identify {
-    Inode,
-    /// Was all shown to the program by then?
-    Heard(u64),
-    /// Is it still the holder that was told?
-    Confirm(u64),
-}
-
 /// A record that cannot be told before something was asked.
 #[derive(Debug)]
 enum HalfTold {
-    /// A device with a new id took a name: is it one that came back? The inode of the holder is
-    /// read;
-    Inode(Taking),
-    /// then whether all was shown to the program by then;
-    Heard(Taking, Option<u64>),
-    /// then whether it is still the same holder.
-    Confirm(Taking, u64),
+    /// A device with a new id took a name: is it one that came back?
+    Took(Taking, Recognition),
     /// A device went to the namespace that has this id in the numbering of its own.
     Netns(Change, i32, SystemTime, Option<Actor>),
 }
@@ -205,7 +189,6 @@ struct Taking {
     watch: Watch,
     ifindex: u32,
     id: u64,
-    count: u64,
     time: SystemTime,
     by: Option<Actor>,
 }
@@ -306,25 +289,13 @@ impl Bpf {
     /// What to do next; `None` when something was decided that changes it.
     fn step(&mut self, now: &Now) -> Option<Step<Request>> {
         if let Some(half) = &self.half_told {
-            let (netns, question) = match half {
-                HalfTold::Inode(taking) => {
-                    (taking.watch.netns, Question::IdentityOf(taking.watch.name))
-                }
-                HalfTold::Heard(taking, _) => {
-                    let request = Request::Overflowed(taking.watch.netns);
-                    return Some(self.request(Awaiting::HalfTold, request));
-                }
-                HalfTold::Confirm(taking, _) => {
-                    return Some(
-                        self.request(Awaiting::HalfTold, Request::Name(key_of(&taking.watch))),
-                    );
-                }
+            let request = match half {
+                HalfTold::Took(_, recognition) => recognition.request(),
                 HalfTold::Netns(Change::Left { watch, .. }, nsid, ..)
                 | HalfTold::Netns(Change::Took { watch, .. }, nsid, ..) => {
-                    (watch.netns, Question::NetnsOf(*nsid))
+                    Request::Ask(watch.netns, Question::NetnsOf(*nsid))
                 }
             };
-            let request = Request::Ask(netns, question);
             return Some(self.request(Awaiting::HalfTold, request));
         }
         if let Some(gone) = &self.half_gone {
@@ -437,12 +408,21 @@ impl Bpf {
             Some(Task::Patterns(netns, step))
         } else if let Some((netns, step)) = self.patterns.identify() {
             Some(Task::Patterns(netns, step))
-        } else if let Some(watch) = self.unidentified.pop_first() {
-            Some(Task::Identify(watch, Identify::Inode))
+        } else if let Some(recognition) = self.next_unidentified() {
+            Some(Task::Identify(recognition))
         } else {
             self.failures = 0;
             None
         }
+    }
+
+    fn next_unidentified(&mut self) -> Option<Recognition> {
+        let watches = &self.watches;
+        std::iter::from_fn(|| self.unidentified.pop_first()).find_map(|watch| {
+            let known = watches.get(&watch).filter(|known| known.ifindex != 0)?;
+            let took = (known.epoch, known.count);
+            Some(Recognition::new(watch, known.ifindex, took))
+        })
     }
 
     /// Begins to carry out a command; gives it back when that has to wait.
@@ -493,13 +473,10 @@ impl Bpf {
                 Progress::Done => return self.begun(task),
             },
             Task::Resync(watch, step) => match step {
-                Resync::State | Resync::Confirm(..) | Resync::ConfirmInode(..) => {
-                    Request::Name(key_of(watch))
-                }
+                Resync::State | Resync::Confirm(..) => Request::Name(key_of(watch)),
                 Resync::Device(_, id, _) => Request::Device(*id),
                 Resync::Home(..) => Request::Namespace(watch.netns),
-                Resync::Heard(..) => Request::Overflowed(watch.netns),
-                Resync::Inode(_) => Request::Ask(watch.netns, Question::IdentityOf(watch.name)),
+                Resync::Holder(_, recognition) => recognition.request(),
             },
             Task::IsAlive(netns) => Request::Namespace(*netns),
             Task::Unwatch(watch, step) => match step {
@@ -508,11 +485,7 @@ impl Bpf {
                 Unwatch::Leave => Request::Leave(watch.netns),
             },
             Task::Clean(watch) => Request::RemoveName(key_of(watch)),
-            Task::Identify(watch, step) => match step {
-                Identify::Inode => Request::Ask(watch.netns, Question::IdentityOf(watch.name)),
-                Identify::Heard(_) => Request::Overflowed(watch.netns),
-                Identify::Confirm(_) => Request::Name(key_of(watch)),
-            },
+            Task::Identify(recognition) => recognition.request(),
             Task::Patterns(netns, step) => self.next_of_patterns(*netns, step)?,
             Task::Everywhere(step) => self.next_everywhere(step),
         };
@@ -651,12 +624,13 @@ impl Bpf {
                 watch,
                 ifindex: record.to.ifindex,
                 id: record.id,
-                count: record.to_count,
                 time,
                 by: by.clone(),
             };
             if self.identities.expects_somebody() && !self.identities.knows(record.id) {
-                self.half_told = Some(HalfTold::Inode(taking));
+                let took = (record.to_epoch, record.to_count);
+                let recognition = Recognition::new(watch, record.to.ifindex, took);
+                self.half_told = Some(HalfTold::Took(taking, recognition));
             } else {
                 let id = self.tell_id(record.id);
                 self.took(taking, id);
@@ -693,7 +667,6 @@ impl Bpf {
             watch,
             ifindex,
             id: _,
-            count: _,
             time,
             by,
         } = taking;
@@ -887,40 +860,30 @@ impl Bpf {
         }
     }
 
+    fn recognize(
+        &mut self,
+        recognition: Recognition,
+        reply: Reply,
+    ) -> Result<Recognition, Recognized> {
+        let next = recognition.answer(reply);
+        if let Err(Recognized::Unheard) = next {
+            self.overflowed(recognition.watch.netns);
+        }
+        next
+    }
+
     /// The rest of a record.
     fn told(&mut self, reply: Reply) {
         match (self.half_told.take(), reply) {
-            (Some(HalfTold::Inode(taking)), Reply::Answer(Answer::Identity(Ok(Some(found))))) => {
-                // sysfs can show who has the name next before the program is shown that, or
-                // without.
-                let inode = found.inode_of(taking.ifindex);
-                self.half_told = Some(HalfTold::Heard(taking, inode));
-            }
-            (Some(HalfTold::Heard(taking, Some(inode))), Reply::Overflowed(Ok(false))) => {
-                self.half_told = Some(HalfTold::Confirm(taking, inode));
-            }
-            (Some(HalfTold::Inode(taking)), _)
-            | (Some(HalfTold::Heard(taking, None)), Reply::Overflowed(Ok(false))) => {
-                let id = self.tell_id(taking.id);
-                self.took(taking, id);
-            }
-            (Some(HalfTold::Heard(taking, _)), _) => {
-                self.overflowed(taking.watch.netns);
-                let id = self.tell_id(taking.id);
-                self.took(taking, id);
-            }
-            (Some(HalfTold::Confirm(taking, inode)), reply) => {
-                // Should the name have changed again by now, "another device" is the answer that
-                // does no harm.
-                let is_it = matches!(
-                    reply,
-                    Reply::Name(Ok(Some(state)))
-                        if is_whole(&state) && state.opened == taking.count
-                );
-                let id = if is_it {
-                    self.identities.identify(taking.id, inode)
-                } else {
-                    self.tell_id(taking.id)
+            (Some(HalfTold::Took(taking, recognition)), reply) => {
+                let id = match self.recognize(recognition, reply) {
+                    Ok(next) => {
+                        self.half_told = Some(HalfTold::Took(taking, next));
+                        return;
+                    }
+                    Err(Recognized::Inode(inode)) => self.identities.identify(taking.id, inode),
+                    // "Another device" is the answer that does no harm.
+                    Err(_) => self.tell_id(taking.id),
                 };
                 self.took(taking, id);
             }
@@ -975,35 +938,21 @@ impl Bpf {
             (Task::Everywhere(step), reply) => {
                 self.everywhere_answered(step, reply).map(Task::Everywhere)
             }
-            (Task::Identify(watch, Identify::Inode), Reply::Answer(Answer::Identity(found))) => {
-                match found {
-                    Ok(found) => {
-                        let ifindex = self.watches.get(&watch)?.ifindex;
-                        let inode = found?.inode_of(ifindex)?;
-                        Some(Task::Identify(watch, Identify::Heard(inode)))
+            (Task::Identify(recognition), reply) => {
+                let watch = recognition.watch;
+                match self.recognize(recognition, reply) {
+                    Ok(next) => return Some(Task::Identify(next)),
+                    Err(Recognized::Inode(inode)) => {
+                        let known = self.watches.get(&watch)?;
+                        self.identities.learn(known.id, inode);
+                        self.prune_identities();
                     }
-                    Err(error) => {
+                    Err(Recognized::Failed(error)) => {
                         self.unidentified.insert(watch);
                         self.trouble(error);
-                        None
                     }
-                }
-            }
-            (Task::Identify(watch, Identify::Heard(inode)), Reply::Overflowed(Ok(false))) => {
-                Some(Task::Identify(watch, Identify::Confirm(inode)))
-            }
-            (Task::Identify(watch, Identify::Heard(_)), Reply::Overflowed(_)) => {
-                self.overflowed(watch.netns);
-                None
-            }
-            (Task::Identify(watch, Identify::Confirm(inode)), Reply::Name(state)) => {
-                if let (Ok(Some(state)), Some(known)) = (state, self.watches.get(&watch))
-                    && is_whole(&state)
-                    && (state.epoch, state.opened) == (known.epoch, known.count)
-                    && state.ifindex != 0
-                {
-                    self.identities.learn(known.id, inode);
-                    self.prune_identities();
+                    // Who takes the name next is looked at then.
+                    Err(Recognized::Nothing | Recognized::Unheard | Recognized::Outdated) => {}
                 }
                 None
             }
@@ -1060,7 +1009,9 @@ impl Bpf {
                     let id = if is_last { state.id } else { known.id };
                     Some(Resync::Device(state, id, false))
                 } else if !self.identities.is_empty() && !self.identities.knows(state.id) {
-                    Some(Resync::Inode(state))
+                    let took = (state.epoch, state.opened);
+                    let recognition = Recognition::new(watch, state.ifindex, took);
+                    Some(Resync::Holder(state, recognition))
                 } else {
                     self.resynced(watch, &state, None);
                     None
@@ -1103,33 +1054,18 @@ impl Bpf {
                     Some(Resync::Device(state, id, true))
                 }
             }
-            (Resync::Inode(state), Reply::Answer(Answer::Identity(found))) => match found? {
-                Some(found) => Some(Resync::Heard(state, found.inode_of(state.ifindex))),
-                None => {
-                    self.resynced(watch, &state, None);
-                    None
+            (Resync::Holder(state, recognition), reply) => {
+                match self.recognize(recognition, reply) {
+                    Ok(next) => return Ok(Some(Resync::Holder(state, next))),
+                    Err(Recognized::Outdated) => return Ok(Some(Resync::State)),
+                    Err(Recognized::Failed(error)) => return Err(error),
+                    Err(Recognized::Inode(inode)) => {
+                        self.identities.identify(state.id, inode);
+                    }
+                    Err(Recognized::Nothing | Recognized::Unheard) => {}
                 }
-            },
-            (Resync::Heard(state, Some(inode)), Reply::Overflowed(Ok(false))) => {
-                Some(Resync::ConfirmInode(state, inode))
-            }
-            (Resync::Heard(state, None), Reply::Overflowed(Ok(false))) => {
                 self.resynced(watch, &state, None);
                 None
-            }
-            (Resync::Heard(state, _), Reply::Overflowed(_)) => {
-                self.overflowed(watch.netns);
-                self.resynced(watch, &state, None);
-                None
-            }
-            (Resync::ConfirmInode(state, inode), Reply::Name(now)) => {
-                if now? == Some(state) {
-                    self.identities.identify(state.id, inode);
-                    self.resynced(watch, &state, None);
-                    None
-                } else {
-                    Some(Resync::State)
-                }
             }
             (step, reply) => {
                 debug_assert!(false, "{reply:?} to {step:?}");
