@@ -107,11 +107,20 @@ pub(crate) struct DeviceTable {
     inodes: Option<HashMap<NonZeroU64, u32>>,
     /// The id that was given out last.
     id: u64,
-    /// The names or indexes have changed since the last [`DeviceTable::interest`].
+    /// The names, or what else the filter has to let through, are not those of the last
+    /// [`DeviceTable::interest`].
     pub(crate) stale: bool,
-    /// There are new ones among them.
+    /// Nor are the indexes: there are new ones among them.
     pub(crate) has_grown: bool,
+    /// What the filter lets through for nothing: indexes that no known device has any more, and how
+    /// many names that are not watched any more.
+    spare: BTreeSet<u32>,
+    spare_names: usize,
 }
+
+/// So much may be in a filter for nothing, or as much as is for something. Whoever deletes or moves
+/// a device waits for the kernel's grace periods, and a filter that is freed just then adds one.
+pub(crate) const SPARE: usize = if cfg!(test) { 2 } else { 8 };
 
 impl DeviceTable {
     pub(crate) fn new(netns: NetnsId) -> Self {
@@ -127,6 +136,8 @@ impl DeviceTable {
             id: 0,
             stale: false,
             has_grown: false,
+            spare: BTreeSet::new(),
+            spare_names: 0,
         }
     }
 
@@ -148,10 +159,19 @@ impl DeviceTable {
         self.devices.len() + self.elsewhere.len()
     }
 
+    /// Is the filter of the last [`DeviceTable::interest`] to be exchanged?
+    pub(crate) fn wants_filter(&self) -> bool {
+        let needed = self.names.len() + self.devices.len();
+        let spare = self.spare.len() + self.spare_names;
+        self.stale || self.has_grown || spare > needed.max(SPARE)
+    }
+
     /// What the filter in the kernel must let through.
     pub(crate) fn interest(&mut self) -> Interest {
         self.stale = false;
         self.has_grown = false;
+        self.spare.clear();
+        self.spare_names = 0;
         Interest {
             names: self.names.keys().copied().collect(),
             indexes: self.devices.keys().copied().collect(),
@@ -360,14 +380,14 @@ impl DeviceTable {
             self.relocated.insert(known.id, ifindex);
         }
         self.devices.insert(ifindex, known);
-        self.stale = true;
-        self.has_grown = true;
+        // A device that comes back has its old index, as a rule.
+        self.has_grown |= !self.spare.remove(&ifindex);
     }
 
     fn forget_device(&mut self, ifindex: u32) -> Option<Known> {
         let known = self.devices.remove(&ifindex)?;
         self.relocated.remove(&known.id);
-        self.stale = true;
+        self.spare.insert(ifindex);
         Some(known)
     }
 
@@ -450,7 +470,7 @@ impl DeviceTable {
         self.forget_lookup(name);
         if let Some(watched) = self.names.remove(&name) {
             self.release(watched);
-            self.stale = true;
+            self.spare_names += 1;
         }
     }
 

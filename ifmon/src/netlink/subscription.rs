@@ -428,7 +428,7 @@ impl Subscription {
 
     /// Is another filter wanted than the one that the kernel has?
     fn wants_filter(&self) -> bool {
-        let is_stale = self.table.stale || self.patterns.has_unfiltered();
+        let is_stale = self.table.wants_filter() || self.patterns.has_unfiltered();
         self.filtered && (is_stale || !self.has_filter)
     }
 

@@ -157,3 +157,45 @@ fn a_device_is_forgotten_with_the_last_name_that_it_was_the_last_to_hold() {
     table.remove(second);
     assert_eq!(table.remembered(), 0);
 }
+
+/// Exchanging a filter holds up who moves or deletes a device next.
+#[test]
+fn a_filter_is_exchanged_for_what_it_lacks_and_for_much_that_it_has_for_nothing() {
+    let watched = name("wg0");
+    let mut table = watching(watched);
+    hear(&mut table, &new(7, watched));
+    assert!(table.has_grown, "7 is not in the filter");
+    table.interest();
+
+    let gone = |ifindex| LinkMessage::Deleted {
+        ifindex,
+        name: watched,
+        kind: None,
+        moved: Some(Moved {
+            nsid: 1,
+            ifindex: Some(ifindex),
+        }),
+    };
+    hear(&mut table, &gone(7));
+    assert!(!table.wants_filter(), "that 7 is in it does no harm");
+    table.newcomer(7, watched, None);
+    assert!(!table.wants_filter(), "it still is");
+
+    // Names that are watched for a while.
+    for number in 0..=SPARE {
+        let other = name(&format!("eth{number}"));
+        table.add([other].into_iter());
+        assert!(table.wants_filter());
+        table.interest();
+        table.remove(other);
+        assert!(!table.wants_filter());
+    }
+    let others = || (0..=SPARE).map(|number| name(&format!("eth{number}")));
+    table.add(others());
+    table.interest();
+    others().take(SPARE).for_each(|other| table.remove(other));
+    assert!(!table.wants_filter());
+    others().for_each(|other| table.remove(other));
+    assert!(table.wants_filter(), "most of it is for nothing");
+    assert_eq!(table.interest().names.len(), 1);
+}
