@@ -42,6 +42,8 @@ pub(crate) struct Told {
 pub(crate) struct PatternTable {
     patterns: Vec<Watched>,
     devices: BTreeMap<u32, Known>,
+    /// The same by name, which two have where it was not heard how one lost it.
+    names: BTreeSet<(InterfaceName, u32)>,
     /// Something was lost since the table was read.
     loss: Option<Loss>,
     reading: Option<Reading>,
@@ -307,9 +309,13 @@ impl PatternTable {
 
     fn keep_matching(&mut self) {
         let Self {
-            patterns, devices, ..
+            patterns,
+            devices,
+            names,
+            ..
         } = self;
         devices.retain(|_, known| matches(patterns, &known.named()));
+        names.retain(|(_, ifindex)| devices.contains_key(ifindex));
         let is_known = |ifindex: &u32| self.devices.contains_key(ifindex);
         let heard = self.deferred.len();
         self.deferred.retain(|ifindex, _| is_known(ifindex));
@@ -362,21 +368,24 @@ impl PatternTable {
         if let Some(deferred) = self.deferred.get_mut(&ifindex) {
             deferred.named = Some(named);
             deferred.is_new |= is_new;
+            self.skip();
             return;
         }
-        match known.map(|known| known.name) {
+        let old = known.map(|known| known.name);
+        let is_taken = old != Some(named.name) && self.is_taken(named.name);
+        if is_taken && !self.is_after_loss() {
+            // How the other one lost it was not heard: the filter did not know its index yet.
+            self.lost(None);
+        }
+        match old {
             // Who has its name as far as is known has lost it, and is told of first.
-            None if self.is_after_loss() && self.is_taken(named.name) => {
-                let (named, is_new) = (Some(named), true);
-                self.deferred.insert(ifindex, Deferred { named, is_new });
-            }
+            None if is_taken => self.defer(ifindex, Some(named), true),
             None => self.appear(ifindex, Known::new(named), false),
             // Something else about it has changed; or what was read was ahead of this.
-            Some(old) if old == named.name && !is_other && !(is_new && self.is_after_loss()) => {}
-            Some(_) if self.is_after_loss() => {
-                let named = Some(named);
-                self.deferred.insert(ifindex, Deferred { named, is_new });
+            Some(old) if old == named.name && !is_other && !(is_new && self.is_after_loss()) => {
+                self.skip();
             }
+            Some(_) if self.is_after_loss() => self.defer(ifindex, Some(named), is_new),
             Some(_) if is_new => {
                 self.go(ifindex, None, false);
                 self.appear(ifindex, Known::new(named), false);
@@ -386,7 +395,27 @@ impl PatternTable {
     }
 
     fn is_taken(&self, name: InterfaceName) -> bool {
-        self.devices.values().any(|known| known.name == name)
+        self.names
+            .range((name, 0)..=(name, u32::MAX))
+            .next()
+            .is_some()
+    }
+
+    /// What a device is called by now is told along with what is read.
+    fn defer(&mut self, ifindex: u32, named: Option<Named>, is_new: bool) {
+        self.deferred.insert(ifindex, Deferred { named, is_new });
+        self.skip();
+    }
+
+    /// A change that was heard after a loss is not told as what it was: it counts as lost, too.
+    fn skip(&mut self) {
+        let reading = self
+            .reading
+            .as_mut()
+            .and_then(|reading| reading.loss.as_mut());
+        if let Some(Loss { lost: Some(lost) }) = self.loss.as_mut().or(reading) {
+            *lost += 1;
+        }
     }
 
     /// A device is gone, or went elsewhere.
@@ -394,30 +423,25 @@ impl PatternTable {
     /// `last`: what it was called at the end, where that is certain.
     pub(crate) fn gone(&mut self, ifindex: u32, last: Option<Named>, to: Option<Place>) {
         self.touch(ifindex);
-        // Whoever has its index next is another one.
-        let gone = Deferred {
-            named: None,
-            is_new: true,
-        };
-        if let Some(deferred) = self.deferred.get_mut(&ifindex) {
-            *deferred = gone;
+        if self.deferred.contains_key(&ifindex) {
+            // Whoever has its index next is another one.
+            self.defer(ifindex, None, true);
             return;
         }
         let Some(known) = self.devices.get(&ifindex) else {
+            self.skip();
             return;
         };
         // Another one had its index by then, and the filter did not know that index yet.
         let is_other = last.is_some_and(|last| last.kind != known.kind);
         let to = to.filter(|_| !is_other);
-        if let Some(last) = last
-            && (last.name != known.name || is_other)
-            && to.is_none()
-        {
+        if to.is_none() && last != Some(known.named()) {
             if self.is_after_loss() {
-                self.deferred.insert(ifindex, gone);
+                // It may have been called otherwise by then, or be another one.
+                self.defer(ifindex, None, true);
                 return;
             }
-            if !is_other {
+            if let Some(last) = last.filter(|_| !is_other) {
                 // It was renamed when the filter did not know its index yet.
                 self.rename(ifindex, last.name, false);
             }
@@ -442,6 +466,7 @@ impl PatternTable {
             return;
         }
         self.devices.insert(ifindex, device);
+        self.names.insert((device.name, ifindex));
         let Known { name, kind, inode } = device;
         // What is heard or read with no filter in place may have been queued, or read, when there was
         // one.
@@ -464,6 +489,8 @@ impl PatternTable {
         };
         let old = known.named();
         known.name = to;
+        self.names.remove(&(old.name, ifindex));
+        self.names.insert((to, ifindex));
         let new = known.named();
         if old == new {
             return;
@@ -503,7 +530,9 @@ impl PatternTable {
         self.unfiltered.remove(&ifindex);
         self.unheard.remove(&ifindex);
         self.unidentified.remove(&ifindex);
-        self.devices.remove(&ifindex)
+        let known = self.devices.remove(&ifindex)?;
+        self.names.remove(&(known.name, ifindex));
+        Some(known)
     }
 
     /// Tells what there is to say to each pattern.

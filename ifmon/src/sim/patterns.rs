@@ -32,6 +32,9 @@ pub(crate) struct Follower {
     /// Where something can: by index, what the device may be known as; `None` when it may be known
     /// not to match.
     known: BTreeMap<u32, BTreeSet<Option<InterfaceName>>>,
+    /// Who has which name for a reader that goes by names, and takes one away from nobody else than
+    /// who was told to have it. Names of which nothing was told are not in it.
+    names: BTreeMap<InterfaceName, Option<u32>>,
     /// The first state that it can have seen.
     from: usize,
     /// A resync said that something has changed.
@@ -119,6 +122,7 @@ impl Follower {
             means,
             beliefs: Vec::new(),
             known: BTreeMap::new(),
+            names: BTreeMap::new(),
             from: window.0,
             follows: false,
             recovers: false,
@@ -282,6 +286,11 @@ impl Follower {
             assert_eq!(link_kind, None);
         }
         let ifindex = kind.ifindex().expect("a device");
+        let holder = self.names.entry(name).or_insert(Some(ifindex));
+        *holder = holder.filter(|holder| *holder != ifindex);
+        if let Some((ifindex, name)) = now.filter(|(_, name)| pattern.matches(name)) {
+            self.names.insert(name, Some(ifindex));
+        }
         if !self.means.is_lossless {
             let old = match kind {
                 EventKind::Appeared { .. } => None,
@@ -383,6 +392,17 @@ impl Follower {
             "{held:?} match in {}, and that was not told",
             netns(self.place.spot.space)
         );
+        let by_name: BTreeMap<_, _> = held
+            .iter()
+            .map(|(ifindex, name)| (*name, *ifindex))
+            .collect();
+        for (name, told) in &self.names {
+            let is = by_name.get(name).copied();
+            assert_eq!(
+                is, *told,
+                "who has {name}, and who was told to have it last"
+            );
+        }
         // Whatever was said on the way: that it is another device was said.
         let matching = now.devices().filter(|device| self.place.holds(now, device));
         let ids: BTreeMap<u32, u32> = matching.map(|device| (device.ifindex, device.id)).collect();

@@ -311,6 +311,62 @@ fn who_takes_a_name_after_a_loss_is_told_after_who_had_it() {
     );
 }
 
+/// A filter does not know the index of a new device yet, and drops what it does next.
+#[test]
+fn a_name_that_another_one_never_left_shows_a_loss() {
+    let mut table = table(&["v*"], NO_LINKS);
+    table.exists(92, named("v7"), false);
+    table.exists(50, named("v7"), false);
+    table.exists(92, named("v7"), false);
+    assert_eq!(said(&mut table), ["v* appeared v7 92"]);
+    assert!(table.needs_table());
+    table.read_table();
+    read(&mut table, &[(92, "v7"), (50, "w0")], NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        ["v* resynced lost None changed false of 1"]
+    );
+}
+
+/// Of a device that was known under another name before the loss.
+#[test]
+fn what_is_heard_after_a_loss_and_not_told_counts_as_lost() {
+    let mut table = table(&["v*"], &[(40, "v0")]);
+    table.lost(Some(10));
+    for number in 1..=5 {
+        table.exists(40, named(&format!("v{number}")), false);
+    }
+    table.gone(40, Some(named("v5")), None);
+    assert!(said(&mut table).is_empty());
+    table.read_table();
+    read(&mut table, NO_LINKS, NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "v* resynced lost Some(16) changed true of 0",
+            "v* deleted v0 40, recovered",
+        ]
+    );
+}
+
+#[test]
+fn after_a_loss_nothing_is_told_by_a_name_that_a_device_has_no_more() {
+    let mut table = table(&["v*"], &[(40, "v0")]);
+    table.lost(Some(1));
+    // A BPF program does not say what it was called at the end.
+    table.gone(40, None, None);
+    assert!(said(&mut table).is_empty());
+    table.read_table();
+    read(&mut table, NO_LINKS, NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "v* resynced lost Some(2) changed true of 0",
+            "v* deleted v0 40, recovered",
+        ]
+    );
+}
+
 #[test]
 fn after_a_loss_a_known_index_may_be_another_devices() {
     let mut table = table(&["*"], &[(2, "a2"), (3, "a3"), (4, "a4")]);
@@ -619,7 +675,7 @@ fn a_device_that_is_another_ones_by_now_outlives_the_pattern_that_had_it() {
     assert_eq!(
         said(&mut table),
         [
-            "b* resynced lost Some(2) changed true of 1",
+            "b* resynced lost Some(4) changed true of 1",
             "b* appeared b2 2, recovered",
         ]
     );
@@ -642,11 +698,11 @@ fn a_device_of_another_kind_is_another_one() {
     assert_eq!(
         said(&mut table),
         [
-            "* resynced lost Some(2) changed true of 1",
+            "* resynced lost Some(3) changed true of 1",
             "* deleted a2 2 of veth, recovered",
             "* deleted a3 3 of veth, recovered",
             "* appeared a4 4 of veth, recovered",
-            "a* resynced lost Some(2) changed true of 3",
+            "a* resynced lost Some(3) changed true of 3",
             "a* deleted a2 2 of veth, recovered",
             "a* deleted a4 4, recovered",
             "a* deleted a3 3 of veth, recovered",
