@@ -58,6 +58,17 @@ pub enum Error {
     #[error("no interface to watch was named")]
     NothingToWatch,
 
+    /// A number that the [`Builder`](crate::Builder) was given is out of its range.
+    #[error("{setting} is a number from {least} to {most}")]
+    OutOfRange {
+        /// The method of the builder.
+        setting: &'static str,
+        /// The least that it takes.
+        least: usize,
+        /// The most that it takes.
+        most: usize,
+    },
+
     /// Patterns of all network namespaces cannot be added to others.
     #[error(
         "patterns of all network namespaces are watched from the start on, and none of one namespace beside them"
@@ -131,6 +142,7 @@ impl Error {
             | Self::InvalidName(_)
             | Self::InvalidPattern(_)
             | Self::NothingToWatch
+            | Self::OutOfRange { .. }
             | Self::AllNamespaces => false,
             Self::Deleted { .. }
             | Self::Renamed { .. }

@@ -40,8 +40,8 @@ pub struct Event {
     pub backend: BackendKind,
     /// Who did it; `None` where the backend cannot know (netlink never says).
     pub by: Option<Actor>,
-    /// The change was found by reading the state again after a loss, so its time is that of the
-    /// reading.
+    /// The change was found by reading the state, after a loss or because another device was
+    /// [expected](crate::Target::expect), so its time is that of the reading.
     pub recovered: bool,
 }
 
@@ -220,7 +220,8 @@ impl EventKind {
         }
     }
 
-    /// What happened, in words for a person. The caller knows what to call a namespace.
+    /// What happened to a name, in words for a person: of a pattern, [`Event::matches`] says how many
+    /// there are. The caller knows what to call a namespace.
     pub fn describe(&self, netns: impl FnOnce(NetnsId) -> String) -> String {
         match self {
             Self::Watching { ifindex: None } => "does not exist yet".to_owned(),

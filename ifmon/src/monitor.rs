@@ -104,7 +104,7 @@ impl Builder {
 
     /// Makes room for this many watches, if that is more than there are at the start. The BPF
     /// backends cannot make more room later: they have room for 1,024, or for as many as are asked
-    /// for here or watched at the start.
+    /// for here (1,048,576 at most) or watched at the start.
     pub fn capacity(mut self, watches: usize) -> Self {
         self.options.capacity = watches;
         self
@@ -113,7 +113,7 @@ impl Builder {
     /// Makes room for patterns in this many network namespaces, if that is more than there are at
     /// the start. The BPF backends cannot make more room later: their programs for patterns take
     /// longer to be loaded, so that where this is not called, and the start has none, they are
-    /// those for names alone, and [`Handle::watch`] refuses a pattern.
+    /// those for names alone, and [`Handle::watch`] refuses a pattern. 65,536 at most.
     pub fn pattern_capacity(mut self, namespaces: usize) -> Self {
         self.options.patterns = namespaces;
         self
@@ -121,7 +121,7 @@ impl Builder {
 
     /// Bytes of the queue between the kernel and this process: the socket's receive buffer, or the
     /// ring buffer of the BPF backends (rounded up to a power of two of pages). 4 MiB and 256
-    /// KiB if this is not called.
+    /// KiB if this is not called; 1 GiB at most.
     pub fn receive_buffer(mut self, bytes: u32) -> Self {
         self.options.receive_buffer = Some(bytes);
         self
@@ -139,10 +139,13 @@ impl Builder {
     ///
     /// When this returns, the hooks or the subscription are in place and the state was read after
     /// that. The events begin with one [`Watching`](crate::EventKind::Watching) for each watch.
-    /// Needs a tokio runtime with I/O and time enabled.
     ///
     /// # Errors
-    /// [`Error::InvalidName`], [`Error::NothingToWatch`], and those of setting the backend up.
+    /// [`Error::InvalidName`], [`Error::NothingToWatch`], [`Error::OutOfRange`], and those of setting
+    /// the backend up.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn start(self) -> Result<Monitor, Error> {
         let Self {
             targets,
@@ -155,6 +158,24 @@ impl Builder {
         }
         if targets.is_empty() {
             return Err(Error::NothingToWatch);
+        }
+        let bytes = options.receive_buffer.map(|bytes| bytes as usize);
+        for (setting, range, wanted) in [
+            ("capacity", 0..=MOST_WATCHES, Some(options.capacity)),
+            (
+                "pattern_capacity",
+                0..=MOST_NAMESPACES,
+                Some(options.patterns),
+            ),
+            ("receive_buffer", 1..=MOST_BYTES, bytes),
+        ] {
+            if wanted.is_some_and(|wanted| !range.contains(&wanted)) {
+                return Err(Error::OutOfRange {
+                    setting,
+                    least: *range.start(),
+                    most: *range.end(),
+                });
+            }
         }
         // Of an agent only names can be asked, and only text.
         let can_ask = |target: &Target| {
@@ -184,6 +205,11 @@ impl Builder {
         Ok(monitor)
     }
 }
+
+/// More than any host has, and what the kernel can do with.
+const MOST_WATCHES: usize = 1 << 20;
+const MOST_NAMESPACES: usize = 1 << 16;
+const MOST_BYTES: usize = 1 << 30;
 
 /// A name in a namespace, still to be checked.
 struct InNetns<T>(T, Netns);
@@ -278,8 +304,9 @@ impl Drop for Monitor {
 /// Talks to a running [`Monitor`]. But for [`Handle::sync`], it works whether or not the events are
 /// being read.
 ///
-/// What is asked comes after all that happened before: a watch that ends was told everything until
-/// then, and is told nothing after that.
+/// What is asked comes after all that happened before. Of a watch that ends nothing is told after
+/// that, nor what nobody had read until then: who wants that, asks for [`Handle::sync`] first. What is
+/// asked may be done although its future was dropped; to ask again does no harm.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
@@ -368,8 +395,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Ends the watch of a pattern; false when there was none. Nothing of it is handed out after
-    /// that.
+    /// Ends the watch of a pattern; false when there was none. Kinds belong to the pattern (see
+    /// [`Pattern::of_kinds`]). Nothing of it is handed out after that.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the monitor has ended.
@@ -399,7 +426,8 @@ impl Handle {
         self.ask(Command::Sync).await
     }
 
-    /// What the backend has counted so far, or had counted when the watch ended.
+    /// What the backend has counted so far, or had counted when the watch ended. Netlink counts what
+    /// was read, which waits for whoever reads the events.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the monitor was dropped.
@@ -423,5 +451,27 @@ impl Handle {
             .await
             .map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_number_that_is_out_of_range_is_named() {
+        let builder = || Monitor::builder().watch("lo");
+        for (builder, named) in [
+            (builder().receive_buffer(0), "receive_buffer"),
+            (builder().receive_buffer(u32::MAX), "receive_buffer"),
+            (builder().capacity(usize::MAX), "capacity"),
+            (builder().pattern_capacity(usize::MAX), "pattern_capacity"),
+        ] {
+            let error = builder.start().await.expect_err("no backend can do that");
+            assert!(
+                matches!(error, Error::OutOfRange { setting, .. } if setting == named),
+                "{error}"
+            );
+        }
     }
 }

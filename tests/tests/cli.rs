@@ -341,6 +341,16 @@ fn a_wait_that_is_stopped_has_not_come_to_its_end() {
     }
 }
 
+#[test]
+fn a_wait_tells_of_the_device_that_was_expected() {
+    let command = words(&["--json", "--backend", "netlink", "--wait", "lo=4711"]);
+    let outcome = Ifmon::spawn(command).and_then(Ifmon::finish);
+    let outcome = outcome.expect("it ends");
+    assert_eq!(outcome.status.code(), Some(0), "{outcome:?}");
+    let events: Vec<_> = outcome.lines.iter().map(|line| &line["event"]).collect();
+    assert_eq!(events, ["watching", "recreated", "stopped"], "{outcome:?}");
+}
+
 /// It takes the call, and that is all.
 #[test]
 fn an_agent_that_does_not_answer_holds_no_end_up() {

@@ -43,7 +43,14 @@ pub(crate) struct Listener(TcpListener);
 /// What was counted so far.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    watches: Arc<Mutex<Watches>>,
+    told: Arc<Mutex<Told>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Told {
+    watches: Watches,
+    /// How often the state of a watch was read again, patterns as well.
+    resyncs: u64,
 }
 
 type Watches = BTreeMap<(NetnsId, InterfaceName), Watched>;
@@ -97,9 +104,9 @@ impl Listener {
     /// Begins to answer.
     pub(crate) fn serve(self, monitor: Handle, backend: BackendKind) -> Metrics {
         let Self(listener) = self;
-        let watches = Arc::default();
+        let told = Arc::default();
         let metrics = Metrics {
-            watches: Arc::clone(&watches),
+            told: Arc::clone(&told),
         };
         tokio::spawn(async move {
             let mut open: VecDeque<AbortHandle> = VecDeque::new();
@@ -109,9 +116,9 @@ impl Listener {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     continue;
                 };
-                let (monitor, watches) = (monitor.clone(), Arc::clone(&watches));
+                let (monitor, told) = (monitor.clone(), Arc::clone(&told));
                 let connection = tokio::spawn(async move {
-                    let answered = timeout(LIMIT, converse(stream, &monitor, &watches, backend));
+                    let answered = timeout(LIMIT, converse(stream, &monitor, &told, backend));
                     if let Ok(Err(error)) = answered.await {
                         log::debug!("a scrape failed: {error}");
                     }
@@ -132,10 +139,16 @@ impl Listener {
 impl Metrics {
     /// Counts an event.
     pub(crate) fn event(&self, event: &Event) {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Told { watches, resyncs } = &mut *told;
+        *resyncs += u64::from(matches!(event.kind, EventKind::Resynced { .. }));
+        if event.pattern.is_some() {
+            // Of a pattern there is no other metric.
+            return;
+        }
         let key = (event.netns, event.interface);
         if !watches.contains_key(&key) {
-            let netns = label(event.netns, &watches);
+            let netns = label(event.netns, watches);
             watches.insert(key, Watched::new(netns));
         }
         if let Some(watched) = watches.get_mut(&key) {
@@ -148,7 +161,7 @@ impl Metrics {
 async fn converse(
     stream: TcpStream,
     monitor: &Handle,
-    watches: &Mutex<Watches>,
+    told: &Mutex<Told>,
     backend: BackendKind,
 ) -> hyper::Result<()> {
     let answer = service_fn(async |request: Request<Incoming>| {
@@ -164,12 +177,9 @@ async fn converse(
         } else if request.uri().path() != "/metrics" {
             plain(StatusCode::NOT_FOUND, "the metrics are at /metrics\n")
         } else {
-            let watches = watches
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let told = told.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let snapshot = Snapshot {
-                watches,
+                told,
                 counters: monitor.counters().await.unwrap_or_default(),
                 backend,
             };
@@ -206,7 +216,7 @@ fn scrape(snapshot: &Snapshot, format: Format) -> Response<Full<Bytes>> {
 /// Everything at one moment.
 #[derive(Debug)]
 struct Snapshot {
-    watches: Watches,
+    told: Told,
     counters: Counters,
     backend: BackendKind,
 }
@@ -214,7 +224,7 @@ struct Snapshot {
 impl Snapshot {
     fn expose(&self, format: Format) -> String {
         let Self {
-            watches,
+            told: Told { watches, resyncs },
             counters,
             backend,
         } = self;
@@ -229,10 +239,6 @@ impl Snapshot {
                 exposition.sample(&labels(interface, watched, Some(event)), count);
             }
         }
-        let resyncs = watches
-            .values()
-            .filter_map(|watched| watched.events.get("resynced"))
-            .sum();
         let Counters {
             seen,
             matched,
@@ -260,7 +266,7 @@ impl Snapshot {
             (
                 "resyncs",
                 "Watches whose state was read again after a loss",
-                Some(resyncs),
+                Some(*resyncs),
             ),
         ] {
             // What the backend cannot know is left out: a zero would be a claim.
@@ -319,7 +325,10 @@ mod tests {
             ((NetnsId(7), name), Watched::new("web".to_owned()))
         });
         Snapshot {
-            watches: watches.collect(),
+            told: Told {
+                watches: watches.collect(),
+                resyncs: 0,
+            },
             counters: Counters::default(),
             backend: BackendKind::Netlink,
         }
@@ -336,9 +345,9 @@ mod tests {
     #[test]
     fn what_is_unknown_is_left_out() {
         let mut snapshot = snapshot(&[b"wg0"]);
-        for watched in snapshot.watches.values_mut() {
+        snapshot.told.resyncs = 2;
+        for watched in snapshot.told.watches.values_mut() {
             watched.up = true;
-            watched.events.insert("resynced", 2);
         }
         for format in [Format::Text, Format::OpenMetrics] {
             let text = snapshot.expose(format);

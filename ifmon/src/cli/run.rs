@@ -231,11 +231,14 @@ impl Run {
                 () = next_record(&mut self.state, &self.watches), if is_ready => continue,
                 () = passed(self.deadline) => return End::TimedOut,
             };
-            let told = match event {
-                Some(Ok(event)) => self.event(&event),
-                Some(Err(error)) => Err(End::Failed(error.into())),
-                None => Err(End::Failed(Error::Stopped.into())),
-            };
+            let mut told = self.take(event);
+            // What is there is not yet what was expected: that comes behind it.
+            while let Err(End::Seen) = told
+                && self.args.wait.is_some()
+                && let Some(event) = self.next_at_hand().await
+            {
+                told = self.take(event);
+            }
             if let Err(end) = told {
                 // What was told is written first, for as long as that takes.
                 return match self.written().await {
@@ -243,6 +246,23 @@ impl Run {
                     Err(end) => end,
                 };
             }
+        }
+    }
+
+    /// What the monitor hands out without a wait, if there is anything.
+    async fn next_at_hand(&mut self) -> Option<Option<Result<Event, Error>>> {
+        tokio::select! {
+            biased;
+            event = self.monitor.next() => Some(event),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    fn take(&mut self, event: Option<Result<Event, Error>>) -> Result<(), End> {
+        match event {
+            Some(Ok(event)) => self.event(&event),
+            Some(Err(error)) => Err(End::Failed(error.into())),
+            None => Err(End::Failed(Error::Stopped.into())),
         }
     }
 
@@ -265,9 +285,7 @@ impl Run {
             log::warn!("{what} yet; waiting for it");
         }
         #[cfg(feature = "metrics")]
-        if let Some(metrics) = &self.metrics
-            && event.pattern.is_none()
-        {
+        if let Some(metrics) = &self.metrics {
             metrics.event(event);
         }
         let all_have_begun = self.watches.event(event);

@@ -138,7 +138,7 @@ pub enum Unavailable {
     AgentNotBuilt,
     /// All network namespaces are to be watched.
     #[error(
-        "it hears of the network namespaces that it was told to watch, one by one; all of them, and those to come, take \
+        "network namespaces are heard of one by one, as they are watched; all of them, and those to come, take \
          fentry or kprobe"
     )]
     OneNamespace,

@@ -373,13 +373,13 @@ impl PatternTable {
         }
         let old = known.map(|known| known.name);
         let is_taken = old != Some(named.name) && self.is_taken(named.name);
-        if is_taken && !self.is_after_loss() {
+        if is_taken && self.filters && !self.is_after_loss() {
             // How the other one lost it was not heard: the filter did not know its index yet.
             self.lost(None);
         }
         match old {
             // Who has its name as far as is known has lost it, and is told of first.
-            None if is_taken => self.defer(ifindex, Some(named), true),
+            None if is_taken && self.is_after_loss() => self.defer(ifindex, Some(named), true),
             None => self.appear(ifindex, Known::new(named), false),
             // Something else about it has changed; or what was read was ahead of this.
             Some(old) if old == named.name && !is_other && !(is_new && self.is_after_loss()) => {

@@ -140,6 +140,8 @@ struct Stage {
     elsewhere: Namespace,
     requests: Requests,
     requests_there: Requests,
+    /// Of the watched link. The next one has another index, as the kernel gives them.
+    index: u32,
 }
 
 impl Stage {
@@ -153,11 +155,14 @@ impl Stage {
             elsewhere,
             requests,
             requests_there,
+            index: WATCHED_INDEX,
         })
     }
 
     /// Makes every kind of change, each once the one before has been told of.
     fn cycle(&mut self, subject: Subject, running: &mut Running, times: &mut Times) -> Result<()> {
+        self.index += 1;
+        let index = self.index;
         for (kind, times) in KINDS.into_iter().zip(times) {
             let is_told = kind.is_told_by(subject);
             let requests = match kind {
@@ -165,12 +170,12 @@ impl Stage {
                 _ => &mut self.requests,
             };
             let message = match kind {
-                Kind::Created => add_veth_apart(WATCHED, WATCHED_INDEX, self.elsewhere.file()),
-                Kind::Renamed => rename(WATCHED_INDEX, "away0"),
-                Kind::RenamedBack => rename(WATCHED_INDEX, WATCHED),
-                Kind::MovedOut => move_to(WATCHED_INDEX, self.there.file()),
-                Kind::MovedBack => move_to(WATCHED_INDEX, self.here.file()),
-                Kind::Deleted => delete(WATCHED_INDEX),
+                Kind::Created => add_veth_apart(WATCHED, index, self.elsewhere.file()),
+                Kind::Renamed => rename(index, "away0"),
+                Kind::RenamedBack => rename(index, WATCHED),
+                Kind::MovedOut => move_to(index, self.there.file()),
+                Kind::MovedBack => move_to(index, self.here.file()),
+                Kind::Deleted => delete(index),
             };
             let change = Change { requests, message };
             let time = change.until_told(running, is_told)?;

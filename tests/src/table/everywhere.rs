@@ -312,8 +312,8 @@ fn loss(stage: &mut Stage, kind: &[&str]) -> Result<()> {
     stage.nothing_more(&[])
 }
 
-const REASON: &str = "it hears of the network namespaces that it was told to watch, one by one; all of them, and \
-                      those to come, take fentry or kprobe";
+const REASON: &str = "network namespaces are heard of one by one, as they are watched; all of them, and those to \
+                      come, take fentry or kprobe";
 
 fn refused(stage: &mut Stage) -> Result<()> {
     for args in [&["--netns", "*", "wg0"][..], &["*/wg*", "wg0"]] {
