@@ -458,6 +458,14 @@ impl Handle {
 mod tests {
     use super::*;
 
+    #[test]
+    fn names_are_given_as_they_are_at_hand() {
+        assert_eq!(collect(["lo", "wg0"]).map(|all| all.len()).ok(), Some(2));
+        assert_eq!(collect(&["lo", "wg0"]).map(|all| all.len()).ok(), Some(2));
+        let owned = ["lo".to_owned()];
+        assert_eq!(collect(&owned).map(|all| all.len()).ok(), Some(1));
+    }
+
     #[tokio::test]
     async fn a_number_that_is_out_of_range_is_named() {
         let builder = || Monitor::builder().watch("lo");

@@ -161,7 +161,7 @@ macro_rules! targets {
     )*};
 }
 
-targets!(&str, &String, String, &[u8]);
+targets!(&str, &&str, &String, String, &[u8]);
 
 /// By what a device is told from others, from outside the kernel.
 ///

@@ -319,7 +319,7 @@ impl Begin {
                 Step::Enter => Request::Enter(self.netns),
                 Step::Room if core.watches.len() + self.items.len() > core.room => {
                     self.fail(Failure::Filter(io::Error::other(format!(
-                        "there is room for {} watches",
+                        "there is room for {} watches; Builder::capacity makes more",
                         core.room
                     ))));
                     continue;
