@@ -387,7 +387,10 @@ impl DeviceTable {
     fn forget_device(&mut self, ifindex: u32) -> Option<Known> {
         let known = self.devices.remove(&ifindex)?;
         self.relocated.remove(&known.id);
-        self.spare.insert(ifindex);
+        // Where it is to be exchanged anyhow, or there is none, nothing is kept of it.
+        if !self.wants_filter() {
+            self.spare.insert(ifindex);
+        }
         Some(known)
     }
 

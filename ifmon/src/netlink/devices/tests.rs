@@ -199,3 +199,20 @@ fn a_filter_is_exchanged_for_what_it_lacks_and_for_much_that_it_has_for_nothing(
     assert!(table.wants_filter(), "most of it is for nothing");
     assert_eq!(table.interest().names.len(), 1);
 }
+
+#[test]
+fn without_a_filter_nothing_is_kept_of_indexes_that_are_gone() {
+    let watched = name("wg0");
+    let mut table = watching(watched);
+    for ifindex in 1..1000 {
+        hear(&mut table, &new(ifindex, watched));
+        let deleted = LinkMessage::Deleted {
+            ifindex,
+            name: watched,
+            kind: None,
+            moved: None,
+        };
+        hear(&mut table, &deleted);
+    }
+    assert!(table.spare.is_empty(), "{:?}", table.spare);
+}
