@@ -3,7 +3,10 @@
 
 use std::io;
 
-use super::{Reply, Request, core::is_whole, core::key_of};
+use super::{
+    Reply, Request,
+    core::{is_whole, key_of},
+};
 use crate::{
     machine::{Answer, Question},
     tracker::Watch,

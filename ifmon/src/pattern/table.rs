@@ -365,10 +365,8 @@ impl PatternTable {
         let known = self.devices.get(&ifindex);
         let is_other = known.is_some_and(|known| known.kind != named.kind);
         let is_new = is_new || is_other;
-        if let Some(deferred) = self.deferred.get_mut(&ifindex) {
-            deferred.named = Some(named);
-            deferred.is_new |= is_new;
-            self.skip();
+        if self.deferred.contains_key(&ifindex) {
+            self.defer(ifindex, Some(named), is_new);
             return;
         }
         let old = known.map(|known| known.name);
@@ -403,6 +401,8 @@ impl PatternTable {
 
     /// What a device is called by now is told along with what is read.
     fn defer(&mut self, ifindex: u32, named: Option<Named>, is_new: bool) {
+        let before = self.deferred.get(&ifindex);
+        let is_new = is_new || before.is_some_and(|before| before.is_new);
         self.deferred.insert(ifindex, Deferred { named, is_new });
         self.skip();
     }
