@@ -52,6 +52,6 @@ pub const NETREG_REGISTERED: u32 = 1;
 /// references leak.
 pub const NETREG_UNREGISTERING: u32 = 2;
 
-/// The loopback device is the first of its namespace and goes with it: `net/core/dev.c` insists on
-/// this index.
+/// The loopback device is the first of its namespace and goes with it: `loopback_net_init` of
+/// `drivers/net/loopback.c` insists on this index.
 pub const LOOPBACK_IFINDEX: u32 = 1;

@@ -122,7 +122,7 @@ fn name(packet: &SkBuffContext) -> Option<Name> {
     let (at, size) = find::<STEPS_TO_NAME>(packet, IFLA_IFNAME)?;
     // What a wireless device says of itself has its name and nothing else of a link.
     let next = next_to(at, size) as u64;
-    if cfg!(feature = "patterns") && kind_of(word(packet.skb.skb, next)) == IFLA_WIRELESS {
+    if kind_of(word(packet.skb.skb, next)) == IFLA_WIRELESS {
         return None;
     }
     text(packet, at, size)

@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::AsRawFd as _};
 
 use anyhow::{Context as _, Result, bail};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
 use netlink_packet_route::{
@@ -99,6 +99,31 @@ impl Requests {
     pub fn request(&mut self, message: RouteNetlinkMessage) -> Result<()> {
         self.send(message)?;
         self.answer()
+    }
+
+    /// Tells all who listen what the kernel says of a wireless device when it scans or joins a
+    /// network: the name that it had when that was written down (`wireless_send_event` of
+    /// `net/wireless/wext-core.c`).
+    pub fn say_wireless(&mut self, index: u32, name: &str) -> Result<()> {
+        /// `RTNLGRP_LINK`, as a bit.
+        const LINK_GROUP: u32 = 1;
+        /// Of `include/uapi/linux/if_link.h`.
+        const IFLA_WIRELESS: u16 = 11;
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Other(DefaultNla::new(IFLA_WIRELESS, vec![12, 0, 0x15, 0x8b])),
+        ];
+        let payload = NetlinkPayload::from(RouteNetlinkMessage::NewLink(message));
+        // It asks the kernel for nothing.
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        let listeners = SocketAddr::new(0, LINK_GROUP);
+        self.socket.send_to(&bytes, &listeners, 0)?;
+        Ok(())
     }
 
     /// Makes a pair of links in a group; the first has this index.

@@ -212,6 +212,11 @@ impl Room {
         })
     }
 
+    /// Tells all who listen what the kernel says of a wireless device.
+    pub fn say_wireless(&self, index: u32, name: &str) -> Result<()> {
+        Requests::new(&self.namespace)?.say_wireless(index, name)
+    }
+
     /// Moves a link to another namespace.
     pub fn move_to(&self, index: u32, room: &Self) -> Result<()> {
         let fd = room.namespace.file().as_raw_fd();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use netlink_packet_route::link::LinkAttribute;
 
 use super::{Scenario, all, veth};
-use crate::stage::Stage;
+use crate::{stage::Stage, want::renamed};
 
 pub(super) const TABLE: &[Scenario] = &[
     all("silent: up and down", up_and_down),
@@ -21,6 +21,7 @@ pub(super) const TABLE: &[Scenario] = &[
     all("silent: rename to the same name", same_name),
     veth("silent: a refused rename and a refused link", refused),
     veth("silent: a device changes and has no watched name", stranger),
+    veth("silent: what is said of a wireless device late", wireless),
 ];
 
 fn up_and_down(stage: &mut Stage) -> Result<()> {
@@ -145,5 +146,17 @@ fn stranger(stage: &mut Stage) -> Result<()> {
     stage.home.move_to(101, &away)?;
     away.move_to(101, &stage.home)?;
     stage.home.delete(101)?;
+    stage.nothing_more(&[])
+}
+
+/// The name in such a message can be the one that a device had before.
+fn wireless(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.home.add("other0", 101)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.home.say_wireless(101, "wg0")?;
+    stage.home.rename(100, "old0")?;
+    stage.see("wg0", renamed(100, "old0"))?;
+    stage.home.say_wireless(100, "wg0")?;
     stage.nothing_more(&[])
 }
