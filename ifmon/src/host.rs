@@ -2,6 +2,7 @@
 
 pub(crate) mod facts;
 pub(crate) mod mount;
+pub(crate) mod mountinfo;
 mod unavailable;
 
 pub use facts::{Facts, Lockdown};

@@ -8,10 +8,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::{
-            ffi::{OsStrExt as _, OsStringExt as _},
-            net::UnixDatagram,
-        },
+        unix::{ffi::OsStrExt as _, net::UnixDatagram},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,7 +20,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::Error;
+use crate::{Error, host::mountinfo::unescape};
 
 /// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
 pub(crate) const NAMES: &str = "/run/netns";
@@ -256,8 +253,16 @@ impl Places {
         places.keys().copied().collect()
     }
 
-    /// Opens one of them.
-    pub(crate) fn find(&mut self, netns: NetnsId) -> io::Result<Netns> {
+    /// What is offered, if that is this one: meanwhile another can have to be opened. Else it is
+    /// looked for.
+    pub(crate) fn handle(&mut self, offered: Option<&Netns>, netns: NetnsId) -> io::Result<Netns> {
+        match offered {
+            Some(handle) if handle.id() == netns => Ok(handle.clone()),
+            _ => self.find(netns),
+        }
+    }
+
+    fn find(&mut self, netns: NetnsId) -> io::Result<Netns> {
         if let Some(found) = self.open(netns) {
             return Ok(found);
         }
@@ -283,21 +288,7 @@ fn linked(link: &str) -> Option<NetnsId> {
 fn mounted(line: &[u8]) -> Option<(NetnsId, PathBuf)> {
     let mut fields = line.split(|&byte| byte == b' ').skip(3);
     let netns = linked(std::str::from_utf8(fields.next()?).ok()?)?;
-    let mut path = Vec::new();
-    let mut rest = fields.next()?;
-    while let Some((&byte, after)) = rest.split_first() {
-        // White space and backslashes are written as a backslash and three octal digits.
-        let (byte, after) = match after.split_at_checked(3) {
-            Some((digits, after)) if byte == b'\\' => {
-                let digits = std::str::from_utf8(digits).ok()?;
-                (u8::from_str_radix(digits, 8).ok()?, after)
-            }
-            _ => (byte, after),
-        };
-        path.push(byte);
-        rest = after;
-    }
-    Some((netns, PathBuf::from(OsString::from_vec(path))))
+    Some((netns, unescape(fields.next()?).into()))
 }
 
 /// A refusal says what was missing: the number alone sends people to look at the file's mode.
@@ -396,5 +387,22 @@ mod tests {
         assert!(places.look().contains(&own));
         assert_eq!(places.find(own).expect("it can be opened").id(), own);
         assert!(places.find(NetnsId(1)).is_err());
+    }
+
+    #[test]
+    fn what_is_offered_is_taken_for_itself_alone() {
+        let other = Netns {
+            file: None,
+            id: NetnsId(1),
+        };
+        let own = current_id().expect("it has a number");
+        let mut places = Places::default();
+        let mut opened = |netns| {
+            let handle = places.handle(Some(&other), netns);
+            handle.map(|handle| handle.id()).ok()
+        };
+        assert_eq!(opened(own), Some(own));
+        assert_eq!(opened(NetnsId(1)), Some(NetnsId(1)));
+        assert_eq!(opened(NetnsId(2)), None);
     }
 }

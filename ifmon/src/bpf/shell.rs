@@ -1,7 +1,7 @@
 //! The programs of the BPF backends and what they need: does what [`core`](super::core) asks for,
 //! one thing at a time, and knows nothing else.
 
-use std::{collections::HashMap, fmt, fs, io, os::fd::AsFd as _, time::Duration};
+use std::{collections::HashMap, fmt, fs, io, os::fd::AsFd as _};
 
 use aya::{
     Ebpf as Object,
@@ -16,7 +16,6 @@ use ifmon_ebpf::{
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::AbortHandle,
-    time::timeout,
 };
 
 use super::{
@@ -39,9 +38,6 @@ use crate::{
 
 /// Id of the root of all cgroups: the inode number of the root of a `kernfs`.
 const ROOT_CGROUP: u64 = 1;
-
-/// How long the namespace in which a program was proven right stays where nothing is asked.
-const PROOF_STAYS: Duration = Duration::from_secs(1);
 
 /// A loaded program, attached or to be attached, with its maps.
 pub(crate) struct Programs {
@@ -176,14 +172,7 @@ impl Programs {
         if self.inquiries.contains_key(&netns) {
             return Ok(());
         }
-        let found;
-        let handle = match &self.offered {
-            Some(handle) => handle,
-            None => {
-                found = self.places.find(netns)?;
-                &found
-            }
-        };
+        let handle = &self.places.handle(self.offered.as_ref(), netns)?;
         let mut inquiry = Inquiry::new(handle)?;
         if self.hook == Hook::Socket {
             inquiry.open_sysfs();
@@ -309,12 +298,6 @@ impl Shell for Programs {
     }
 
     async fn ready(&mut self, sources: &mut Vec<Source>) -> io::Result<()> {
-        if self.proof.is_some() {
-            if let Ok(ready) = timeout(PROOF_STAYS, self.readiness.next(sources)).await {
-                return ready;
-            }
-            self.proof = None;
-        }
         self.readiness.next(sources).await
     }
 }

@@ -4,11 +4,13 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     os::unix::{
-        ffi::{OsStrExt as _, OsStringExt as _},
+        ffi::OsStrExt as _,
         fs::{DirEntryExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
+
+use crate::host::mountinfo::unescape;
 
 /// Cgroups that a search looks at. A host with more is told less.
 const CGROUPS: usize = 20_000;
@@ -116,21 +118,6 @@ fn join(root: &Path, below: &Path) -> String {
         return root.to_string_lossy().into_owned();
     }
     root.join(below).to_string_lossy().into_owned()
-}
-
-/// Octal numbers stand for white space and backslashes: `mangle` of `fs/seq_file.c`.
-fn unescape(field: &[u8]) -> OsString {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, after @ ..] = rest {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let byte = digits
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        bytes.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &after[3..] } else { after };
-    }
-    OsString::from_vec(bytes)
 }
 
 /// Every cgroup below a mount, the nearest to the root first.
