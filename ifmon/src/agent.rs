@@ -85,8 +85,7 @@ impl Running {
             source,
         })?;
         let home = Netns::current().map_err(Unavailable::other)?;
-        let (connections, is_filtered) =
-            Connections::new(path, home).map_err(Unavailable::other)?;
+        let (connections, is_filtered) = Connections::new(path, home)?;
         Ok(Self {
             connections,
             is_filtered,

@@ -158,9 +158,7 @@ fn open_one(
         BackendKind::Agent => agent.open(),
         BackendKind::Netlink | BackendKind::NetlinkUnfiltered => {
             let bytes = options.receive_buffer.map(|bytes| bytes as usize);
-            Sockets::new(kind == BackendKind::Netlink, bytes)
-                .map(Backend::Netlink)
-                .map_err(Unavailable::NoSocketFilter)
+            Sockets::new(kind == BackendKind::Netlink, bytes).map(Backend::Netlink)
         }
     }
 }

@@ -14,11 +14,14 @@ use rustix::net::{
 
 use super::{CallId, Reply, Request};
 use crate::{
-    Netns, NetnsId,
+    Netns, NetnsId, Unavailable,
     driver::Shell,
     inquiry::Inquiry,
     machine::Source,
-    netlink::{self, shell::Sockets},
+    netlink::{
+        self,
+        shell::{Sockets, cannot_open},
+    },
     readiness::Readiness,
 };
 
@@ -38,19 +41,19 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Says as well whether the kernel takes a filter on a netlink socket.
-    pub(super) fn new(path: PathBuf, home: Netns) -> io::Result<(Self, bool)> {
+    pub(super) fn new(path: PathBuf, home: Netns) -> Result<(Self, bool), Unavailable> {
         let (sockets, is_filtered) = match Sockets::new(true, None) {
-            Ok(sockets) => (sockets, true),
-            Err(_) => (Sockets::new(false, None)?, false),
+            Err(Unavailable::NoSocketFilter(_)) => (Sockets::new(false, None)?, false),
+            sockets => (sockets?, true),
         };
-        let mut inquiry = Inquiry::new(&home)?;
+        let mut inquiry = Inquiry::new(&home).map_err(cannot_open)?;
         // Where netlink stands in one day, it knows by this who comes back; and the right to mount
         // one is given up by then.
         inquiry.open_sysfs();
         let connections = Self {
             path,
             calls: HashMap::new(),
-            readiness: Readiness::new()?,
+            readiness: Readiness::new().map_err(cannot_open)?,
             inquiry,
             home,
             sockets,

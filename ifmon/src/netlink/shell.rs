@@ -10,7 +10,7 @@ use super::{
     socket::Socket,
 };
 use crate::{
-    Netns, NetnsId,
+    Netns, NetnsId, Unavailable,
     driver::Shell,
     inquiry::Inquiry,
     machine::{Answer, Source},
@@ -45,17 +45,19 @@ struct Connection {
 impl Sockets {
     /// Makes sure that the kernel takes a filter, where one is wanted; sockets come with the
     /// watches.
-    pub(crate) fn new(filtered: bool, receive_buffer: Option<usize>) -> io::Result<Self> {
+    pub(crate) fn new(filtered: bool, receive_buffer: Option<usize>) -> Result<Self, Unavailable> {
         if filtered {
-            let netns = Netns::current().map_err(io::Error::other)?;
+            let netns = Netns::current().map_err(Unavailable::other)?;
             let program = build(&Interest::default(), Precision::Exact).unwrap_or_default();
-            Socket::for_links(&netns)?.attach_filter(&program)?;
+            let socket = Socket::for_links(&netns).map_err(cannot_open)?;
+            let attached = socket.attach_filter(&program);
+            attached.map_err(Unavailable::NoSocketFilter)?;
         }
         Ok(Self {
             receive_buffer: receive_buffer.unwrap_or(RECEIVE_BUFFER),
             connections: HashMap::new(),
             offered: None,
-            readiness: Readiness::new()?,
+            readiness: Readiness::new().map_err(cannot_open)?,
             buffer: vec![0; MESSAGE].into_boxed_slice(),
         })
     }
@@ -63,7 +65,10 @@ impl Sockets {
     fn open(&mut self, netns: NetnsId) -> io::Result<()> {
         let handle = match self.connections.get(&netns) {
             Some(connection) => connection.inquiry.netns().clone(),
-            None => self.offered.clone().ok_or(io::ErrorKind::NotFound)?,
+            None => {
+                let offered = self.offered.as_ref().filter(|it| it.id() == netns);
+                offered.cloned().ok_or(io::ErrorKind::NotFound)?
+            }
         };
         let socket = Socket::for_links(&handle)?;
         socket.set_receive_buffer(self.receive_buffer)?;
@@ -116,6 +121,13 @@ impl Sockets {
             Some(interest) => attach(socket, interest),
             None => socket.detach_filter(),
         }
+    }
+}
+
+pub(crate) fn cannot_open(error: io::Error) -> Unavailable {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => Unavailable::OpenFiles,
+        _ => Unavailable::other(format_args!("cannot open a netlink socket: {error}")),
     }
 }
 
