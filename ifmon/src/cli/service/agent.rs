@@ -6,6 +6,7 @@ use std::{
     ffi::OsString,
     io,
     path::PathBuf,
+    pin::pin,
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -116,6 +117,8 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
     notifier.ready(&status);
     memory::give_back();
     let mut origins = Origins::new();
+    // Not begun anew for each event: where there is no descriptor for a client, that is said once.
+    let mut accepted = pin!(agent.accept(&listener));
     loop {
         tokio::select! {
             biased;
@@ -129,7 +132,10 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
                 agent.hub.borrow_mut().event(event, facts);
                 agent.wake();
             }
-            stream = agent.accept(&listener) => agent.take(stream),
+            stream = &mut accepted => {
+                accepted.set(agent.accept(&listener));
+                agent.take(stream);
+            }
         }
     }
 }
