@@ -97,7 +97,7 @@ pub(crate) struct Engine<M> {
 #[derive(Debug)]
 enum Asked {
     /// What was queued before comes first: it may say that the namespace has ended.
-    Drain(Ask),
+    Drain(NetnsId, Targets),
     /// The machine is at it. With what is expected of each watch.
     Watch(Vec<(Watch, Option<Identity>)>),
     /// The machine has begun them; where the expected devices are that hold other names is asked.
@@ -147,9 +147,9 @@ impl<M: Asking> Engine<M> {
     pub(crate) fn ask(&mut self, ask: Ask) {
         debug_assert!(self.asked.is_none(), "one at a time");
         self.asked = Some(match ask {
-            Ask::Watch { .. } | Ask::WatchPatterns { .. } if self.may_have_ended(&ask) => {
+            Ask::Watch { netns, targets } if self.may_have_ended(netns, &targets) => {
                 self.machine.command(Command::Sync);
-                Asked::Drain(ask)
+                Asked::Drain(netns, targets)
             }
             Ask::Watch { netns, targets } => self.begin(netns, targets),
             Ask::WatchPatterns { netns, patterns } => self.begin_patterns(netns, patterns),
@@ -180,21 +180,10 @@ impl<M: Asking> Engine<M> {
 
     /// Is one of these names watched as far as is known, in a namespace that may have ended since?
     /// Then the one that is meant now is another with the same number, and the watch is to
-    /// begin.
-    fn may_have_ended(&self, ask: &Ask) -> bool {
-        let is_watched = match ask {
-            &Ask::Watch { netns, ref targets } => targets
-                .iter()
-                .any(|&(name, _)| self.tracker.is_watching(Watch { netns, name })),
-            &Ask::WatchPatterns {
-                netns,
-                ref patterns,
-            } => patterns
-                .iter()
-                .any(|pattern| self.patterns.contains(&(netns, pattern.clone()))),
-            Ask::Unwatch(_) | Ask::UnwatchPattern(..) | Ask::Sync(_) | Ask::Count => false,
-        };
-        !self.kind.keeps_netns_alive() && is_watched
+    /// begin. One with patterns is kept alive.
+    fn may_have_ended(&self, netns: NetnsId, targets: &Targets) -> bool {
+        let is_watched = |&(name, _): &_| self.tracker.is_watching(Watch { netns, name });
+        !self.kind.keeps_netns_alive() && targets.iter().any(is_watched)
     }
 
     fn begin(&mut self, netns: NetnsId, targets: Targets) -> Asked {
@@ -364,12 +353,8 @@ impl<M: Asking> Engine<M> {
     fn done(&mut self, outcome: Outcome, outbox: &mut Outbox) -> Option<Output<M::Request>> {
         let asked = self.asked.take();
         let reply = match (asked, outcome) {
-            (Some(Asked::Drain(Ask::Watch { netns, targets })), Outcome::Synced) => {
+            (Some(Asked::Drain(netns, targets)), Outcome::Synced) => {
                 self.asked = Some(self.begin(netns, targets));
-                return None;
-            }
-            (Some(Asked::Drain(Ask::WatchPatterns { netns, patterns })), Outcome::Synced) => {
-                self.asked = Some(self.begin_patterns(netns, patterns));
                 return None;
             }
             (Some(Asked::WatchPatterns(netns, patterns)), Outcome::Watched(result)) => {
@@ -438,7 +423,7 @@ impl<M: Asking> Engine<M> {
                 }
                 Reply::Watched(Err(Error::Stopped))
             }
-            Asked::Drain(_) | Asked::Watch(_) | Asked::Find { .. } => {
+            Asked::Drain(..) | Asked::Watch(_) | Asked::Find { .. } => {
                 Reply::Watched(Err(Error::Stopped))
             }
             Asked::UnwatchPattern(netns, pattern) | Asked::ForgetPattern(netns, pattern) => {
@@ -467,12 +452,6 @@ impl<M: Asking> Engine<M> {
             } => return self.tell_pattern(netns, told, time, by, outbox),
             Signal::Change { .. } | Signal::Resync { .. } => None,
         };
-        if let Some(netns) = gone {
-            // Those that are about to be watched are of the one that has its number now.
-            let asked = self.asked.as_ref();
-            self.patterns
-                .retain(|place| place.0 != netns || is_about_to_be(asked, place));
-        }
         let mut verdicts = Vec::new();
         let (time, by) = signal.decide(&mut self.tracker, &mut verdicts);
         for verdict in verdicts {

@@ -722,9 +722,7 @@ impl Bpf {
 
     /// A namespace has ended, and the watches in it.
     fn gone(&mut self, netns: NetnsId, time: SystemTime, by: Option<Actor>) {
-        if !self.patterns.everywhere.is_on {
-            self.patterns_gone(netns, time, by.as_ref());
-        }
+        // One with patterns of its own is kept alive.
         self.forget_namespace(netns);
         self.said.push_back(Signal::NetnsGone { netns, time, by });
     }
