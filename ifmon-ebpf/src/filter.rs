@@ -114,7 +114,8 @@ pub trait Kernel {
     fn patterns(&mut self, netns: u32) -> Option<&PatternSet>;
     /// In `PATTERN_STATES`.
     fn pattern_state(&mut self, netns: u32) -> Option<&mut PatternState>;
-    /// False when there is one, or no room.
+    /// False when there is no room, or when userspace has inserted one since it was looked for: it
+    /// reads the table after that, so that it finds what this change came to.
     fn insert_pattern_state(&mut self, netns: u32, epoch: u32) -> bool;
     fn remove_pattern_state(&mut self, netns: u32);
     /// In `MATCHING`: what a device is called that concerns a pattern, [marked](Name::marked); zeros

@@ -25,7 +25,7 @@ use crate::{
     netns::on_a_thread,
 };
 
-/// Bytes of the ring buffer. A record is 184 bytes long.
+/// Bytes of the ring buffer. A record takes at most 184 of them, with the header that the kernel puts before it.
 const RING: u32 = 256 * 1024;
 /// The smallest sizes, for hosts with a tight limit on locked memory.
 const SMALL_RING: u32 = 4096;
