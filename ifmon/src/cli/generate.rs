@@ -373,8 +373,8 @@ there when it has ended is what later changes are compared with, so one deletion
 command that fails or returns early. The next restart follows a second after the end of the last one at the earliest;
 that wait doubles up to a minute while changes come that fast, and falls back once it has been quiet for as long.
 .SH SIGNALS
-SIGTERM, SIGINT and SIGHUP end ifmon once the commands that run and wait have ended; a second SIGTERM or SIGINT ends them
-at once. Where SIGHUP is ignored as ifmon starts, as with
+SIGTERM, SIGINT and SIGHUP end ifmon once what had happened before is told, and the commands that run and wait have
+ended; a second SIGTERM or SIGINT ends them at once. Where SIGHUP is ignored as ifmon starts, as with
 .BR nohup (1),
 it stays ignored.
 .SH UNITS

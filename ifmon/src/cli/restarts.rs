@@ -168,10 +168,15 @@ impl Restarts {
         }
     }
 
+    /// No other command begins.
+    pub(crate) fn close(&self) {
+        self.turns.close();
+    }
+
     /// Waits for the commands that run; no other begins. Of what they were run for all is done then,
     /// and it is not told again at the next start.
     pub(crate) async fn finish(&mut self) {
-        self.turns.close();
+        self.close();
         while let Some(ended) = self.commands.join_next().await {
             if let Ok((watch, true)) = ended {
                 self.ended.insert(watch);

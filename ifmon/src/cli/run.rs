@@ -1,6 +1,6 @@
 //! A run of the program: from the arguments to the last line.
 
-use std::{ffi::OsString, io, time::Duration};
+use std::{ffi::OsString, io, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use ifmon::{BackendKind, Error, Event, EventKind, LinkKind, Monitor, Pattern};
@@ -26,6 +26,8 @@ use super::{
     watches::{self, Watches},
 };
 
+/// How long it may take to tell what had happened before the end.
+const LAST_EVENTS: Duration = Duration::from_millis(500);
 /// How long the last records may take, and the last counters.
 const LAST_RECORDS: Duration = Duration::from_millis(500);
 /// What a start is given at least, however short the time of `--timeout` is.
@@ -205,7 +207,7 @@ impl Run {
             let due = self.output.due();
             let event = tokio::select! {
                 biased;
-                () = self.signals.end() => return End::Signal,
+                () = self.signals.end() => return self.take_rest(End::Signal).await,
                 // Before the events, of which there may always be more.
                 () = passed(due), if is_ready => {
                     self.output.summarize(self.terminal.as_ref());
@@ -229,7 +231,7 @@ impl Run {
                 // After the events: what was told already counts as having happened before.
                 () = next_restart(&mut self.restarts), if is_ready => continue,
                 () = next_record(&mut self.state, &self.watches), if is_ready => continue,
-                () = passed(self.deadline) => return End::TimedOut,
+                () = passed(self.deadline) => return self.take_rest(End::TimedOut).await,
             };
             let mut told = self.take(event);
             // What is there is not yet what was expected: that comes behind it.
@@ -245,6 +247,34 @@ impl Run {
                     Ok(()) => end,
                     Err(end) => end,
                 };
+            }
+        }
+    }
+
+    /// Takes what had happened by the time of this end. It is told, and starts no restart.
+    async fn take_rest(&mut self, end: End) -> End {
+        if let Some(restarts) = &self.restarts {
+            restarts.close();
+        }
+        let handle = self.monitor.handle();
+        let mut all = pin!(timeout(LAST_EVENTS, handle.sync()));
+        loop {
+            let has_room = self.output.has_room();
+            let event = tokio::select! {
+                biased;
+                () = self.signals.end_at_once() => return end,
+                event = self.monitor.next(), if has_room => event,
+                _ = &mut all => return end,
+                progress = self.output.progress() => match progress {
+                    Ok(()) => continue,
+                    Err(error) => return End::of(error),
+                },
+            };
+            match self.take(event) {
+                Ok(()) => {}
+                // It was to end anyway.
+                Err(End::Failed(_)) => return end,
+                Err(other) => return other,
             }
         }
     }

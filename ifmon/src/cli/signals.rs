@@ -10,6 +10,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     /// Not where whoever started ifmon had it ignored, as `nohup(1)` does.
     hangup: Option<Signal>,
+    /// An end was asked for by somebody who will not wait.
+    at_once: bool,
 }
 
 impl Signals {
@@ -20,6 +22,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: hangup.transpose()?,
+            at_once: false,
         })
     }
 
@@ -29,6 +32,7 @@ impl Signals {
             interrupt,
             terminate,
             hangup,
+            at_once: _,
         } = self;
         let hangup = async {
             match hangup {
@@ -45,10 +49,14 @@ impl Signals {
 
     /// An end is asked for by somebody who will not wait.
     pub(crate) async fn end_at_once(&mut self) {
+        if self.at_once {
+            return;
+        }
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+        self.at_once = true;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{fs, process::Command};
 
 use anyhow::{Result, ensure};
+use rustix::process::Signal;
 
 use super::{Scenario, hooks::Gate, only, veth};
 use crate::{
@@ -17,6 +18,7 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("what happens during a restart starts no other", own_doing),
     veth("a change after a restart starts another", later_change),
     veth("no restart for a name that is free and then taken", taken),
+    veth("no restart once the end was asked for", at_the_end),
     only(
         TRACING,
         veth("no restart for what the engine does itself", mine),
@@ -118,6 +120,22 @@ fn taken(stage: &mut Stage) -> Result<()> {
         "runs: {:?}",
         runs(&scratch)
     );
+    Ok(())
+}
+
+/// Whoever stops a service may take its interfaces away as well.
+fn at_the_end(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("end")?;
+    let command = command(stage, &scratch, NOTE)?;
+    stage.home.add("wg0", 100)?;
+    stage.launch_home(command, &[("wg0", Some(100))])?;
+    stage.program()?.signal(Signal::STOP)?;
+    stage.program()?.signal(Signal::TERM)?;
+    stage.home.delete(100)?;
+    stage.program()?.signal(Signal::CONT)?;
+    stage.see("wg0", deleted(100))?;
+    stage.ends(0, "signal")?;
+    ensure!(runs(&scratch).is_empty(), "runs: {:?}", runs(&scratch));
     Ok(())
 }
 

@@ -1,8 +1,15 @@
 //! The start and the end: absent interfaces, `--must-exist`, `--once`.
 
-use anyhow::{Result, ensure};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
-use super::{Scenario, veth};
+use anyhow::{Result, ensure};
+use ifmon::BackendKind;
+use rustix::process::Signal;
+
+use super::{Scenario, native, only, veth};
 use crate::{
     stage::Stage,
     want::{appeared, deleted, moved, recreated, renamed, returned},
@@ -20,7 +27,18 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("--wait: for all to be there", wait_present),
     veth("--wait: for all to be gone", wait_absent),
     veth("--wait: in vain", wait_in_vain),
+    only(
+        NETLINK,
+        native(veth("--wait: at the last moment", just_in_time)),
+    ),
+    veth(
+        "what happened before the signal to end",
+        told_before_the_end,
+    ),
 ];
+
+/// For what is the program's own, and takes its time.
+const NETLINK: &[BackendKind] = &[BackendKind::Netlink];
 
 fn absent(stage: &mut Stage) -> Result<()> {
     stage.watch(&[("wg0", None)])?;
@@ -150,4 +168,31 @@ fn wait_in_vain(stage: &mut Stage) -> Result<()> {
         outcome.lines
     );
     Ok(())
+}
+
+/// It came in time, and ifmon finds it when the time is over.
+fn just_in_time(stage: &mut Stage) -> Result<()> {
+    let begin = Instant::now();
+    let args = ["--wait", "--timeout", "2"];
+    stage.watch_home_with(&args, &[("wg0", None)])?;
+    stage.program()?.signal(Signal::STOP)?;
+    stage.home.add("wg0", 100)?;
+    thread::sleep(Duration::from_secs(3).saturating_sub(begin.elapsed()));
+    stage.program()?.signal(Signal::CONT)?;
+    stage.see("wg0", appeared(100))?;
+    stage.ends(0, "once").map(drop)
+}
+
+/// ifmon finds the changes and the signal at the same time.
+fn told_before_the_end(stage: &mut Stage) -> Result<()> {
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    stage.program()?.signal(Signal::STOP)?;
+    stage.home.delete(100)?;
+    stage.home.add("wg0", 101)?;
+    stage.program()?.signal(Signal::TERM)?;
+    stage.program()?.signal(Signal::CONT)?;
+    stage.see("wg0", deleted(100))?;
+    stage.see("wg0", recreated(101, 100))?;
+    stage.ends(0, "signal").map(drop)
 }
