@@ -126,6 +126,8 @@ pub enum Error {
 fn not_opened(path: &Path, source: &io::Error) -> String {
     if source.kind() == io::ErrorKind::NotFound && path.parent() == Some(Path::new(netns::NAMES)) {
         "there is none of that name; `ip netns` lists those that there are".to_owned()
+    } else if source.kind() == io::ErrorKind::PermissionDenied && path.starts_with("/proc") {
+        "that of somebody else's process takes CAP_SYS_PTRACE; run it as root or give it the capability".to_owned()
     } else {
         source.to_string()
     }

@@ -506,3 +506,32 @@ fn the_limit_of_open_files_is_raised_and_not_for_commands() {
     let said = format!("limit {LIMIT}\n");
     assert!(outcome.stderr.contains(&said), "{}", outcome.stderr);
 }
+
+#[test]
+fn too_few_descriptors_are_an_error_and_no_panic() {
+    for limit in ["4", "7", "12"] {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"ulimit -n "$1"; shift; exec "$@""#, "sh", limit])
+            .arg(program::path())
+            .args(["--backend", "netlink", "--json", LOOPBACK])
+            .stdin(Stdio::null());
+        fails(command, 1, &[limit, "raise the limit"]);
+    }
+}
+
+#[test]
+fn a_wait_of_no_time_is_a_look() {
+    for (name, code) in [(LOOPBACK, 0), ("no-such-link", 4)] {
+        let mut command = words(&[
+            "--backend",
+            "netlink",
+            "--quiet",
+            "--wait",
+            "--timeout",
+            "0",
+        ]);
+        command.arg(name);
+        assert_eq!(output(command).status.code(), Some(code), "{name}");
+    }
+}

@@ -104,8 +104,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "STATE", num_args = 0..=1, require_equals = true, default_missing_value = "present")]
     pub(crate) wait: Option<WaitArg>,
 
-    /// End with exit code 4 when --wait has waited in vain for this many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "wait")]
+    /// End with exit code 4 when --wait has waited in vain for this many seconds; 0 is to look and not to wait
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_or_none, requires = "wait")]
     pub(crate) timeout: Option<Duration>,
 
     /// Keep what is known of each watch in DIR, and tell at the start what changed while ifmon was
@@ -286,13 +286,20 @@ fn join_wait(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 
 /// `10`, and `10s` as many write it.
 fn seconds(value: &str) -> Result<Duration, String> {
+    match seconds_or_none(value)? {
+        Duration::ZERO => Err("a number of seconds is wanted, more than none".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// 0 is to look and not to wait.
+fn seconds_or_none(value: &str) -> Result<Duration, String> {
     value
         .strip_suffix('s')
         .unwrap_or(value)
         .parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|time| !time.is_zero())
         .ok_or_else(|| "a number of seconds is wanted".to_owned())
 }
 
@@ -447,6 +454,8 @@ mod tests {
         }
         assert!(parse(&["--wait=gone", "wg0"]).is_err());
         assert!(parse(&["--timeout", "1", "wg0"]).is_err());
+        assert!(parse(&["--wait", "--timeout", "0", "wg0"]).is_ok());
+        assert!(parse(&["--wait", "--timeout", "-1", "wg0"]).is_err());
     }
 
     #[test]
@@ -459,6 +468,7 @@ mod tests {
             assert!(parse(words).is_ok(), "{words:?}");
         }
         assert!(parse(&["wg0", "--exec-timeout", "1"]).is_err());
+        assert!(parse(&["wg0", "--exec", "a", "--exec-timeout", "0"]).is_err());
     }
 
     #[test]

@@ -9,6 +9,9 @@ pub(crate) fn can_be_told() -> bool {
     mounts.lines().any(|line| line.contains(" - cgroup2 "))
 }
 
+/// Where cgroups are directories: a path may be given as it is there.
+const MOUNT_POINT: &str = "/sys/fs/cgroup";
+
 /// A unit of systemd, or a cgroup with all that is below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mine {
@@ -24,7 +27,10 @@ impl Mine {
             return Err("a unit or the path of a cgroup is wanted".to_owned());
         }
         if word.starts_with('/') {
-            return Ok(Self::Cgroup(word.trim_end_matches('/').to_owned()));
+            let below = word.strip_prefix(MOUNT_POINT);
+            let below = below.filter(|below| below.is_empty() || below.starts_with('/'));
+            let path = below.unwrap_or(word);
+            return Ok(Self::Cgroup(path.trim_end_matches('/').to_owned()));
         }
         if word.contains('/') {
             return Err("the path of a cgroup begins with a slash".to_owned());
@@ -89,6 +95,10 @@ mod tests {
             ("/tunnels", "/tunnels2", false),
             ("/tunnels", "/a/tunnels", false),
             ("/", "/anything", true),
+            ("/sys/fs/cgroup/tunnels", "/tunnels/a", true),
+            ("/sys/fs/cgroup/tunnels", "/tunnels2", false),
+            ("/sys/fs/cgroup/", "/anything", true),
+            ("/sys/fs/cgroups", "/anything", false),
         ] {
             let mine = Mine::parse(word).expect("a good word");
             assert_eq!(mine.owns(cgroup), owns, "{word} {cgroup}");

@@ -26,7 +26,7 @@ mod target;
 mod top;
 mod watches;
 
-use std::{process::ExitCode, sync::OnceLock};
+use std::{io, process::ExitCode, sync::OnceLock};
 
 use ifmon::InterfaceName;
 use tokio::runtime::LocalOptions;
@@ -69,10 +69,11 @@ pub(crate) fn main() -> ExitCode {
         return written.map_or(Exit::Failed, |()| Exit::Stopped).into();
     }
     start_log(&args);
-    let result = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-        .map_err(anyhow::Error::from)
+    let result = open_files::raise()
+        .and_then(|()| {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            Ok(builder.enable_all().build_local(LocalOptions::default())?)
+        })
         .and_then(|runtime| {
             // As a task, it goes on as soon as the monitor has something for it. What is blocked on
             // itself goes on after a turn of waiting for input, which costs each line a tenth of its
@@ -87,6 +88,12 @@ pub(crate) fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = match error.downcast_ref() {
+                // It is there, and this user may not have it.
+                Some(Misused::Netns(ifmon::Error::Netns { source, .. }))
+                    if source.kind() == io::ErrorKind::PermissionDenied =>
+                {
+                    Exit::Failed
+                }
                 Some(Misused::Netns(_) | Misused::TwoDevices(..)) => Exit::Usage,
                 None => Exit::Failed,
             };

@@ -14,7 +14,6 @@ use super::{
     children::{Children, Shell},
     complain, memory, mine,
     notify::Notifier,
-    open_files,
     output::{Output, facts::Reason, stdout::Stdout},
     privileges,
     restarts::Restarts,
@@ -53,7 +52,6 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
     if args.check {
         return check(args.json).await;
     }
-    open_files::raise();
     if let Some(path) = args.serve.take() {
         return service::serve(&args, path).await;
     }
@@ -372,6 +370,8 @@ impl Run {
             ..
         } = &mut self;
         let finish = async {
+            // Else it stays untold, as far as the records know.
+            let mut is_told = output.is_written();
             let handle = monitor.handle();
             let counted = timeout(LAST_RECORDS, handle.counters()).await;
             output.stopped(
@@ -387,12 +387,15 @@ impl Run {
                     output.finish_lines().await
                 }
             };
+            is_told |= output.is_written();
             output.finish_hooks().await;
             if let Some(restarts) = restarts.as_mut() {
                 restarts.finish().await;
             }
             // What is not read here fast enough is told again at the next start.
-            let _ = timeout(LAST_RECORDS, finish_records(state, watches, monitor)).await;
+            if is_told {
+                let _ = timeout(LAST_RECORDS, finish_records(state, watches, monitor)).await;
+            }
             written
         };
         let written = tokio::select! {

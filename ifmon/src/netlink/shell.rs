@@ -43,13 +43,13 @@ struct Connection {
 }
 
 impl Sockets {
-    /// Makes sure that the kernel takes a filter, where one is wanted; sockets come with the
-    /// watches.
+    /// Makes sure that the kernel gives a socket, and takes a filter, where one is wanted; those that
+    /// stay come with the watches.
     pub(crate) fn new(filtered: bool, receive_buffer: Option<usize>) -> Result<Self, Unavailable> {
+        let netns = Netns::current().map_err(Unavailable::other)?;
+        let socket = Socket::for_links(&netns).map_err(cannot_open)?;
         if filtered {
-            let netns = Netns::current().map_err(Unavailable::other)?;
             let program = build(&Interest::default(), Precision::Exact).unwrap_or_default();
-            let socket = Socket::for_links(&netns).map_err(cannot_open)?;
             let attached = socket.attach_filter(&program);
             attached.map_err(Unavailable::NoSocketFilter)?;
         }

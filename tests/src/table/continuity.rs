@@ -1,13 +1,18 @@
 //! `--state`: what became of interfaces while ifmon was not running.
 
-use std::fs;
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::fd::OwnedFd,
+    process::{Command, Stdio},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Scenario, veth};
 use crate::{
-    program::wait_for,
+    program::{self, wait_for},
     room::NamedNetns,
     scratch::Scratch,
     stage::Stage,
@@ -21,6 +26,7 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("changes after ifmon was killed", |stage| {
         meanwhile(stage, Stage::kill)
     }),
+    veth("a change whose line could not be written", unwritten),
 ];
 
 /// What is watched: a name, and the index of its device before and after.
@@ -89,6 +95,36 @@ fn meanwhile(stage: &mut Stage, end: fn(&mut Stage) -> Result<()>) -> Result<()>
     watch(stage, &scratch, &after)?;
     stage.home.delete(100)?;
     stage.see("left0", deleted(100))?;
+    stage.nothing_more(&[])
+}
+
+/// It was not told, so it is told at the next start.
+fn unwritten(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("unwritten")?;
+    let watched = [("wg0", Some(100))];
+    stage.home.add("wg0", 100)?;
+    watch(stage, &scratch, &watched)?;
+    recorded(stage, &scratch, &watched)?;
+    stage.nothing_more(&[])?;
+
+    stage.home.delete(100)?;
+    let (reader, no_reader) = io::pipe()?;
+    drop(reader);
+    let full = OpenOptions::new().write(true).open("/dev/full")?;
+    for (stdout, code) in [(full.into(), 1), (OwnedFd::from(no_reader), 0)] {
+        let mut command = Command::new(program::path());
+        command
+            .args(["--json", "--quiet", "--backend", stage.backend.as_str()])
+            .args(["wg0", "--state"])
+            .arg(scratch.path())
+            .stdout(stdout)
+            .stderr(Stdio::null());
+        stage.home.enter(&mut command)?;
+        let status = command.status()?;
+        ensure!(status.code() == Some(code), "ended with {status}");
+    }
+    watch(stage, &scratch, &[("wg0", None)])?;
+    stage.see("wg0", deleted(100).recovered())?;
     stage.nothing_more(&[])
 }
 
