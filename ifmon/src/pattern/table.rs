@@ -489,12 +489,16 @@ impl PatternTable {
         };
         let old = known.named();
         known.name = to;
-        self.names.remove(&(old.name, ifindex));
-        self.names.insert((to, ifindex));
         let new = known.named();
         if old == new {
             return;
         }
+        if known.inode.is_none() && !self.is_hidden {
+            // It was not found under the old name, perhaps.
+            self.unidentified.insert(ifindex);
+        }
+        self.names.remove(&(old.name, ifindex));
+        self.names.insert((to, ifindex));
         if !matches(&self.patterns, &new) {
             self.forget(ifindex);
         }

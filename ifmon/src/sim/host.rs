@@ -178,6 +178,8 @@ pub(crate) struct Host {
     pub(crate) states: Vec<State>,
     /// A deleted device that is referred to still.
     leaking: Option<Device>,
+    /// Id of the device that was picked last.
+    last: u32,
     /// Namespaces that end as soon as nobody holds them.
     doomed: [bool; SPACES],
     /// Namespaces whose end has begun.
@@ -269,6 +271,7 @@ impl Host {
             ids: 0,
             states: vec![State::default()],
             leaking: None,
+            last: 0,
             doomed: [false; SPACES],
             is_ending: [false; SPACES],
             travellers: HashSet::new(),
@@ -393,9 +396,19 @@ impl Host {
         self.steps.push_back(Step::Tell(notice));
     }
 
-    fn pick(&self, decisions: &mut Decisions) -> Option<Device> {
-        let count = self.now.devices().count();
-        self.now.devices().nth(decisions.index(count.max(1)))
+    /// Who has just changed changes again, as often as not: some faults take several changes of one
+    /// device that nobody has heard of.
+    fn pick(&mut self, decisions: &mut Decisions) -> Option<Device> {
+        let last = self.now.devices().find(|device| device.id == self.last);
+        let picked = match last {
+            Some(last) if decisions.chance(2) => last,
+            _ => {
+                let count = self.now.devices().count();
+                self.now.devices().nth(decisions.index(count.max(1)))?
+            }
+        };
+        self.last = picked.id;
+        Some(picked)
     }
 
     /// `is_vetoed`: another listener objects, so it is undone at once.
@@ -421,6 +434,7 @@ impl Host {
             return;
         };
         self.ids += 1;
+        self.last = device.id;
         self.steps.push_back(Step::Show(with));
         self.tell(Notice::Registered(device));
         if is_vetoed {

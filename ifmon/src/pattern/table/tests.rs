@@ -457,6 +457,20 @@ fn an_inode_that_is_read_while_something_is_heard_is_read_again() {
     );
 }
 
+/// The kernel changes the name first, and says so after that.
+#[test]
+fn an_inode_that_is_not_found_under_the_old_name_is_read_under_the_new_one() {
+    let mut table = table(&["*"], &[(2, "a2")]);
+    assert!(table.identify());
+    read(&mut table, NO_LINKS, NO_INODES);
+    assert!(!table.identify());
+    table.exists(2, named("b2"), false);
+    assert!(table.identify());
+    read(&mut table, NO_LINKS, &[("b2", 102)]);
+    table.exists(2, named("c2"), false);
+    assert!(!table.identify());
+}
+
 /// Of which something is heard all the time.
 #[test]
 fn a_restless_device_is_read_so_often_and_no_more() {
