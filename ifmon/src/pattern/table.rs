@@ -782,6 +782,7 @@ impl PatternTable {
     /// What was heard of a device after a loss may be about another one with its index, which the
     /// inode tells if nothing is heard in between; true when that is to be read again.
     fn read_again(&mut self) -> bool {
+        let conflicts = self.conflicts();
         let Some(reading) = self.reading.as_mut().filter(|reading| {
             // Of a device of which something is heard all the time what was heard counts.
             reading.loss.is_some() && reading.rounds < ROUNDS
@@ -789,12 +790,13 @@ impl PatternTable {
             return false;
         };
         let touched = reading.touched.iter().copied();
-        let again: Vec<u32> = touched
+        let mut again: BTreeSet<u32> = touched
             .filter(|ifindex| {
                 let known = self.devices.get(ifindex);
                 known.is_some_and(|known| known.inode.is_some())
             })
             .collect();
+        again.extend(conflicts);
         if again.is_empty() {
             return false;
         }
@@ -803,8 +805,33 @@ impl PatternTable {
             reading.found.remove(ifindex);
         }
         reading.rounds += 1;
-        reading.stage = Stage::Names(again);
+        reading.stage = Stage::Names(again.into_iter().collect());
         true
+    }
+
+    /// Devices that have one name, by what was heard and read after a loss: how all but one of them
+    /// lost it was dropped by a filter that did not know their indexes yet.
+    fn conflicts(&self) -> Vec<u32> {
+        let Some(reading) = self.reading.as_ref().filter(|_| self.filters) else {
+            return Vec::new();
+        };
+        let known = self.devices.iter();
+        let mut names: BTreeMap<u32, Option<InterfaceName>> = known
+            .map(|(&ifindex, known)| (ifindex, Some(known.name)))
+            .collect();
+        let heard = self.deferred.iter();
+        names.extend(heard.map(|(&ifindex, it)| (ifindex, it.named.map(|named| named.name))));
+        let read = reading.found.iter();
+        let read = read.filter(|(ifindex, _)| !reading.touched.contains(ifindex));
+        names.extend(read.map(|(&ifindex, found)| (ifindex, found.map(|known| known.name))));
+        let mut holders: BTreeMap<InterfaceName, Vec<u32>> = BTreeMap::new();
+        for (ifindex, name) in names {
+            if let Some(name) = name {
+                holders.entry(name).or_default().push(ifindex);
+            }
+        }
+        let several = holders.into_values().filter(|holders| holders.len() > 1);
+        several.flatten().collect()
     }
 
     /// Compares what was read of a device, of which nothing was heard meanwhile, with what is known.

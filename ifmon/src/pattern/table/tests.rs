@@ -329,6 +329,29 @@ fn a_name_that_another_one_never_left_shows_a_loss() {
     );
 }
 
+/// Its rename, too, was dropped by a filter that did not know its index yet.
+#[test]
+fn a_name_has_one_device_after_a_loss() {
+    let mut table = table(&["v*"], &[(7, "v7")]);
+    table.filters = true;
+    table.lost(None);
+    table.read_table();
+    table.exists(92, named("v7"), false);
+    table.exists(50, named("v7"), false);
+    let now = [(50, "v7"), (92, "w0")];
+    read(&mut table, &now, NO_INODES);
+    assert!(table.is_reading(), "both have it");
+    read(&mut table, &now, NO_INODES);
+    assert_eq!(
+        said(&mut table),
+        [
+            "v* resynced lost None changed true of 1",
+            "v* deleted v7 7, recovered",
+            "v* appeared v7 50, recovered",
+        ]
+    );
+}
+
 /// Of a device that was known under another name before the loss.
 #[test]
 fn what_is_heard_after_a_loss_and_not_told_counts_as_lost() {
