@@ -190,8 +190,8 @@ pub(crate) async fn run<M, S>(
                 let _ = shared.last_counters.set(counters);
                 return;
             }
+            // Which may be for nothing: something can be there that is not read.
             Output::Wait(until) => {
-                busy = 0;
                 wait(&mut engine, &mut shell, &mut sources, &mut commands, until).await
             }
             Output::Full => {

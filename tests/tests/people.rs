@@ -714,6 +714,23 @@ fn what_changed_while_ifmon_was_not_running_is_told_at_its_next_start() -> Resul
     Ok(())
 }
 
+/// Root may write there until it gives up what it does not need.
+#[test]
+fn a_directory_in_which_nothing_can_be_kept_is_an_error_at_the_start() -> Result<()> {
+    let (namespace, _links) = namespace()?;
+    let folder = Scratch::new("foreign")?;
+    std::os::unix::fs::chown(folder.path(), Some(12345), Some(12345))?;
+    let state = folder.path().to_string_lossy();
+    let output = self::ifmon(&namespace, &["--state", &state, "wg0"])?.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(1) && stderr.contains("cannot write in the directory"),
+        "ended with {}: {stderr}",
+        output.status
+    );
+    Ok(())
+}
+
 /// A hook that was not run to its end has not told anybody.
 #[test]
 fn what_a_hook_was_not_told_is_told_at_the_next_start() -> Result<()> {

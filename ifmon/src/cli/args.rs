@@ -185,6 +185,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
     "netns",
     "once",
     "open_filter",
+    "state",
     "summary",
     "top",
     "wait",
@@ -300,6 +301,8 @@ fn seconds_or_none(value: &str) -> Result<Duration, String> {
         .parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        // No clock goes further.
+        .filter(|time| time.as_secs() <= u32::MAX.into())
         .ok_or_else(|| "a number of seconds is wanted".to_owned())
 }
 
@@ -456,6 +459,8 @@ mod tests {
         assert!(parse(&["--timeout", "1", "wg0"]).is_err());
         assert!(parse(&["--wait", "--timeout", "0", "wg0"]).is_ok());
         assert!(parse(&["--wait", "--timeout", "-1", "wg0"]).is_err());
+        assert!(parse(&["--wait", "--timeout", "1e19", "wg0"]).is_err());
+        assert!(parse(&["--summary", "1e19", "wg0"]).is_err());
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         Some(Children::new().context("cannot wait for commands")?)
     } else {
         privileges::drop_all(backend).context("cannot give up privileges")?;
+        // Root may write anywhere, and is not root any more.
+        directory.as_ref().map(Directory::try_out).transpose()?;
         Children::adopted().context("cannot wait for children")?;
         None
     };

@@ -182,6 +182,18 @@ impl Directory {
         })
     }
 
+    /// Makes sure that records can be written.
+    pub(crate) fn try_out(&self) -> anyhow::Result<()> {
+        let tried = self.path.join(NEW);
+        File::create(&tried)
+            .and_then(|_| fs::remove_file(&tried))
+            .map_err(|error| {
+                let shown = self.path.display();
+                let to_do = "its owner has to be the user who runs ifmon, which keeps no right to write elsewhere";
+                refused(error, format_args!("cannot write in the directory {shown}"), to_do)
+            })
+    }
+
     /// Something is watched in this namespace.
     pub(crate) fn enter(&mut self, netns: &Netns) -> Place {
         let NetnsId(inum) = netns.id();

@@ -37,7 +37,7 @@ pub(crate) struct Query {
 impl Query {
     pub(crate) fn new(netns: &Netns) -> io::Result<Self> {
         Ok(Self {
-            socket: Socket::for_requests(netns)?,
+            socket: Socket::unsubscribed(netns)?,
             sequence: 0,
         })
     }
@@ -64,7 +64,7 @@ impl Query {
         let mut table = LinkTable::default();
         let mut buffer = [0; ANSWER];
         loop {
-            let Some(length) = self.socket.receive(&mut buffer)? else {
+            let Some(length) = self.socket.receive(&mut buffer).map_err(unanswered)? else {
                 continue;
             };
             // The kernel makes its pieces as large as the largest that was asked for.
@@ -221,7 +221,7 @@ impl Query {
         // Not kept: there can be a socket for each of many namespaces.
         let mut buffer = [0; ANSWER];
         loop {
-            let Some(length) = self.socket.receive(&mut buffer)? else {
+            let Some(length) = self.socket.receive(&mut buffer).map_err(unanswered)? else {
                 continue;
             };
             // A datagram that was cut off holds the header, the index and the name all the same:
@@ -246,6 +246,14 @@ impl Query {
                 )));
             }
         }
+    }
+}
+
+/// The kernel answers before the question is sent: what is not there by then was dropped.
+fn unanswered(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("the kernel's answer was dropped"),
+        _ => error,
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recvfrom,
-    socket_with, sockopt,
+    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, connect, netlink::SocketAddrNetlink,
+    recvfrom, socket_with, sockopt,
 };
 
 use super::filter::Instruction;
@@ -21,19 +21,14 @@ const RTMGRP_LINK: u32 = 1;
 pub(crate) struct Socket(OwnedFd);
 
 impl Socket {
-    /// A socket for questions: it blocks, and belongs to no group.
-    pub(crate) fn for_requests(netns: &Netns) -> io::Result<Self> {
-        netns.run(|| Self::open(SocketFlags::empty(), 0))
-    }
-
-    /// A socket that hears of every link of its namespace. It never blocks.
+    /// A socket that hears of every link of its namespace.
     pub(crate) fn for_links(netns: &Netns) -> io::Result<Self> {
-        netns.run(|| Self::open(SocketFlags::NONBLOCK, RTMGRP_LINK))
+        netns.run(|| Self::open(RTMGRP_LINK))
     }
 
-    /// A socket that will hear of every link of its namespace. It never blocks.
+    /// A socket for questions, or one that will hear of every link of its namespace.
     pub(crate) fn unsubscribed(netns: &Netns) -> io::Result<Self> {
-        netns.run(|| Self::open(SocketFlags::NONBLOCK, 0))
+        netns.run(|| Self::open(0))
     }
 
     /// From here on it hears of every link.
@@ -53,15 +48,20 @@ impl Socket {
         Ok(sockopt::socket_cookie(socket)?)
     }
 
-    fn open(flags: SocketFlags, groups: u32) -> io::Result<Self> {
+    /// It never blocks: a wait for what does not come would be one for ever.
+    fn open(groups: u32) -> io::Result<Self> {
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
-            flags | SocketFlags::CLOEXEC,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
             // NETLINK_ROUTE is protocol 0.
             None,
         )?;
         bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+        // Whoever has CAP_NET_ADMIN over a namespace, as anybody has who makes a user namespace, could
+        // fill the queue, and what the kernel says would be dropped. From a socket that is connected to the
+        // kernel it alone is heard (`netlink_getsockbyportid`), but for what is said to a group.
+        connect(&socket, &SocketAddrNetlink::new(0, 0))?;
         Ok(Self(socket))
     }
 
@@ -77,8 +77,8 @@ impl Socket {
     /// One datagram from the kernel: its whole length, which is more than the buffer's when it was
     /// cut off.
     ///
-    /// `None` for a datagram from anybody else. Any process may send to a netlink socket's port;
-    /// only the kernel's is 0.
+    /// `None` for a datagram from anybody else: with CAP_NET_ADMIN one can speak to the group. Only the
+    /// kernel's port is 0.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Self(socket) = self;
         let (_, length, sender) = recvfrom(socket, buffer, RecvFlags::TRUNC)?;
@@ -90,8 +90,7 @@ impl Socket {
 
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
         let Self(socket) = self;
-        let kernel = SocketAddrNetlink::new(0, 0);
-        rustix::net::sendto(socket, message, rustix::net::SendFlags::empty(), &kernel)?;
+        rustix::net::send(socket, message, rustix::net::SendFlags::empty())?;
         Ok(())
     }
 
@@ -157,5 +156,33 @@ impl AsFd for Socket {
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{SendFlags, getsockname, sendto};
+
+    use super::*;
+
+    #[test]
+    fn nobody_but_the_kernel_can_send_to_its_port() {
+        let netns = Netns::current().expect("it can be opened");
+        for socket in [Socket::for_links(&netns), Socket::unsubscribed(&netns)] {
+            let Socket(socket) = socket.expect("it can be made");
+            let port = getsockname(&socket).expect("it has an address");
+            let stranger = socket_with(
+                AddressFamily::NETLINK,
+                SocketType::RAW,
+                SocketFlags::CLOEXEC,
+                None,
+            );
+            let stranger = stranger.expect("it can be made");
+            let refused = sendto(&stranger, b"x", SendFlags::empty(), &port)
+                .expect_err("it is not for strangers");
+            // The latter without CAP_NET_ADMIN, whoever listens.
+            let reasons = [rustix::io::Errno::CONNREFUSED, rustix::io::Errno::PERM];
+            assert!(reasons.contains(&refused), "{refused}");
+        }
     }
 }

@@ -19,6 +19,7 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("a change after a restart starts another", later_change),
     veth("no restart for a name that is free and then taken", taken),
     veth("no restart once the end was asked for", at_the_end),
+    veth("a second signal ends the command that runs", at_once),
     only(
         TRACING,
         veth("no restart for what the engine does itself", mine),
@@ -137,6 +138,26 @@ fn at_the_end(stage: &mut Stage) -> Result<()> {
     stage.ends(0, "signal")?;
     ensure!(runs(&scratch).is_empty(), "runs: {:?}", runs(&scratch));
     Ok(())
+}
+
+/// Also when all hooks have ended.
+fn at_once(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("at-once")?;
+    let mut command = command(stage, &scratch, &format!("{NOTE}; {}", Gate::WAIT))?;
+    command.args(["--exec", "echo $IFMON_EVENT >> hooks"]);
+    stage.home.add("wg0", 100)?;
+    stage.launch_home(command, &[("wg0", Some(100))])?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    wait_for_runs(&scratch, 1)?;
+    stage.program()?.signal(Signal::TERM)?;
+    // The hook of the last line is the last.
+    wait_for(|| {
+        let hooks = fs::read_to_string(scratch.path().join("hooks")).unwrap_or_default();
+        hooks.ends_with("stopped\n").then_some(())
+    })?;
+    stage.program()?.signal(Signal::TERM)?;
+    stage.ends(0, "signal").map(drop)
 }
 
 /// All that is below the root of the cgroups, which is everything.

@@ -29,7 +29,8 @@ pub(crate) struct Hooks {
     queue: Option<mpsc::UnboundedSender<Hook>>,
     feedback: Arc<Mutex<Feedback>>,
     waiting: Arc<Waiting>,
-    runner: JoinHandle<()>,
+    /// Until it was seen to end.
+    runner: Option<JoinHandle<()>>,
 }
 
 /// A hook that is to be run.
@@ -82,7 +83,7 @@ impl Hooks {
             queue: Some(queue),
             feedback,
             waiting,
-            runner,
+            runner: Some(runner),
         }
     }
 
@@ -129,13 +130,23 @@ impl Hooks {
     /// Waits until every queued hook has run.
     pub(crate) async fn finish(&mut self) {
         self.queue = None;
-        let _ = (&mut self.runner).await;
+        self.join().await;
     }
 
     /// Ends the hook that runs; no other begins.
     pub(crate) async fn kill(&mut self) {
-        self.runner.abort();
-        let _ = (&mut self.runner).await;
+        if let Some(runner) = &self.runner {
+            runner.abort();
+        }
+        self.join().await;
+    }
+
+    /// Nothing is lost when the future is dropped.
+    async fn join(&mut self) {
+        if let Some(runner) = &mut self.runner {
+            let _ = runner.await;
+            self.runner = None;
+        }
     }
 }
 

@@ -143,6 +143,8 @@ struct Name {
     /// A loss of which nothing was told yet.
     resynced: Option<Event>,
     clients: BTreeMap<ClientId, Subscription>,
+    /// Who asked for it first.
+    owner: Owner,
     /// It is watched even when no client asks for it.
     is_kept: bool,
     /// The library is to be asked to end the watch, unless somebody comes before that.
@@ -253,7 +255,10 @@ impl Hub {
             .copied()
             .filter(|&name| !self.names.contains_key(&(netns, name)))
             .collect();
-        if !limits::NAMES.has_room(client.owner, new.len(), self.names.len(), 0) {
+        let owner = client.owner;
+        let of_owner = self.names.values().filter(|other| other.owner == owner);
+        let (all, of_owner) = (self.names.len(), of_owner.count());
+        if !limits::NAMES.has_room(owner, new.len(), all, of_owner) {
             return Err(limits::NAMES.refusal());
         }
         let place = match self.namespaces.get_mut(&netns) {
@@ -262,7 +267,6 @@ impl Hub {
                 namespace.place.clone()
             }
             None => {
-                let owner = client.owner;
                 let of_owner = self
                     .namespaces
                     .values()
@@ -286,7 +290,7 @@ impl Hub {
             let name = self
                 .names
                 .entry(watch)
-                .or_insert_with(|| Name::asked(place.clone(), now));
+                .or_insert_with(|| Name::asked(place.clone(), owner, now));
             let subscription = Subscription {
                 view: View::begin(&name.state, expected),
                 pending: Some(Pending::Begin(expected)),
@@ -321,7 +325,7 @@ impl Hub {
             names: 1,
         };
         self.namespaces.insert(place.netns.id(), namespace);
-        let mut name = Name::asked(place, now);
+        let mut name = Name::asked(place, Owner::Root, now);
         name.is_kept = true;
         self.names.insert(watch, name);
     }
@@ -626,9 +630,10 @@ impl Hub {
 }
 
 impl Name {
-    fn asked(place: Place, now: SystemTime) -> Self {
+    fn asked(place: Place, owner: Owner, now: SystemTime) -> Self {
         Self {
             place,
+            owner,
             phase: Phase::Asked,
             state: State::default(),
             since: now,

@@ -52,7 +52,7 @@ pub(super) const WATCHES: Limit = Limit {
 pub(super) const NAMES: Limit = Limit {
     what: "different names",
     all: 8192,
-    user: 8192,
+    user: 2048,
 };
 
 /// A network namespace in which something is watched. Each takes a descriptor, and a socket with

@@ -140,6 +140,16 @@ fn each_limit_refuses_what_is_beyond_it_and_changes_nothing() {
         hub.watch(id, &place, &one, later()),
         Err(Refusal::Limit(limits::WATCHES.what))
     );
+    // Different names: those of one user leave room for others.
+    let one_user = Owner::User(1999);
+    for number in 0..limits::NAMES.user / limits::WATCHES_OF_CLIENT + 1 {
+        let id = hub.connect(one_user, Trust::Plain).expect("room");
+        let own = names(&format!("{number}c"), limits::WATCHES_OF_CLIENT);
+        let refused = hub.watch(id, &place, &own, later()).err();
+        let is_one_too_many = number == limits::NAMES.user / limits::WATCHES_OF_CLIENT;
+        let expected = is_one_too_many.then_some(Refusal::Limit(limits::NAMES.what));
+        assert_eq!(refused, expected, "{number}");
+    }
     // Different names: users fill three quarters, and the rest is there for root.
     for user in 0..10 {
         let id = hub
@@ -147,7 +157,7 @@ fn each_limit_refuses_what_is_beyond_it_and_changes_nothing() {
             .expect("room");
         let own = names(&format!("{user}b"), limits::WATCHES_OF_CLIENT);
         let refused = hub.watch(id, &place, &own, later()).is_err();
-        assert_eq!(refused, user >= 5, "{user}");
+        assert_eq!(refused, user >= 3, "{user}");
     }
     let root = hub.connect(Owner::Root, Trust::Plain).expect("room");
     let own = names("r", limits::WATCHES_OF_CLIENT);
