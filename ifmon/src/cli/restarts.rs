@@ -189,6 +189,11 @@ impl Restarts {
         }
     }
 
+    /// Watches whose command has ended, and about which not all that happened until then was told.
+    pub(crate) const fn ended(&self) -> &BTreeSet<Watch> {
+        &self.ended
+    }
+
     /// Ends the commands that run.
     pub(crate) async fn kill(&mut self) {
         self.commands.shutdown().await;

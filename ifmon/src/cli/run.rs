@@ -1,10 +1,10 @@
 //! A run of the program: from the arguments to the last line.
 
-use std::{ffi::OsString, io, pin::pin, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, io, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use ifmon::{BackendKind, Error, Event, EventKind, LinkKind, Monitor, Pattern};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 #[cfg(feature = "metrics")]
 use super::metrics::{self, Metrics};
@@ -25,7 +25,7 @@ use super::{
     watches::{self, Watches},
 };
 
-/// How long it may take to tell what had happened before the end.
+/// How long it may take to hear of what had happened before the end, and a reader to take a part of it.
 const LAST_EVENTS: Duration = Duration::from_millis(500);
 /// How long the last records may take, and the last counters.
 const LAST_RECORDS: Duration = Duration::from_millis(500);
@@ -257,9 +257,13 @@ impl Run {
             restarts.close();
         }
         let handle = self.monitor.handle();
-        let mut all = pin!(timeout(LAST_EVENTS, handle.sync()));
+        let mut all = pin!(handle.sync());
+        let mut patience = LAST_EVENTS;
         loop {
             let has_room = self.output.has_room();
+            // A reader may be slow, as long as it reads; and hooks end, for which ifmon waits anyway.
+            let waits = has_room || !self.output.is_written();
+            let begin = Instant::now();
             let event = tokio::select! {
                 biased;
                 () = self.signals.end_at_once() => return end,
@@ -269,7 +273,9 @@ impl Run {
                     Ok(()) => continue,
                     Err(error) => return End::of(error),
                 },
+                () = sleep(if has_room { patience } else { LAST_EVENTS }), if waits => return end,
             };
+            patience = patience.saturating_sub(begin.elapsed());
             match self.take(event) {
                 Ok(()) => {}
                 // It was to end anyway.
@@ -321,6 +327,10 @@ impl Run {
         let all_have_begun = self.watches.event(event);
         let state = self.state.as_mut();
         let unfinished = state.map(|state| state.told((event.netns, event.interface)));
+        // That it begins is no change, and goes on record without a wait for what is done about it: only
+        // what is on record can be missed at the next start.
+        let is_change = !matches!(event.kind, EventKind::Watching { .. });
+        let unfinished = unfinished.filter(|_| is_change);
         let told = self.output.event(event, unfinished.clone());
         if all_have_begun {
             let count = self.watches.begun();
@@ -396,7 +406,9 @@ impl Run {
             }
             // What is not read here fast enough is told again at the next start.
             if is_told {
-                let _ = timeout(LAST_RECORDS, finish_records(state, watches, monitor)).await;
+                let restarted = restarts.as_ref().map(Restarts::ended);
+                let records = finish_records(state, watches, monitor, restarted);
+                let _ = timeout(LAST_RECORDS, records).await;
             }
             written
         };
@@ -523,8 +535,14 @@ async fn next_record(state: &mut Option<State>, watches: &Watches) {
     }
 }
 
-/// Writes down what is left. What happens meanwhile is not told any more, and not written down.
-async fn finish_records(state: &mut Option<State>, watches: &Watches, monitor: &mut Monitor) {
+/// Writes down what is left. What happens meanwhile is not told any more, and not written down, but
+/// for what the command of `--on-restart` did itself to interfaces that it was run for.
+async fn finish_records(
+    state: &mut Option<State>,
+    watches: &mut Watches,
+    monitor: &mut Monitor,
+    restarted: Option<&BTreeSet<watches::Watch>>,
+) {
     let Some(state) = state else {
         return;
     };
@@ -533,7 +551,15 @@ async fn finish_records(state: &mut Option<State>, watches: &Watches, monitor: &
         tokio::select! {
             biased;
             event = monitor.next(), if !has_ended => match event {
-                Some(Ok(event)) => state.leave_untold((event.netns, event.interface)),
+                Some(Ok(event)) => {
+                    let watch = (event.netns, event.interface);
+                    if restarted.is_some_and(|restarted| restarted.contains(&watch)) {
+                        watches.event(&event);
+                        drop(state.told(watch));
+                    } else {
+                        state.leave_untold(watch);
+                    }
+                }
                 Some(Err(_)) | None => has_ended = true,
             },
             () = state.next(watches) => {}

@@ -10,8 +10,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     /// Not where whoever started ifmon had it ignored, as `nohup(1)` does.
     hangup: Option<Signal>,
-    /// An end was asked for by somebody who will not wait.
-    at_once: bool,
+    /// How often the first two have come.
+    asked: u32,
 }
 
 impl Signals {
@@ -22,41 +22,34 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: hangup.transpose()?,
-            at_once: false,
+            asked: 0,
         })
     }
 
     /// An end is asked for.
     pub(crate) async fn end(&mut self) {
-        let Self {
-            interrupt,
-            terminate,
-            hangup,
-            at_once: _,
-        } = self;
         let hangup = async {
-            match hangup {
+            match &mut self.hangup {
                 Some(hangup) => hangup.recv().await,
                 None => pending().await,
             }
         };
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = self.interrupt.recv() => self.asked += 1,
+            _ = self.terminate.recv() => self.asked += 1,
             _ = hangup => {}
         }
     }
 
-    /// An end is asked for by somebody who will not wait.
+    /// An end is asked for a second time, by somebody who will not wait. A run that ends by itself was
+    /// not asked to yet, and a hangup asks for no haste: a service manager can send it along.
     pub(crate) async fn end_at_once(&mut self) {
-        if self.at_once {
-            return;
+        while self.asked < 2 {
+            tokio::select! {
+                _ = self.interrupt.recv() => self.asked += 1,
+                _ = self.terminate.recv() => self.asked += 1,
+            }
         }
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-        self.at_once = true;
     }
 }
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Scenario, veth};
+use super::{Scenario, hooks::Gate, veth};
 use crate::{
     program::{self, wait_for},
     room::NamedNetns,
@@ -27,6 +28,8 @@ pub(super) const TABLE: &[Scenario] = &[
         meanwhile(stage, Stage::kill)
     }),
     veth("a change whose line could not be written", unwritten),
+    veth("killed before the first hook has ended", killed_at_first),
+    veth("what a restart does after the end was asked for", own_doing),
 ];
 
 /// What is watched: a name, and the index of its device before and after.
@@ -125,6 +128,50 @@ fn unwritten(stage: &mut Stage) -> Result<()> {
     }
     watch(stage, &scratch, &[("wg0", None)])?;
     stage.see("wg0", deleted(100).recovered())?;
+    stage.nothing_more(&[])
+}
+
+/// That the watch has begun is on record all the same.
+fn killed_at_first(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("first")?;
+    let watched = [("wg0", Some(100))];
+    stage.home.add("wg0", 100)?;
+    let directory = scratch.path().to_str().context("a path in UTF-8")?;
+    let gate = Gate::new(&scratch);
+    // It outlives ifmon, and nobody waits for what it could say.
+    let hook = format!("exec > /dev/null 2>&1; cd {directory}; {} true", Gate::WAIT);
+    stage.watch_home_with(&["--state", directory, "--exec", &hook], &watched)?;
+    recorded(stage, &scratch, &watched)?;
+    stage.kill()?;
+    gate.open()?;
+    stage.home.delete(100)?;
+    watch(stage, &scratch, &[("wg0", None)])?;
+    stage.see("wg0", deleted(100).recovered())?;
+    stage.nothing_more(&[])
+}
+
+/// It is the state that was meant to be there.
+fn own_doing(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("own")?;
+    let directory = scratch.path().to_str().context("a path in UTF-8")?;
+    let watched = [("wg0", Some(100))];
+    stage.home.add("wg0", 100)?;
+    let gate = Gate::new(&scratch);
+    let on_restart = format!("cd {directory}; echo > runs; {} true", Gate::WAIT);
+    stage.watch_home_with(
+        &["--state", directory, "--on-restart", &on_restart],
+        &watched,
+    )?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    wait_for(|| scratch.path().join("runs").exists().then_some(()))?;
+    stage.program()?.signal(Signal::TERM)?;
+    stage.program()?.expect("wg0", "stopped")?;
+    // As the command may do it.
+    stage.home.add("wg0", 101)?;
+    gate.open()?;
+    stage.ends_anyhow(0)?;
+    watch(stage, &scratch, &[("wg0", Some(101))])?;
     stage.nothing_more(&[])
 }
 

@@ -282,7 +282,8 @@ fn feedback(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// More changes than hooks can wait: the program no longer reads then, until the end is asked for.
+/// More changes than hooks can wait: the program no longer reads then. What had happened when the end was
+/// asked for is told all the same.
 fn full_queue(stage: &mut Stage) -> Result<()> {
     const CHANGES: u32 = 300;
     let scratch = Scratch::new("full")?;
@@ -302,7 +303,7 @@ fn full_queue(stage: &mut Stage) -> Result<()> {
         program.next()?.context("it ended")?;
     }
     program.signal(Signal::TERM)?;
-    // The end has begun when the last line is there.
+    gate.open()?;
     let mut lines = 256;
     loop {
         let line = program.next()?.context("it ended")?;
@@ -311,7 +312,7 @@ fn full_queue(stage: &mut Stage) -> Result<()> {
             break;
         }
     }
-    gate.open()?;
+    ensure!(lines == CHANGES as usize + 2, "{lines} lines");
     let outcome = stage.ends_anyhow(0)?;
     ensure!(outcome.lines.is_empty(), "more: {:?}", outcome.lines);
     let out = fs::read_to_string(scratch.path().join("out"))?;

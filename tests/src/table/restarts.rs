@@ -143,7 +143,8 @@ fn at_the_end(stage: &mut Stage) -> Result<()> {
 /// Also when all hooks have ended.
 fn at_once(stage: &mut Stage) -> Result<()> {
     let scratch = Scratch::new("at-once")?;
-    let mut command = command(stage, &scratch, &format!("{NOTE}; {}", Gate::WAIT))?;
+    let on_restart = format!("{NOTE}; {} true", Gate::WAIT);
+    let mut command = command(stage, &scratch, &on_restart)?;
     command.args(["--exec", "echo $IFMON_EVENT >> hooks"]);
     stage.home.add("wg0", 100)?;
     stage.launch_home(command, &[("wg0", Some(100))])?;

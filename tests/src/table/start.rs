@@ -1,6 +1,8 @@
 //! The start and the end: absent interfaces, `--must-exist`, `--once`.
 
 use std::{
+    fs,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -9,8 +11,10 @@ use anyhow::{Result, ensure};
 use ifmon::BackendKind;
 use rustix::process::Signal;
 
-use super::{Scenario, native, only, veth};
+use super::{Scenario, hooks::Gate, native, only, veth};
 use crate::{
+    program,
+    scratch::Scratch,
     stage::Stage,
     want::{appeared, deleted, moved, recreated, renamed, returned},
 };
@@ -24,6 +28,10 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("--once: moved", once_moved),
     veth("--once: appeared", once_appeared),
     veth("--once: one event ends two watches", once_ends_two_watches),
+    veth(
+        "--once: one signal while the last hooks run",
+        once_and_a_signal,
+    ),
     veth("--wait: for all to be there", wait_present),
     veth("--wait: for all to be gone", wait_absent),
     veth("--wait: in vain", wait_in_vain),
@@ -119,6 +127,33 @@ fn once_ends_two_watches(stage: &mut Stage) -> Result<()> {
     stage.home.delete(101)?;
     stage.see("wg1", deleted(101))?;
     stage.ends(0, "once").map(drop)
+}
+
+/// The run ends by itself: the first signal is no second one.
+fn once_and_a_signal(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("once")?;
+    let gate = Gate::new(&scratch);
+    let hook = format!(
+        "test $IFMON_INTERFACE = wg0 || exit 0; {} echo $IFMON_EVENT >> out",
+        Gate::WAIT
+    );
+    let mut command = Command::new(program::path());
+    command
+        .args(["--json", "--backend", stage.backend.as_str()])
+        .args(["--once", "--exec", &hook])
+        .current_dir(scratch.path());
+    stage.home.enter(&mut command)?;
+    stage.home.add("wg0", 100)?;
+    stage.launch_home(command, &[("wg0", Some(100))])?;
+    stage.home.delete(100)?;
+    stage.see("wg0", deleted(100))?;
+    stage.program()?.expect("wg0", "stopped")?;
+    stage.program()?.signal(Signal::TERM)?;
+    gate.open()?;
+    stage.ends_anyhow(0)?;
+    let out = fs::read_to_string(scratch.path().join("out"))?;
+    ensure!(out == "watching\ndeleted\nstopped\n", "hooks: {out}");
+    Ok(())
 }
 
 fn wait_present(stage: &mut Stage) -> Result<()> {
