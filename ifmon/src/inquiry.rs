@@ -18,6 +18,9 @@ pub(crate) struct Inquiry {
     sysfs: Option<Sysfs>,
     /// The namespace that an id was found to stand for last, by the name of `ip netns`.
     named: Option<(i32, OsString)>,
+    /// Where devices are, by their inodes: in this namespace, and in those for which `ip netns` has a
+    /// name. There may be thousands that are looked for, one after the other.
+    whereabouts: Option<HashMap<u64, Place>>,
 }
 
 impl Inquiry {
@@ -27,6 +30,7 @@ impl Inquiry {
             query: Query::new(netns)?,
             sysfs: None,
             named: None,
+            whereabouts: None,
         })
     }
 
@@ -44,6 +48,7 @@ impl Inquiry {
             query,
             sysfs,
             named: _,
+            whereabouts: _,
         } = self;
         sysfs.get_or_insert_with(|| Sysfs::new(netns, query))
     }
@@ -127,21 +132,40 @@ impl Inquiry {
     /// Where the device with this inode is: in this namespace, or in one for which `ip netns` has a
     /// name.
     fn find(&mut self, inode: u64) -> Option<Place> {
-        self.find_here(inode).or_else(|| {
-            Netns::names().find_map(|(name, _)| {
-                let netns = Netns::named(&name).ok()?;
-                Self::new(&netns).ok()?.find_here(inode)
-            })
-        })
+        if self.whereabouts.is_none() {
+            let mut all = HashMap::new();
+            self.survey(&mut all);
+            for (name, netns) in Netns::names() {
+                if netns != self.netns.id()
+                    && let Ok(netns) = Netns::named(&name)
+                    && let Ok(mut other) = Self::new(&netns)
+                {
+                    other.survey(&mut all);
+                }
+            }
+            self.whereabouts = Some(all);
+        }
+        self.whereabouts.as_ref()?.get(&inode).copied()
     }
 
-    fn find_here(&mut self, inode: u64) -> Option<Place> {
-        let name = self.open_sysfs().find(inode)?;
-        Some(Place {
-            netns: Some(self.netns.id()),
-            ifindex: self.query.by_name(&name).ok().flatten(),
-            name: Some(name),
-        })
+    /// Enters the devices of this namespace.
+    fn survey(&mut self, all: &mut HashMap<u64, Place>) {
+        let netns = self.netns.id();
+        let links = self.query.table(usize::MAX).map(|table| table.links);
+        let indexes = links.into_iter().flatten();
+        let indexes: HashMap<_, _> = indexes.map(|(ifindex, it)| (it.name, ifindex)).collect();
+        for (name, inode) in self.open_sysfs().devices() {
+            all.entry(inode).or_insert(Place {
+                netns: Some(netns),
+                ifindex: indexes.get(&name).copied(),
+                name: Some(name),
+            });
+        }
+    }
+
+    /// All that were looked for were found, or not.
+    pub(crate) fn has_found(&mut self) {
+        self.whereabouts = None;
     }
 }
 

@@ -127,6 +127,7 @@ impl Shell for Connections {
 
     fn offer(&mut self, netns: Option<Netns>) {
         self.offered = netns;
+        self.inquiry.has_found();
     }
 
     fn perform(&mut self, request: Request) -> Reply {

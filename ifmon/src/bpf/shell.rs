@@ -51,6 +51,8 @@ pub(crate) struct Programs {
     /// The program's name, where it is one for sockets.
     filter: &'static str,
     offered: Option<Netns>,
+    /// What is asked about it once it was left.
+    visit: Option<Inquiry>,
     /// Where a tracing program was proven right. The end of a namespace is a change, takes the
     /// kernel milliseconds, and would come in the middle of the start.
     proof: Option<Netns>,
@@ -153,6 +155,7 @@ impl Programs {
             sockets: HashMap::new(),
             filter: SOCKET_PROGRAM,
             offered: None,
+            visit: None,
             proof: None,
             places: Places::default(),
             readiness,
@@ -251,10 +254,15 @@ impl Programs {
         }
         // A namespace that is not entered any more, about a watch that has just begun.
         match &self.offered {
-            Some(handle) if handle.id() == netns => match Inquiry::new(handle) {
-                Ok(mut inquiry) => inquiry.answer(question),
-                Err(_) => Answer::unknown(question),
-            },
+            Some(handle) if handle.id() == netns => {
+                if self.visit.is_none() {
+                    self.visit = Inquiry::new(handle).ok();
+                }
+                match &mut self.visit {
+                    Some(inquiry) => inquiry.answer(question),
+                    None => Answer::unknown(question),
+                }
+            }
             // Changes are made under one lock, wherever that is asked for.
             _ if question == Question::Barrier => {
                 let own = Netns::current().ok();
@@ -271,10 +279,14 @@ impl Shell for Programs {
     type Reply = Reply;
 
     fn offer(&mut self, netns: Option<Netns>) {
-        self.offered = netns;
-        if self.offered.is_none() {
+        if netns.is_none() {
             // What was asked first is done.
             self.proof = None;
+        }
+        self.visit = None;
+        let before = std::mem::replace(&mut self.offered, netns);
+        if let Some(inquiry) = before.and_then(|it| self.inquiries.get_mut(&it.id())) {
+            inquiry.has_found();
         }
     }
 

@@ -169,7 +169,10 @@ impl Shell for Sockets {
     type Reply = Reply;
 
     fn offer(&mut self, netns: Option<Netns>) {
-        self.offered = netns;
+        let before = std::mem::replace(&mut self.offered, netns);
+        if let Some(connection) = before.and_then(|it| self.connections.get_mut(&it.id())) {
+            connection.inquiry.has_found();
+        }
     }
 
     fn perform(&mut self, request: Request) -> Reply {

@@ -103,22 +103,23 @@ impl Sysfs {
         self.list(VIRTUAL, most)
     }
 
-    /// The name of the device that has this inode number now.
-    pub(crate) fn find(&self, inode: u64) -> Option<InterfaceName> {
-        let mut devices = self.list(VIRTUAL, usize::MAX).ok()??;
-        if let Some((name, _)) = devices.iter().find(|(_, found)| *found == inode) {
-            return Some(*name);
-        }
+    /// All devices, as far as they can be read.
+    pub(crate) fn devices(&self) -> Entries {
+        let list = |directory| self.list(directory, usize::MAX).ok().flatten();
+        let mut devices = list(VIRTUAL).unwrap_or_default();
         devices.sort_unstable();
         let is_virtual = |name: &InterfaceName| {
-            devices
-                .binary_search_by_key(name, |(name, _)| *name)
-                .is_ok()
+            let found = devices.binary_search_by_key(name, |(name, _)| *name);
+            found.is_ok()
         };
-        let all = self.list(ALL, usize::MAX).ok()??.into_iter();
-        let all = all.map(|(name, _)| name);
-        all.filter(|name| !is_virtual(name))
-            .find(|name| matches!(self.inode_of(name), Ok(Some(found)) if found == inode))
+        let others = list(ALL).unwrap_or_default().into_iter();
+        let others = others.map(|(name, _)| name);
+        let others: Entries = others
+            .filter(|name| !is_virtual(name))
+            .filter_map(|name| Some((name, self.inode_of(&name).ok()??)))
+            .collect();
+        devices.extend(others);
+        devices
     }
 
     /// What is in a directory, by its inode number; links by their own.
