@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Scenario, hooks::Gate, veth};
+use super::{Scenario, hooks::Gate, native, veth};
 use crate::{
     program::{self, wait_for},
     room::NamedNetns,
@@ -27,9 +27,15 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("changes after ifmon was killed", |stage| {
         meanwhile(stage, Stage::kill)
     }),
-    veth("a change whose line could not be written", unwritten),
-    veth("killed before the first hook has ended", killed_at_first),
-    veth("what a restart does after the end was asked for", own_doing),
+    native(veth("a change whose line could not be written", unwritten)),
+    native(veth(
+        "killed before the first hook has ended",
+        killed_at_first,
+    )),
+    native(veth(
+        "what a restart does after the end was asked for",
+        own_doing,
+    )),
 ];
 
 /// What is watched: a name, and the index of its device before and after.

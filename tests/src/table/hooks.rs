@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{ONCE, Scenario, only, veth};
+use super::{ONCE, Scenario, native, only, veth};
 use crate::{
     program::{self, wait_for},
     scratch::Scratch,
@@ -50,7 +50,10 @@ pub(super) const TABLE: &[Scenario] = &[
     ),
     only(
         ONCE,
-        veth("a full queue of hooks loses none at the end", full_queue),
+        native(veth(
+            "a full queue of hooks loses none at the end",
+            full_queue,
+        )),
     ),
     only(
         ONCE,

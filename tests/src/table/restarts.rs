@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 
-use super::{Scenario, hooks::Gate, only, veth};
+use super::{Scenario, hooks::Gate, native, only, veth};
 use crate::{
     backend::{TRACING, UNPRIVILEGED},
     program::{self, wait_for},
@@ -18,8 +18,8 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("what happens during a restart starts no other", own_doing),
     veth("a change after a restart starts another", later_change),
     veth("no restart for a name that is free and then taken", taken),
-    veth("no restart once the end was asked for", at_the_end),
-    veth("a second signal ends the command that runs", at_once),
+    native(veth("no restart once the end was asked for", at_the_end)),
+    native(veth("a second signal ends the command that runs", at_once)),
     only(
         TRACING,
         veth("no restart for what the engine does itself", mine),

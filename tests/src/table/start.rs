@@ -28,10 +28,10 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("--once: moved", once_moved),
     veth("--once: appeared", once_appeared),
     veth("--once: one event ends two watches", once_ends_two_watches),
-    veth(
+    native(veth(
         "--once: one signal while the last hooks run",
         once_and_a_signal,
-    ),
+    )),
     veth("--wait: for all to be there", wait_present),
     veth("--wait: for all to be gone", wait_absent),
     veth("--wait: in vain", wait_in_vain),
