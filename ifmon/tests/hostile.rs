@@ -80,15 +80,14 @@ fn a_message_from_a_process_is_ignored() {
                 None,
             )
             .expect("a netlink socket");
+            let send = |to| sendto(&socket, &message, SendFlags::empty(), &to);
             for (port, _) in ports {
-                let sent = sendto(
-                    &socket,
-                    &message,
-                    SendFlags::empty(),
-                    &SocketAddrNetlink::new(port, 0),
-                );
-                assert_eq!(sent.expect("root may send to a port"), message.len());
+                let refused = send(SocketAddrNetlink::new(port, 0));
+                assert_eq!(refused, Err(rustix::io::Errno::CONNREFUSED));
             }
+            // Whoever listens to the group hears root.
+            let sent = send(SocketAddrNetlink::new(0, 1));
+            assert_eq!(sent.expect("root may send to a group"), message.len());
 
             namespace
                 .ip("link add wg0 type veth peer name wg1\nlink del wg0\n")
