@@ -122,8 +122,7 @@ impl Ifmon {
     /// Asks it to stop and returns the lines that were left, the last ones being `stopped`, with
     /// the exit status and what it wrote to standard error.
     ///
-    /// Whatever happened before is in these lines: the program writes what it knows before it stops
-    /// on a signal only if it was read already, so wait for what you expect first.
+    /// Whatever happened before is in these lines.
     pub fn stop(self) -> Result<Outcome> {
         self.signal(rustix::process::Signal::TERM)?;
         self.finish()
@@ -135,6 +134,26 @@ impl Ifmon {
         let pid = rustix::process::Pid::from_raw(pid).context("no pid")?;
         rustix::process::kill_process(pid, signal)?;
         Ok(())
+    }
+
+    /// Waits until it waits for something to happen itself (a kernel before 5.16 may not say where it
+    /// does).
+    pub fn comes_to_rest(&self) -> Result<()> {
+        self.wait_until("wchan", "poll")
+    }
+
+    /// Stops it until it gets SIGCONT: then it finds what has happened meanwhile, and what signals it got.
+    pub fn hold(&self) -> Result<()> {
+        self.signal(rustix::process::Signal::STOP)?;
+        self.wait_until("status", "State:\tT")
+    }
+
+    fn wait_until(&self, file: &str, word: &str) -> Result<()> {
+        let path = format!("/proc/{}/{file}", self.pid());
+        wait_for(|| {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            text.contains(word).then_some(())
+        })
     }
 
     /// Waits for it to end by itself.

@@ -130,7 +130,9 @@ fn at_the_end(stage: &mut Stage) -> Result<()> {
     let command = command(stage, &scratch, NOTE)?;
     stage.home.add("wg0", 100)?;
     stage.launch_home(command, &[("wg0", Some(100))])?;
-    stage.program()?.signal(Signal::STOP)?;
+    // In the midst of something, it may take the change before it looks for signals.
+    stage.program()?.comes_to_rest()?;
+    stage.program()?.hold()?;
     stage.program()?.signal(Signal::TERM)?;
     stage.home.delete(100)?;
     stage.program()?.signal(Signal::CONT)?;

@@ -210,7 +210,7 @@ fn just_in_time(stage: &mut Stage) -> Result<()> {
     let begin = Instant::now();
     let args = ["--wait", "--timeout", "2"];
     stage.watch_home_with(&args, &[("wg0", None)])?;
-    stage.program()?.signal(Signal::STOP)?;
+    stage.program()?.hold()?;
     stage.home.add("wg0", 100)?;
     thread::sleep(Duration::from_secs(3).saturating_sub(begin.elapsed()));
     stage.program()?.signal(Signal::CONT)?;
@@ -222,7 +222,7 @@ fn just_in_time(stage: &mut Stage) -> Result<()> {
 fn told_before_the_end(stage: &mut Stage) -> Result<()> {
     stage.home.add("wg0", 100)?;
     stage.watch(&[("wg0", Some(100))])?;
-    stage.program()?.signal(Signal::STOP)?;
+    stage.program()?.hold()?;
     stage.home.delete(100)?;
     stage.home.add("wg0", 101)?;
     stage.program()?.signal(Signal::TERM)?;
