@@ -696,13 +696,7 @@ fn what_changed_while_ifmon_was_not_running_is_told_at_its_next_start() -> Resul
     ensure!(deleted["ifindex"] == 102, "told: {deleted}");
 
     // A second one with the same directory is refused.
-    let output = self::ifmon(&namespace, &["--state", &state, "wg0"])?.output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.code() == Some(1) && stderr.contains("another ifmon"),
-        "ended with {}: {stderr}",
-        output.status
-    );
+    refuses_state(&namespace, &state, "another ifmon")?;
     ensure!(ifmon.stop()?.status.success());
     nothing_told()?;
 
@@ -721,10 +715,15 @@ fn a_directory_in_which_nothing_can_be_kept_is_an_error_at_the_start() -> Result
     let folder = Scratch::new("foreign")?;
     std::os::unix::fs::chown(folder.path(), Some(12345), Some(12345))?;
     let state = folder.path().to_string_lossy();
-    let output = self::ifmon(&namespace, &["--state", &state, "wg0"])?.output()?;
+    refuses_state(&namespace, &state, "cannot write in the directory")
+}
+
+/// It ends at the start, and says why.
+fn refuses_state(namespace: &Namespace, directory: &str, why: &str) -> Result<()> {
+    let output = self::ifmon(namespace, &["--state", directory, "wg0"])?.output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.code() == Some(1) && stderr.contains("cannot write in the directory"),
+        output.status.code() == Some(1) && stderr.contains(why),
         "ended with {}: {stderr}",
         output.status
     );

@@ -782,11 +782,15 @@ impl PatternTable {
     /// What was heard of a device after a loss may be about another one with its index, which the
     /// inode tells if nothing is heard in between; true when that is to be read again.
     fn read_again(&mut self) -> bool {
-        let conflicts = self.conflicts();
-        let Some(reading) = self.reading.as_mut().filter(|reading| {
+        let can_be = |reading: &&Reading| {
             // Of a device of which something is heard all the time what was heard counts.
             reading.loss.is_some() && reading.rounds < ROUNDS
-        }) else {
+        };
+        let Some(reading) = self.reading.as_ref().filter(can_be) else {
+            return false;
+        };
+        let conflicts = self.conflicts(reading);
+        let Some(reading) = &mut self.reading else {
             return false;
         };
         let touched = reading.touched.iter().copied();
@@ -811,10 +815,10 @@ impl PatternTable {
 
     /// Devices that have one name, by what was heard and read after a loss: how all but one of them
     /// lost it was dropped by a filter that did not know their indexes yet.
-    fn conflicts(&self) -> Vec<u32> {
-        let Some(reading) = self.reading.as_ref().filter(|_| self.filters) else {
+    fn conflicts(&self, reading: &Reading) -> Vec<u32> {
+        if !self.filters {
             return Vec::new();
-        };
+        }
         let known = self.devices.iter();
         let mut names: BTreeMap<u32, Option<InterfaceName>> = known
             .map(|(&ifindex, known)| (ifindex, Some(known.name)))
