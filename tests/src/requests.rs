@@ -19,6 +19,8 @@ use rtnetlink::{
 
 use crate::namespace::Namespace;
 
+/// `RTNLGRP_LINK`, as the bit that bind(2) takes.
+pub(crate) const LINK_GROUP: u32 = 1;
 /// `struct nlmsghdr`, and the error that follows it in an answer.
 const HEADER: usize = 16;
 const ANSWER: usize = HEADER + 4;
@@ -105,8 +107,6 @@ impl Requests {
     /// network: the name that it had when that was written down (`wireless_send_event` of
     /// `net/wireless/wext-core.c`).
     pub fn say_wireless(&mut self, index: u32, name: &str) -> Result<()> {
-        /// `RTNLGRP_LINK`, as a bit.
-        const LINK_GROUP: u32 = 1;
         /// Of `include/uapi/linux/if_link.h`.
         const IFLA_WIRELESS: u16 = 11;
         let mut message = LinkMessage::default();

@@ -24,9 +24,8 @@ use rustix::{
 };
 
 use super::{bpf, peer::say};
+use crate::requests::LINK_GROUP;
 
-/// `RTNLGRP_LINK`, as the bit that bind(2) takes.
-const LINK_GROUP: u32 = 1;
 const PAGE: usize = 4096;
 /// Room for a link message.
 const MESSAGE: usize = 16 * 1024;
