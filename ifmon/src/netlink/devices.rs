@@ -97,8 +97,8 @@ pub(crate) struct DeviceTable {
     /// Where the devices are that came back with another index than they had with their last name.
     relocated: BTreeMap<NonZeroU64, u32>,
     /// Names that were looked up and not entered yet, with the index of who was found to have
-    /// them: a message about that device concerns the name, though the device is not known
-    /// yet.
+    /// them, or was looked for since it had them: a message about that device concerns the name,
+    /// though the device is not known yet, or is known under another one.
     looked_up: BTreeMap<InterfaceName, u32>,
     /// The same by index.
     looked_up_at: BTreeSet<(u32, InterfaceName)>,
@@ -235,7 +235,7 @@ impl DeviceTable {
         watched.map(|watched| watched.dirty = true).is_some()
     }
 
-    /// A message is about the device that was found to have a name: it concerns that name.
+    /// A message is about the device by which a name was looked up: it concerns that name.
     fn touch_looked_up(&mut self, ifindex: u32) {
         for &(_, name) in self
             .looked_up_at
@@ -503,8 +503,9 @@ impl DeviceTable {
         watched.holder()
     }
 
-    /// The name was found to be this device's.
-    pub(crate) fn found(&mut self, name: InterfaceName, ifindex: u32) {
+    /// What is read of the name is about this device.
+    pub(crate) fn looks_at(&mut self, name: InterfaceName, ifindex: u32) {
+        self.forget_lookup(name);
         self.looked_up.insert(name, ifindex);
         self.looked_up_at.insert((ifindex, name));
     }

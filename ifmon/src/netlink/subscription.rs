@@ -1057,7 +1057,10 @@ impl Look {
     ) -> Result<(Self, Option<LookStep>), (Self, LookStep, io::Error)> {
         let next = match (step, answer) {
             (LookStep::Index, Answer::Index(Ok(Some(ifindex)))) => Some(self.is(ifindex, table)),
-            (LookStep::Index, Answer::Index(Ok(None))) => self.holder.map(LookStep::Name),
+            (LookStep::Index, Answer::Index(Ok(None))) => self.holder.map(|ifindex| {
+                table.looks_at(self.name, ifindex);
+                LookStep::Name(ifindex)
+            }),
             // It came back in between.
             (LookStep::Name(ifindex), Answer::Name(Ok(Some(named)))) if named.name == self.name => {
                 Some(self.is(ifindex, table))
@@ -1088,7 +1091,7 @@ impl Look {
     /// The device with this index has the name.
     fn is(&mut self, ifindex: u32, table: &mut DeviceTable) -> LookStep {
         self.lookup.found = Some(ifindex);
-        table.found(self.name, ifindex);
+        table.looks_at(self.name, ifindex);
         LookStep::Inode
     }
 }

@@ -36,7 +36,7 @@ fn another_name_after_a_loss_is_left_to_the_look_up() {
     assert!(hear(&mut table, &new(7, watched)).took.is_some());
 
     assert_eq!(table.begin_lookup(watched), Some(7));
-    table.found(watched, 7);
+    table.looks_at(watched, 7);
     assert!(table.is_clean(watched));
     let other = new(7, name("wg1"));
     assert_eq!(table.doubt(&new(7, watched)), None);

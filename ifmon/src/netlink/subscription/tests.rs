@@ -200,3 +200,41 @@ fn the_inode_of_a_device_that_matches_is_asked_for_so_often_and_no_more() {
         instant += wait.unwrap_or_default();
     }
 }
+
+/// While names are read again after a loss, one device can hold two of them as far as is known. It
+/// was called otherwise for a moment, which was read of the first: that is out of date.
+#[test]
+fn where_a_device_went_is_out_of_date_with_the_next_message_about_it() {
+    let [first, second, third] =
+        ["wg0", "wg1", "wg2"].map(|name| InterfaceName::new(name).expect("a valid name"));
+    let mut table = DeviceTable::new(NETNS);
+    table.add([first, second].into_iter());
+    let is_its = Lookup {
+        found: Some(22),
+        inode: NonZeroU64::new(21),
+        away: None,
+    };
+    for name in [first, second] {
+        table.begin_lookup(name);
+        table.enter(name, &is_its);
+    }
+    let look = Look {
+        name: first,
+        lost: true,
+        holder: table.begin_lookup(first),
+        lookup: Lookup::default(),
+    };
+    let step = look.answered(LookStep::Index, Answer::Index(Ok(None)), &mut table);
+    assert!(
+        matches!(step, Ok((_, Some(LookStep::Name(22))))),
+        "{step:?}"
+    );
+    for name in [third, second] {
+        table.message(&LinkMessage::New {
+            ifindex: 22,
+            name,
+            kind: None,
+        });
+    }
+    assert!(!table.is_clean(first));
+}
