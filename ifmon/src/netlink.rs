@@ -27,6 +27,8 @@ pub(crate) enum Request {
     /// Subscribe to the link messages of a namespace, anew if there is a subscription already. It
     /// has no filter: [`Reply::Done`].
     Open(NetnsId),
+    /// Hear nothing more of a namespace until it is opened again: [`Reply::Done`].
+    Unsubscribe(NetnsId),
     /// Let go of a namespace: [`Reply::Done`].
     Close(NetnsId),
     /// From now on put into the queue only what concerns these names and indexes; everything for

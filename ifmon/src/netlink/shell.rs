@@ -38,7 +38,8 @@ pub(crate) struct Sockets {
 /// A namespace: the socket that hears, and whom to ask.
 #[derive(Debug)]
 struct Connection {
-    socket: Socket,
+    /// None while it is to be opened again.
+    socket: Option<Socket>,
     inquiry: Inquiry,
 }
 
@@ -76,11 +77,12 @@ impl Sockets {
         match self.connections.get_mut(&netns) {
             Some(connection) => {
                 connection.inquiry.open_again()?;
-                connection.socket = socket;
+                connection.socket = Some(socket);
             }
             None => {
                 let mut inquiry = Inquiry::new(&handle)?;
                 inquiry.open_sysfs();
+                let socket = Some(socket);
                 self.connections
                     .insert(netns, Connection { socket, inquiry });
             }
@@ -90,7 +92,8 @@ impl Sockets {
 
     fn read(&mut self, netns: NetnsId) -> io::Result<Received> {
         let connection = self.connections.get(&netns);
-        let Connection { socket, .. } = connection.ok_or(io::ErrorKind::NotConnected)?;
+        let socket = connection.and_then(|connection| connection.socket.as_ref());
+        let socket = socket.ok_or(io::ErrorKind::NotConnected)?;
         let length = match socket.receive(&mut self.buffer) {
             Ok(Some(length)) => length,
             Ok(None) => return Ok(Received::Stray),
@@ -114,9 +117,14 @@ impl Sockets {
         })
     }
 
-    fn filter(&mut self, netns: NetnsId, interest: Option<&Interest>) -> io::Result<()> {
+    fn socket(&self, netns: NetnsId) -> io::Result<&Socket> {
         let connection = self.connections.get(&netns);
-        let Connection { socket, .. } = connection.ok_or(io::ErrorKind::NotConnected)?;
+        let socket = connection.and_then(|connection| connection.socket.as_ref());
+        socket.ok_or(io::ErrorKind::NotConnected.into())
+    }
+
+    fn filter(&self, netns: NetnsId, interest: Option<&Interest>) -> io::Result<()> {
+        let socket = self.socket(netns)?;
         match interest {
             Some(interest) => attach(socket, interest),
             None => socket.detach_filter(),
@@ -178,6 +186,12 @@ impl Shell for Sockets {
     fn perform(&mut self, request: Request) -> Reply {
         match request {
             Request::Open(netns) => Reply::Done(self.open(netns)),
+            Request::Unsubscribe(netns) => {
+                if let Some(connection) = self.connections.get_mut(&netns) {
+                    connection.socket = None;
+                }
+                Reply::Done(Ok(()))
+            }
             Request::Close(netns) => {
                 self.connections.remove(&netns);
                 Reply::Done(Ok(()))

@@ -95,6 +95,8 @@ enum Socket {
     /// It is to be opened now.
     New,
     Open,
+    /// It has failed, and is there still: each message would wake whoever waits for the next attempt.
+    Failing(Instant),
     /// It has failed, and is opened again at this moment.
     Failed(Instant),
     /// It has failed for good.
@@ -163,6 +165,7 @@ struct Look {
 enum Awaiting {
     Nothing,
     Open,
+    Unsubscribe,
     Read,
     /// Its filter is on the socket; or none any more.
     Filter(bool),
@@ -355,6 +358,10 @@ impl Subscription {
         }
         match self.socket {
             Socket::Open => {}
+            Socket::Failing(_) => {
+                self.awaiting = Awaiting::Unsubscribe;
+                return Some(Next::Background(Request::Unsubscribe(self.netns)));
+            }
             Socket::Failed(at) if now.instant < at => {
                 let error = self.fail_join(&io::ErrorKind::NotConnected.into());
                 return Some(match error {
@@ -549,7 +556,7 @@ impl Subscription {
             "the subscription to link messages failed ({error}); opening it again in {} ms",
             wait.as_millis()
         );
-        self.socket = Socket::Failed(now.instant + wait);
+        self.socket = Socket::Failing(now.instant + wait);
     }
 
     /// Gives up a look half way: what it was about is as suspect as before.
@@ -783,6 +790,11 @@ impl Subscription {
                 self.has_filter = false;
                 self.patterns.set_filtered(false);
                 self.unread = true;
+            }
+            (Awaiting::Unsubscribe, _) => {
+                if let Socket::Failing(at) = self.socket {
+                    self.socket = Socket::Failed(at);
+                }
             }
             (Awaiting::Read, Reply::Read(Ok(received))) => self.received(received),
             (Awaiting::Filter(on), Reply::Done(Ok(()))) => {

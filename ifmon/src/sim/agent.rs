@@ -356,4 +356,4 @@ impl<A: Side> Side for Service<A> {
 }
 
 /// What netlink is asked, as its own side takes it.
-const _: () = assert!(netlink::KINDS_OF_QUESTIONS + OWN_KINDS + 4 <= 32);
+const _: () = assert!(netlink::KINDS_OF_QUESTIONS + OWN_KINDS + 5 <= 32);

@@ -45,25 +45,32 @@ struct Socket {
     is_congested: bool,
     /// `sk_err`
     has_error: bool,
-    /// Something came since anybody waited for it.
-    is_ready: bool,
+    /// It is no more, and the namespace is kept until it is opened again.
+    is_closed: bool,
 }
 
 impl Socket {
     /// `None` for a message that says nothing about a link's name or existence.
     fn hear(&mut self, room: usize, message: Option<LinkMessage>) {
+        if self.is_closed {
+            return;
+        }
         if let Some(filter) = &self.filter
             && !message.is_some_and(|message| filter.concerns(&message))
         {
             return;
         }
-        self.is_ready = true;
         if self.is_congested || self.queue.len() >= room {
             self.has_error |= !self.is_congested;
             self.is_congested = true;
             return;
         }
         self.queue.push_back(message);
+    }
+
+    /// Says so for as long as there is something, as `epoll` does.
+    fn is_readable(&self) -> bool {
+        self.has_error || !self.queue.is_empty()
     }
 
     fn read(&mut self) -> Received {
@@ -271,13 +278,18 @@ impl Side for Sockets {
             Request::Close(_) => KINDS_OF_QUESTIONS + 1,
             Request::Filter(..) => KINDS_OF_QUESTIONS + 2,
             Request::Read(_) => KINDS_OF_QUESTIONS + 3,
+            Request::Unsubscribe(_) => KINDS_OF_QUESTIONS + 4,
         }
     }
 
     fn waits(host: &Host, request: &Request) -> bool {
         match request {
             Request::Ask(_, question) => waits(host, *question),
-            Request::Open(_) | Request::Close(_) | Request::Filter(..) | Request::Read(_) => false,
+            Request::Open(_)
+            | Request::Unsubscribe(_)
+            | Request::Close(_)
+            | Request::Filter(..)
+            | Request::Read(_) => false,
         }
     }
 
@@ -288,7 +300,7 @@ impl Side for Sockets {
             Request::Open(_) | Request::Filter(..) => Some(Reply::Done(Err(failure()))),
             Request::Read(_) => Some(Reply::Read(Err(failure()))),
             // What cannot fail.
-            Request::Close(_) => None,
+            Request::Unsubscribe(_) | Request::Close(_) => None,
         }
     }
 
@@ -297,8 +309,15 @@ impl Side for Sockets {
             Request::Ask(netns, question) => Reply::Answer(answer(host, netns, question)),
             Request::Open(netns) => {
                 let socket = &mut self.sockets[host::space_of(netns)];
-                self.has_lost |= socket.is_some();
                 *socket = Some(Socket::default());
+                Reply::Done(Ok(()))
+            }
+            Request::Unsubscribe(netns) => {
+                self.has_lost = true;
+                self.sockets[host::space_of(netns)] = Some(Socket {
+                    is_closed: true,
+                    ..Socket::default()
+                });
                 Reply::Done(Ok(()))
             }
             Request::Close(netns) => {
@@ -306,14 +325,16 @@ impl Side for Sockets {
                 Reply::Done(Ok(()))
             }
             Request::Filter(netns, interest) => {
-                let Some(socket) = &mut self.sockets[host::space_of(netns)] else {
+                let socket = self.sockets[host::space_of(netns)].as_mut();
+                let Some(socket) = socket.filter(|socket| !socket.is_closed) else {
                     return Reply::Done(Err(io::ErrorKind::NotFound.into()));
                 };
                 socket.filter = interest;
                 Reply::Done(Ok(()))
             }
             Request::Read(netns) => {
-                let Some(socket) = &mut self.sockets[host::space_of(netns)] else {
+                let socket = self.sockets[host::space_of(netns)].as_mut();
+                let Some(socket) = socket.filter(|socket| !socket.is_closed) else {
                     return Reply::Read(Err(io::ErrorKind::NotFound.into()));
                 };
                 let received = socket.read();
@@ -344,10 +365,8 @@ impl Side for Sockets {
     }
 
     fn take_ready(&mut self, mut ready: impl FnMut(Source)) {
-        for (space, socket) in self.sockets.iter_mut().enumerate() {
-            if let Some(socket) = socket
-                && std::mem::take(&mut socket.is_ready)
-            {
+        for (space, socket) in self.sockets.iter().enumerate() {
+            if socket.as_ref().is_some_and(Socket::is_readable) {
                 ready(Source::Socket(netns(space)));
             }
         }

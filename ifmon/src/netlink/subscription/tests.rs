@@ -68,7 +68,10 @@ fn run_at(
             holder
         };
         let reply = match request {
-            Request::Open(_) | Request::Close(_) | Request::Filter(..) => Reply::Done(Ok(())),
+            Request::Open(_)
+            | Request::Unsubscribe(_)
+            | Request::Close(_)
+            | Request::Filter(..) => Reply::Done(Ok(())),
             Request::Read(_) => Reply::Read(Ok(*received.next().unwrap_or(&Received::Nothing))),
             Request::Ask(_, question) => Reply::Answer(match question {
                 Question::IndexOf(_) => Answer::Index(Ok(holder().map(|found| found.ifindex))),
