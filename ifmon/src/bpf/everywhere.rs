@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Actor, Error, EventKind, NetnsId, Pattern,
-    machine::{Outcome, Question},
+    machine::{Answer, Outcome, Question},
     pattern::table::{PatternTable, Told},
     signal::Signal,
 };
@@ -31,9 +31,9 @@ pub(super) struct Everywhere {
     pub(super) is_on: bool,
     patterns: Vec<Pattern>,
     has_begun: bool,
-    /// They were watched, and their watches have ended: what the programs tell of a device that was
-    /// between two namespaces then would be taken for news.
-    is_over: bool,
+    /// Their watches have ended, and it is not known that no device is between two namespaces since
+    /// then: what the programs tell of it would be taken for news of the next.
+    is_moving: bool,
     /// Namespaces that there were at the start, and that were not entered yet.
     pub(super) left: Vec<NetnsId>,
     /// The one that is entered.
@@ -69,8 +69,10 @@ pub(super) enum Step {
     Narrow,
     /// Whoever still reads what they were before is done.
     Settle(NetnsId),
-    /// They do not begin, or have ended: nothing is left of them when this is done.
+    /// They do not begin, or have ended: nothing is left of them when this is done,
     Undo(Option<Error>, VecDeque<Request>),
+    /// and whoever still reads what they were is done, too.
+    Undone(Option<Error>),
 }
 
 impl Step {
@@ -97,7 +99,7 @@ impl Everywhere {
 impl Bpf {
     /// Begins to watch patterns in all namespaces.
     pub(super) fn begin_everywhere(&mut self, patterns: Vec<Pattern>) -> Option<Step> {
-        if self.patterns.are_any() || self.patterns.everywhere.is_over {
+        if self.patterns.are_any() || self.patterns.everywhere.is_moving {
             self.outcome = Some(Outcome::Watched(Err(Error::AllNamespaces)));
             return None;
         }
@@ -139,6 +141,7 @@ impl Bpf {
             &Step::Forget(netns) => Request::RemovePatterns(netns),
             &Step::Exit(netns) => Request::Leave(netns),
             &Step::Settle(netns) => Request::Ask(netns, Question::Barrier),
+            Step::Undone(_) => Request::Ask(NetnsId::ALL, Question::Barrier),
             // There is something in it.
             Step::Clear(left) | Step::Undo(_, left) => {
                 left.front().cloned().unwrap_or(Request::Namespaces)
@@ -225,11 +228,16 @@ impl Bpf {
                 if let Reply::PatternStates(Ok(states)) = reply {
                     left.extend(states.into_iter().flat_map(|(netns, _)| remove(netns)));
                 }
-                if !left.is_empty() {
-                    return Some(Step::Undo(error, left));
-                }
+                Some(if left.is_empty() {
+                    Step::Undone(error)
+                } else {
+                    Step::Undo(error, left)
+                })
+            }
+            (Step::Undone(error), reply) => {
+                let has_waited = matches!(reply, Reply::Answer(Answer::Waited(true)));
                 self.patterns.everywhere = Everywhere {
-                    is_over: error.is_none(),
+                    is_moving: !has_waited,
                     ..Everywhere::default()
                 };
                 self.patterns.spaces.clear();

@@ -127,7 +127,11 @@ impl Sockets {
 
 /// What the host answers to a question.
 pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer {
-    let space = host::space_of(asked);
+    // Changes can be waited for from anywhere.
+    let space = match question {
+        Question::Barrier => 0,
+        _ => host::space_of(asked),
+    };
     match question {
         Question::InodeOf(_) if host.conduct.hides_inodes => Answer::Inode(Ok(None)),
         Question::IdentityOf(_) if host.conduct.hides_inodes => Answer::Identity(Ok(None)),

@@ -20,6 +20,10 @@ const FOUND: NetnsId = NetnsId(2);
 struct Side {
     fails: bool,
     has_failed: bool,
+    /// Somebody makes a change that does not end.
+    is_busy: bool,
+    /// Nothing was asked for since whoever made a change was waited for.
+    has_waited: bool,
     states: BTreeMap<NetnsId, PatternState>,
     matching: BTreeSet<(NetnsId, u32)>,
 }
@@ -58,6 +62,7 @@ impl Side {
 
     fn answer(&mut self, request: Request) -> Reply {
         let failure = || io::Error::from_raw_os_error(libc::EIO);
+        self.has_waited = false;
         match request {
             Request::Record => Reply::Record(None),
             Request::Counters => Reply::Counters(Ok(KernelCounters::default())),
@@ -74,7 +79,10 @@ impl Side {
                 links: Vec::new(),
                 is_interrupted: false,
             }))),
-            Request::Ask(_, Question::Barrier) => Reply::Answer(Answer::Waited(true)),
+            Request::Ask(_, Question::Barrier) => {
+                self.has_waited = !self.is_busy;
+                Reply::Answer(Answer::Waited(self.has_waited))
+            }
             Request::PatternStates if self.has_failed => Reply::PatternStates(Err(failure())),
             Request::PatternStates => {
                 let states = self.states.iter().map(|(&netns, &state)| (netns, state));
@@ -120,4 +128,25 @@ fn what_a_refused_watch_has_left_is_gone_with_the_next() {
     let outcome = side.watch(&mut core, "b");
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
     assert!(side.matching.is_empty(), "{:?}", side.matching);
+}
+
+/// A device that left a namespace for another before this would be told of with the next watch.
+#[test]
+fn a_refused_watch_is_over_when_no_device_is_between_two_namespaces() {
+    let mut core = Bpf::new(Hook::Function, 4);
+    let mut side = Side {
+        fails: true,
+        ..Side::default()
+    };
+    side.watch(&mut core, "b");
+    assert!(side.has_waited);
+    side.is_busy = true;
+    side.has_failed = false;
+    side.watch(&mut core, "b");
+    side.fails = false;
+    side.has_failed = false;
+    let outcome = side.watch(&mut core, "b");
+    let Outcome::Watched(Err(Error::AllNamespaces)) = outcome else {
+        panic!("{outcome:?}");
+    };
 }
