@@ -96,6 +96,8 @@ pub(crate) enum Request {
     InsertMatching(Link),
     /// No device of the namespace may match: [`Reply::Done`].
     RemoveMatching(NetnsId),
+    /// None that may match is between two namespaces: [`Reply::Done`].
+    RemoveLeaving,
     /// Which namespaces are there? [`Reply::Namespaces`].
     Namespaces,
     /// [`Reply::Answer`].

@@ -71,8 +71,10 @@ pub(super) enum Step {
     Settle(NetnsId),
     /// They do not begin, or have ended: nothing is left of them when this is done,
     Undo(Option<Error>, VecDeque<Request>),
-    /// and whoever still reads what they were is done, too.
+    /// and whoever still reads what they were is done, too. This can be waited for,
     Undone(Option<Error>),
+    /// and then nothing is known of a device that was between two namespaces.
+    Forgotten(Option<Error>),
 }
 
 impl Step {
@@ -142,6 +144,7 @@ impl Bpf {
             &Step::Exit(netns) => Request::Leave(netns),
             &Step::Settle(netns) => Request::Ask(netns, Question::Barrier),
             Step::Undone(_) => Request::Ask(NetnsId::ALL, Question::Barrier),
+            Step::Forgotten(_) => Request::RemoveLeaving,
             // There is something in it.
             Step::Clear(left) | Step::Undo(_, left) => {
                 left.front().cloned().unwrap_or(Request::Namespaces)
@@ -234,10 +237,12 @@ impl Bpf {
                     Step::Undo(error, left)
                 })
             }
-            (Step::Undone(error), reply) => {
-                let has_waited = matches!(reply, Reply::Answer(Answer::Waited(true)));
+            (Step::Undone(error), Reply::Answer(Answer::Waited(true))) => {
+                Some(Step::Forgotten(error))
+            }
+            (Step::Undone(error) | Step::Forgotten(error), reply) => {
                 self.patterns.everywhere = Everywhere {
-                    is_moving: !has_waited,
+                    is_moving: !matches!(reply, Reply::Done(Ok(()))),
                     ..Everywhere::default()
                 };
                 self.patterns.spaces.clear();

@@ -40,6 +40,8 @@ struct PatternMaps {
     states: HashMap<MapData, u32, PatternState>,
     /// The keys are words on the kernel side, of the same bytes.
     matching: HashMap<MapData, Link, Match>,
+    /// By address.
+    leaving: HashMap<MapData, u64, [u64; 5]>,
 }
 
 impl PatternMaps {
@@ -48,6 +50,7 @@ impl PatternMaps {
             patterns: take(object, "PATTERNS")?,
             states: take(object, "PATTERN_STATES")?,
             matching: take(object, "MATCHING")?,
+            leaving: take(object, "LEAVING")?,
         })
     }
 
@@ -93,6 +96,11 @@ impl PatternMaps {
             remove(&mut self.matching, &link)?;
         }
         Ok(())
+    }
+
+    fn remove_leaving(&mut self) -> io::Result<()> {
+        let all: Vec<_> = self.leaving.keys().flatten().collect();
+        all.iter().try_for_each(|it| remove(&mut self.leaving, it))
     }
 }
 
@@ -174,6 +182,9 @@ impl Maps {
             }
             Request::RemoveMatching(netns) => {
                 Reply::Done(self.patterns().and_then(|maps| maps.remove_matching(netns)))
+            }
+            Request::RemoveLeaving => {
+                Reply::Done(self.patterns().and_then(PatternMaps::remove_leaving))
             }
             Request::Enter(_)
             | Request::Leave(_)

@@ -478,6 +478,7 @@ impl Side for Programs {
             Request::InsertMatching(_) => 26,
             Request::RemoveMatching(_) => 27,
             Request::Namespaces => 28,
+            Request::RemoveLeaving => 29,
         };
         KINDS_OF_QUESTIONS + kind
     }
@@ -502,6 +503,7 @@ impl Side for Programs {
             | Request::RemovePatterns(_)
             | Request::RemovePatternState(_)
             | Request::RemoveMatching(_)
+            | Request::RemoveLeaving
             | Request::Namespaces => return None,
             Request::Overflowed(_) => Reply::Overflowed(Err(failure())),
             Request::Counters => {
@@ -693,6 +695,10 @@ impl Side for Programs {
             }
             Request::RemoveMatching(netns) => {
                 maps.matching.retain(|link, _| link.netns != netns.0);
+                Reply::Done(Ok(()))
+            }
+            Request::RemoveLeaving => {
+                maps.leaving.clear();
                 Reply::Done(Ok(()))
             }
         }

@@ -62,7 +62,7 @@ impl Side {
 
     fn answer(&mut self, request: Request) -> Reply {
         let failure = || io::Error::from_raw_os_error(libc::EIO);
-        self.has_waited = false;
+        self.has_waited &= matches!(request, Request::RemoveLeaving);
         match request {
             Request::Record => Reply::Record(None),
             Request::Counters => Reply::Counters(Ok(KernelCounters::default())),
