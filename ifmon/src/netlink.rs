@@ -21,6 +21,11 @@ use crate::{
     machine::{Answer, Question},
 };
 
+/// Room for one link message. Most have 2 KiB; but each list in it, of alternative names or of what a
+/// kind of device keeps, can have 64, which is as long as an attribute can say (`nla_len` of
+/// `struct nlattr`).
+const MESSAGE: usize = 256 * 1024;
+
 /// What the deciding part asks of the one that has the sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {

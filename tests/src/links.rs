@@ -117,15 +117,15 @@ impl Links {
             .map_err(Into::into)
     }
 
-    /// Gives a link an alternative name, or takes it away: one request.
-    pub fn set_altname(&self, index: u32, altname: &str, wanted: bool) -> Result<()> {
+    /// Gives a link alternative names, or takes them away: one request.
+    pub fn set_altnames(&self, index: u32, altnames: &[&str], wanted: bool) -> Result<()> {
         let link = self.handle.link();
         let result = if wanted {
             self.runtime
-                .block_on(link.property_add(index).alt_ifname(&[altname]).execute())
+                .block_on(link.property_add(index).alt_ifname(altnames).execute())
         } else {
             self.runtime
-                .block_on(link.property_del(index).alt_ifname(&[altname]).execute())
+                .block_on(link.property_del(index).alt_ifname(altnames).execute())
         };
         result.map_err(Into::into)
     }

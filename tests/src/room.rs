@@ -252,14 +252,23 @@ impl Room {
     /// Gives a link an alternative name.
     pub fn add_altname(&self, index: u32, altname: &str) -> Result<()> {
         self.links
-            .set_altname(index, altname, true)
+            .set_altnames(index, &[altname], true)
             .with_context(|| format!("cannot give link {index} the name {altname} as well"))
+    }
+
+    /// So many that a message about the link has 40 KiB.
+    pub fn add_altnames(&self, index: u32) -> Result<()> {
+        let altnames: Vec<_> = (0..300).map(|n| format!("{index}-{n:0>116}")).collect();
+        let altnames: Vec<_> = altnames.iter().map(String::as_str).collect();
+        self.links
+            .set_altnames(index, &altnames, true)
+            .with_context(|| format!("cannot give link {index} hundreds of names"))
     }
 
     /// Takes an alternative name from a link.
     pub fn remove_altname(&self, index: u32, altname: &str) -> Result<()> {
         self.links
-            .set_altname(index, altname, false)
+            .set_altnames(index, &[altname], false)
             .with_context(|| format!("cannot take the name {altname} from link {index}"))
     }
 }

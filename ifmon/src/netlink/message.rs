@@ -126,6 +126,11 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>>
     })
 }
 
+/// What the first message of a datagram is an answer to, which may have been cut off.
+pub(crate) fn sequence_of(datagram: &[u8]) -> Option<u32> {
+    u32_at(datagram, 8)
+}
+
 impl<'a> Message<'a> {
     /// The message as a statement about a device; `None` for everything else.
     ///

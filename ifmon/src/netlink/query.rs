@@ -12,8 +12,9 @@ use std::{
 };
 
 use super::{
+    MESSAGE,
     message::{
-        LinkMessage, Message, OtherEnd, get_link, get_links, get_nsid, messages,
+        LinkMessage, Message, OtherEnd, get_link, get_links, get_nsid, messages, sequence_of,
         uapi::{NETNSA_FD, NETNSA_PID, NLM_F_DUMP_INTR, NLMSG_DONE},
     },
     socket::Socket,
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// Room for the answer: with the tables of all virtual functions left out, a link is described in 2
-/// to 4 KiB.
+/// to 4 KiB, as a rule.
 const ANSWER: usize = 32 * 1024;
 
 /// A socket for questions about links of one namespace. It keeps the namespace alive.
@@ -56,18 +57,18 @@ impl Query {
         Ok(self.ask(ifindex, None)?.map(|(_, named)| named))
     }
 
-    /// All devices; or the first of them, where there are more than so many. Then the rest of the
-    /// answer is still to come, and this is of no use any more.
+    /// All devices; or the first of them, where there are more than so many. Then, and after an error,
+    /// the rest of the answer is still to come, and this is of no use any more.
     pub(crate) fn table(&mut self, most: usize) -> io::Result<LinkTable> {
         let question = get_links(self.next());
         self.socket.send(&question)?;
         let mut table = LinkTable::default();
-        let mut buffer = [0; ANSWER];
+        // The kernel makes its pieces as large as what it has to say of one device.
+        let mut buffer = vec![0; MESSAGE];
         loop {
             let Some(length) = self.socket.receive(&mut buffer).map_err(unanswered)? else {
                 continue;
             };
-            // The kernel makes its pieces as large as the largest that was asked for.
             let Some(datagram) = buffer.get(..length) else {
                 return Err(io::Error::other(format!(
                     "a piece of the table has {length} bytes, more than ifmon expects"
@@ -217,16 +218,28 @@ impl Query {
         question: &[u8],
         read: impl Fn(&Message<'_>) -> Option<T>,
     ) -> io::Result<Option<T>> {
-        self.socket.send(question)?;
         // Not kept: there can be a socket for each of many namespaces.
-        let mut buffer = [0; ANSWER];
+        self.exchange_in(&mut [0; ANSWER], question, &read)
+    }
+
+    fn exchange_in<T>(
+        &mut self,
+        buffer: &mut [u8],
+        question: &[u8],
+        read: &impl Fn(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        self.socket.send(question)?;
         loop {
-            let Some(length) = self.socket.receive(&mut buffer).map_err(unanswered)? else {
+            let Some(length) = self.socket.receive(buffer).map_err(unanswered)? else {
                 continue;
             };
-            // A datagram that was cut off holds the header, the index and the name all the same:
-            // they come first.
-            let datagram = buffer.get(..length).unwrap_or(&buffer);
+            let Some(datagram) = buffer.get(..length) else {
+                if sequence_of(buffer) != Some(self.sequence) {
+                    continue;
+                }
+                // It has thousands of alternative names, or of addresses.
+                return self.exchange_in(&mut vec![0; 2 * length], question, read);
+            };
             for message in messages(datagram) {
                 if message.sequence != self.sequence {
                     continue;
@@ -239,11 +252,6 @@ impl Query {
                 if let Some(answer) = read(&message) {
                     return Ok(Some(answer));
                 }
-            }
-            if length > buffer.len() {
-                return Err(io::Error::other(format!(
-                    "the answer has {length} bytes, more than ifmon expects"
-                )));
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, io, os::fd::AsFd as _};
 
 use super::{
-    Received, Reply, Request,
+    MESSAGE, Received, Reply, Request,
     filter::{Interest, Precision, build},
     message::messages,
     socket::Socket,
@@ -20,9 +20,6 @@ use crate::{
 /// Room for a burst of messages about the watched interfaces. The kernel charges it as messages
 /// come, not before.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// One link message; without the tables of virtual functions, which notifications leave out, 2 KiB
-/// would do.
-const MESSAGE: usize = 16 * 1024;
 
 /// The netlink backend's sockets.
 #[derive(Debug)]
@@ -59,6 +56,7 @@ impl Sockets {
             connections: HashMap::new(),
             offered: None,
             readiness: Readiness::new().map_err(cannot_open)?,
+            // What is not written to takes no memory.
             buffer: vec![0; MESSAGE].into_boxed_slice(),
         })
     }

@@ -14,6 +14,7 @@ pub(super) const TABLE: &[Scenario] = &[
         renamed_in_and_out,
     ),
     veth("pattern: moved away and back", moved_away_and_back),
+    native(veth("pattern: hundreds of alternative names", altnames)),
     native(veth("pattern: made and deleted", made_and_deleted)),
     native(veth("pattern: interfaces of some kinds", of_kinds)),
     native(veth("pattern: a kind, and no pattern", kind_alone)),
@@ -140,6 +141,24 @@ fn moved_away_and_back(stage: &mut Stage) -> Result<()> {
         stage.see("wg*", moved(100, away.id()?, 100).of("wg0"))?;
         stage.see("wg*", appeared(100).of("wg0"))?;
     }
+    stage.nothing_more(&[])
+}
+
+/// Of a device that does not match, too.
+fn altnames(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    for (name, index) in [("wg0", 100), ("eth9", 101)] {
+        stage.home.add(name, index)?;
+        stage.home.add_altnames(index)?;
+    }
+    stage.watch_patterns(&[("wg*", 1)], &[])?;
+    for index in [101, 100] {
+        stage.home.set(index, |link| link.mtu(1280))?;
+        stage.home.move_to(index, &away)?;
+        away.move_to(index, &stage.home)?;
+    }
+    stage.see("wg*", moved(100, away.id()?, 100).of("wg0"))?;
+    stage.see("wg*", appeared(100).of("wg0"))?;
     stage.nothing_more(&[])
 }
 

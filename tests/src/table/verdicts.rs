@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Scenario, all, veth};
+use super::{Scenario, all, native, veth};
 use crate::{
     room::errno,
     stage::Stage,
@@ -19,6 +19,7 @@ pub(super) const TABLE: &[Scenario] = &[
     all("recreated by a rename into the name", is_renamed_into),
     all("moved", is_moved),
     all("returned by a move back", is_moved_back),
+    native(veth("hundreds of alternative names", has_many_names)),
     all(
         "recreated while the old one is elsewhere",
         is_replaced_after_move,
@@ -119,6 +120,23 @@ fn is_moved_back(stage: &mut Stage) -> Result<()> {
         stage.see("wg0", moved(100, away.id()?, 100))?;
         stage.see("wg0", returned(100))?;
     }
+    stage.nothing_more(&[])
+}
+
+/// What is said of it, and what is answered, is longer than of any other.
+fn has_many_names(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.home.add_altnames(100)?;
+    stage.watch(&[("wg0", Some(100)), ("wg1", None)])?;
+    stage.home.set(100, |link| link.mtu(1280))?;
+    stage.home.move_to(100, &away)?;
+    stage.see("wg0", moved(100, away.id()?, 100))?;
+    away.move_to(100, &stage.home)?;
+    stage.see("wg0", returned(100))?;
+    stage.home.rename(100, "wg1")?;
+    stage.see("wg0", renamed(100, "wg1"))?;
+    stage.see("wg1", appeared(100))?;
     stage.nothing_more(&[])
 }
 
