@@ -114,6 +114,11 @@ enum Why {
 struct StandIn {
     netlink: Netlink,
     busy: Option<Busy>,
+    /// It watches what the agent watched.
+    has_taken: bool,
+    /// How often it could not, and when it is tried again.
+    refusals: u32,
+    retry: Option<Instant>,
     failures: u32,
     /// When the agent is called again.
     again: Instant,
@@ -139,6 +144,17 @@ enum Awaiting {
     Call(CallId),
     StandIn,
     Others,
+}
+
+impl StandIn {
+    /// Watches what the agent watched.
+    fn take(&mut self, netns: NetnsId, names: &Names) {
+        let names: Vec<_> = names.iter().collect();
+        let wanted = names.iter().copied().map(wanted).collect();
+        self.netlink.command(Command::Watch { netns, wanted });
+        self.busy = Some(Busy::Take(names));
+        self.retry = None;
+    }
 }
 
 impl Agent {
@@ -236,16 +252,15 @@ impl Agent {
         let mut stand_in = StandIn {
             netlink: Netlink::new(self.is_filtered),
             busy: None,
+            has_taken: self.names.is_empty(),
+            refusals: 0,
+            retry: None,
             failures: 0,
             again: now.instant + FIRST_WAIT,
             held: Vec::new(),
         };
-        if !self.names.is_empty() {
-            let names: Vec<_> = self.names.iter().collect();
-            let wanted = names.iter().copied().map(wanted).collect();
-            let netns = self.home;
-            stand_in.netlink.command(Command::Watch { netns, wanted });
-            stand_in.busy = Some(Busy::Take(names));
+        if !stand_in.has_taken {
+            stand_in.take(self.home, &self.names);
         }
         self.stand_in = Some(stand_in);
     }
@@ -402,7 +417,7 @@ impl Agent {
                     return true;
                 }
                 if let Some(stand_in) = &mut self.stand_in {
-                    if stand_in.busy.is_some() {
+                    if stand_in.busy.is_some() || !stand_in.has_taken {
                         return false;
                     }
                     stand_in.netlink.command(command.clone());
@@ -474,11 +489,27 @@ impl Agent {
             .and_then(|stand_in| stand_in.busy.take());
         match (busy, outcome) {
             (Some(Busy::Take(names)), Outcome::Watched(Ok(holders))) => {
+                if let Some(stand_in) = &mut self.stand_in {
+                    stand_in.has_taken = true;
+                }
                 for (name, holder) in names.into_iter().zip(holders) {
                     self.resume(name, holder.map(|holder| found(holder.device)), now);
                 }
             }
-            (Some(Busy::Take(_)), Outcome::Watched(Err(error))) => return Err(error),
+            (Some(Busy::Take(_)), Outcome::Watched(Err(error))) => {
+                let Some(stand_in) = &mut self.stand_in else {
+                    return Err(error);
+                };
+                stand_in.refusals += 1;
+                let Some(wait) = retry::wait_after(stand_in.refusals) else {
+                    return Err(error);
+                };
+                log::warn!(
+                    "netlink cannot stand in for the agent ({error}); trying again in {} ms",
+                    wait.as_millis()
+                );
+                stand_in.retry = Some(now.instant + wait);
+            }
             (Some(Busy::Return), Outcome::Synced) => {
                 let wanted = self.names.iter().map(wanted).collect();
                 self.call(Why::Return, wanted, now);
@@ -609,7 +640,12 @@ impl Machine for Agent {
             }
             let is_held = self.is_held();
             if let Some(stand_in) = &mut self.stand_in {
-                wait(Some(stand_in.again).filter(|_| stand_in.busy.is_none() && !is_held));
+                let is_free = stand_in.busy.is_none() && !is_held;
+                wait(Some(stand_in.again).filter(|_| is_free));
+                if is_free && stand_in.retry.is_some_and(|at| at <= now.instant) {
+                    stand_in.take(self.home, &self.names);
+                }
+                wait(stand_in.retry.filter(|_| is_free));
                 match stand_in.netlink.poll(now) {
                     Step::Wait(at) => wait(at),
                     Step::Done(outcome) => {
@@ -624,8 +660,9 @@ impl Machine for Agent {
                     }
                     Step::Signal(signal) => {
                         // Before its watches have begun it says what is not asked for.
-                        let has_begun = !matches!(stand_in.busy, Some(Busy::Take(_)));
-                        if has_begun && let Some(signal) = self.names.translate(signal) {
+                        if stand_in.has_taken
+                            && let Some(signal) = self.names.translate(signal)
+                        {
                             return self.tell(signal);
                         }
                         continue;
