@@ -3,8 +3,8 @@
 use std::{collections::HashMap, ffi::OsString, io};
 
 use crate::{
-    Netns, NetnsId,
-    machine::{Answer, Census, Counted, Question},
+    Identity, InterfaceName, Netns, NetnsId,
+    machine::{Answer, Census, Counted, LinkTable, Question},
     netlink::{query::Query, sysfs::Sysfs},
     tracker::Place,
 };
@@ -41,8 +41,8 @@ impl Inquiry {
         Ok(())
     }
 
-    /// Gets ready for questions about inodes.
-    pub(crate) fn open_sysfs(&mut self) -> &Sysfs {
+    /// Gets ready for questions about inodes; an error where that is worth another attempt.
+    pub(crate) fn open_sysfs(&mut self) -> io::Result<&Sysfs> {
         let Self {
             netns,
             query,
@@ -50,7 +50,10 @@ impl Inquiry {
             named: _,
             whereabouts: _,
         } = self;
-        sysfs.get_or_insert_with(|| Sysfs::new(netns, query))
+        Ok(match sysfs {
+            Some(sysfs) => sysfs,
+            None => sysfs.insert(Sysfs::new(netns, query)?),
+        })
     }
 
     pub(crate) fn netns(&self) -> &Netns {
@@ -61,38 +64,63 @@ impl Inquiry {
         match question {
             Question::IndexOf(name) => Answer::Index(self.query.by_name(&name)),
             Question::NameOf(ifindex) => Answer::Name(self.query.by_index(ifindex)),
-            Question::InodeOf(name) => Answer::Inode(self.open_sysfs().inode_of(&name)),
-            Question::IdentityOf(name) => Answer::Identity(self.open_sysfs().identity_of(&name)),
+            Question::InodeOf(name) => Answer::Inode(self.inode_of(&name)),
+            Question::IdentityOf(name) => Answer::Identity(self.identity_of(&name)),
             Question::NetnsOf(nsid) => Answer::Netns(self.netns_of(nsid)),
             Question::WhereIs(inode) => Answer::Place(self.find(inode)),
             Question::Table => {
                 // Questions about inodes follow, and the right to mount one may be given up by
                 // then.
-                self.open_sysfs();
-                Answer::Table(self.query.table(usize::MAX))
+                let is_open = self.open_sysfs().map(|_| ());
+                Answer::Table(is_open.and_then(|()| self.table(usize::MAX)))
             }
             Question::Census(most) => Answer::Census(self.census(most)),
             Question::Barrier => Answer::Waited(self.query.wait_for_changes()),
         }
     }
 
+    fn inode_of(&mut self, name: &InterfaceName) -> io::Result<Option<u64>> {
+        self.open_sysfs()?.inode_of(name)
+    }
+
+    fn identity_of(&mut self, name: &InterfaceName) -> io::Result<Option<Identity>> {
+        let Ok(found) = self.open_sysfs()?.identity_of(name) else {
+            // That takes descriptors. This does not, and is about one device, too, if it has the name
+            // before and after.
+            let before = self.inode_of(name)?;
+            let ifindex = self.query.by_name(name)?;
+            let inode = self.inode_of(name)?.filter(|inode| before == Some(*inode));
+            let found = ifindex.zip(inode);
+            return Ok(found.map(|(it, inode)| Identity::of_ifindex(it).with_inode(inode)));
+        };
+        Ok(found)
+    }
+
+    /// All devices, or more than these.
+    fn table(&mut self, most: usize) -> io::Result<LinkTable> {
+        let table = self.query.table(most);
+        if table
+            .as_ref()
+            .map_or(true, |table| table.links.len() > most)
+        {
+            // What is still to come of the answer goes with the socket.
+            self.open_again()?;
+        }
+        table
+    }
+
     /// Who has which name, where that are no more devices than these.
     fn census(&mut self, most: usize) -> io::Result<Option<Census>> {
         // The list is bounded first: it costs the least.
-        let Some(inodes) = self.open_sysfs().virtual_devices(most)? else {
+        let Some(inodes) = self.open_sysfs()?.virtual_devices(most)? else {
             return Ok(None);
         };
         let inodes: HashMap<_, _> = inodes.into_iter().collect();
-        let table = self.query.table(most)?;
-        if table.links.len() > most {
-            // What is still to come of the answer goes with the socket.
-            self.open_again()?;
+        let table = self.table(most)?;
+        if table.links.len() > most || table.is_interrupted {
             return Ok(None);
         }
-        if table.is_interrupted {
-            return Ok(None);
-        }
-        let sysfs = self.open_sysfs();
+        let sysfs = self.open_sysfs()?;
         let lines = table.links.into_iter().map(|(ifindex, named)| {
             let name = named.name;
             let inode = match inodes.get(&name) {
@@ -151,10 +179,11 @@ impl Inquiry {
     /// Enters the devices of this namespace.
     fn survey(&mut self, all: &mut HashMap<u64, Place>) {
         let netns = self.netns.id();
-        let links = self.query.table(usize::MAX).map(|table| table.links);
+        let links = self.table(usize::MAX).map(|table| table.links);
         let indexes = links.into_iter().flatten();
         let indexes: HashMap<_, _> = indexes.map(|(ifindex, it)| (it.name, ifindex)).collect();
-        for (name, inode) in self.open_sysfs().devices() {
+        let devices = self.open_sysfs().map(Sysfs::devices);
+        for (name, inode) in devices.unwrap_or_default() {
             all.entry(inode).or_insert(Place {
                 netns: Some(netns),
                 ifindex: indexes.get(&name).copied(),
@@ -186,7 +215,7 @@ mod tests {
             let line = census.by_name(name).expect("it is counted");
             let ifindex = inquiry.query.by_name(&name).expect("it is answered");
             assert_eq!(ifindex, Some(line.ifindex), "{name}");
-            let inode = inquiry.open_sysfs().inode_of(&name);
+            let inode = inquiry.inode_of(&name);
             assert_eq!(inode.expect("it is answered"), line.inode, "{name}");
         }
     }

@@ -22,7 +22,7 @@ impl Inspector {
     /// [`Error::Recheck`] when the kernel cannot be asked.
     pub fn new(netns: &Netns) -> Result<Self, Error> {
         let mut inquiry = Inquiry::new(netns).map_err(Error::Recheck)?;
-        inquiry.open_sysfs();
+        inquiry.open_sysfs().map_err(Error::Recheck)?;
         Ok(Self(inquiry))
     }
 

@@ -1,5 +1,6 @@
 //! The program under test: started, listened to, stopped.
 
+use rustix::process::{Resource, Rlimit, prlimit};
 use std::{
     env,
     io::{self, BufRead as _, BufReader, Read as _},
@@ -146,6 +147,17 @@ impl Ifmon {
     pub fn hold(&self) -> Result<()> {
         self.signal(rustix::process::Signal::STOP)?;
         self.wait_until("status", "State:\tT")
+    }
+
+    /// From here on it can open nothing more.
+    pub fn opens_nothing(&self) -> Result<()> {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid())?);
+        let limit = Rlimit {
+            current: Some(3),
+            maximum: Some(1024),
+        };
+        prlimit(pid, Resource::Nofile, limit)?;
+        Ok(())
     }
 
     fn wait_until(&self, file: &str, word: &str) -> Result<()> {

@@ -49,7 +49,7 @@ impl Connections {
         let mut inquiry = Inquiry::new(&home).map_err(cannot_open)?;
         // Where netlink stands in one day, it knows by this who comes back; and the right to mount
         // one is given up by then.
-        inquiry.open_sysfs();
+        inquiry.open_sysfs().map_err(cannot_open)?;
         let connections = Self {
             path,
             calls: HashMap::new(),
@@ -126,6 +126,7 @@ impl Shell for Connections {
     type Reply = Reply;
 
     fn offer(&mut self, netns: Option<Netns>) {
+        self.sockets.offer(netns.clone());
         self.offered = netns;
         self.inquiry.has_found();
     }

@@ -178,7 +178,7 @@ impl Programs {
         let handle = &self.places.handle(self.offered.as_ref(), netns)?;
         let mut inquiry = Inquiry::new(handle)?;
         if self.hook == Hook::Socket {
-            inquiry.open_sysfs();
+            inquiry.open_sysfs()?;
             let socket = Socket::unsubscribed(handle)?;
             // Nothing is ever queued on it: the filter is there before the subscription.
             let program: &mut SocketFilter =

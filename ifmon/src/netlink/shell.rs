@@ -79,7 +79,7 @@ impl Sockets {
             }
             None => {
                 let mut inquiry = Inquiry::new(&handle)?;
-                inquiry.open_sysfs();
+                inquiry.open_sysfs()?;
                 let socket = Some(socket);
                 self.connections
                     .insert(netns, Connection { socket, inquiry });

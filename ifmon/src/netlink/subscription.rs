@@ -978,16 +978,15 @@ impl Subscription {
                 self.counted(&mut pass, &census);
                 (Stage::Next, None)
             }
-            // There are too many others, or too much happens. New names are looked up at a stretch
-            // each.
-            (Stage::Census, Answer::Census(Ok(None))) => {
+            // There are too many others, or too much happens; or there is no descriptor for it, which one
+            // by one needs none. New names are looked up at a stretch each.
+            (Stage::Census, Answer::Census(Ok(None) | Err(_))) => {
                 if self.joining.is_some() && !pass.after_loss {
                     self.pass = Some(pass);
                     return self.abandon_pass();
                 }
                 (Stage::Next, None)
             }
-            (Stage::Census, Answer::Census(Err(error))) => (Stage::Census, Some(error)),
             (Stage::Looking(look, step), answer) => {
                 match look.answered(step, answer, &mut self.table) {
                     Ok((look, Some(step))) => (Stage::Looking(look, step), None),

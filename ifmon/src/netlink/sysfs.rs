@@ -41,20 +41,29 @@ impl Sysfs {
     /// A sysfs shows the namespace in which it was mounted, which need not be the one that is
     /// watched: so one is mounted for this purpose, on no path. Who may not do that makes do
     /// with `/sys`, where that is seen to show the right one.
-    pub(crate) fn new(netns: &Netns, query: &mut Query) -> Self {
-        let root = netns
-            .run(|| mount::open("sysfs", ".", OFlags::PATH | OFlags::DIRECTORY))
-            .or_else(|_| {
-                if shows_same_links(query)? {
-                    Ok(File::open("/sys")?.into())
-                } else {
-                    Err(io::Error::other("/sys may show another one"))
-                }
-            });
-        if let Err(error) = &root {
-            log::debug!("no sysfs for namespace {}: {error}", netns.id());
+    ///
+    /// Where neither is to be had, no inode is known. That it takes what is missing at the moment is an
+    /// error: it would be so for as long as the namespace is watched.
+    pub(crate) fn new(netns: &Netns, query: &mut Query) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let mounted = netns.run(|| mount::open("sysfs", ".", flags));
+        let root = mounted.or_else(|error| {
+            if is_for_want(&error) {
+                Err(error)
+            } else if shows_same_links(query)? {
+                Ok(File::open("/sys")?.into())
+            } else {
+                Err(io::Error::other("/sys may show another one"))
+            }
+        });
+        match root {
+            Ok(root) => Ok(Self { root: Some(root) }),
+            Err(error) if is_for_want(&error) => Err(error),
+            Err(error) => {
+                log::debug!("no sysfs for namespace {}: {error}", netns.id());
+                Ok(Self { root: None })
+            }
         }
-        Self { root: root.ok() }
     }
 
     /// The inode number of the device that has this name now.
@@ -144,6 +153,17 @@ impl Sysfs {
         }
         Ok(Some(entries))
     }
+}
+
+/// There is no descriptor, no memory or no thread for it at the moment.
+fn is_for_want(error: &io::Error) -> bool {
+    let error = Errno::from_io_error(error);
+    error.is_some_and(|error| {
+        matches!(
+            error,
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN
+        )
+    })
 }
 
 /// What was read, if there is such a device and it is for us to see.

@@ -1,8 +1,10 @@
 //! Is it the same device? Indexes and names that come round again.
 
 use anyhow::Result;
+use ifmon::BackendKind;
+use rustix::process::Signal;
 
-use super::{Scenario, all, veth};
+use super::{Scenario, all, native, only, veth};
 use crate::{
     stage::Stage,
     want::{appeared, deleted, moved, recreated, renamed, returned},
@@ -29,6 +31,17 @@ pub(super) const TABLE: &[Scenario] = &[
         new_one_leaves_at_once,
     ),
     veth("many names in one process", many_names),
+    native(veth(
+        "with no descriptor left: moved away and back",
+        no_descriptor,
+    )),
+    only(
+        NETLINK,
+        native(veth(
+            "with no descriptor left: a loss among many names",
+            loss_without_descriptor,
+        )),
+    ),
     veth(
         "back to the first of two names, the second being another's",
         first_of_two,
@@ -185,6 +198,63 @@ fn new_one_leaves_at_once(stage: &mut Stage) -> Result<()> {
     stage.see("wg0", renamed(101, "old0"))?;
     stage.nothing_more(&[])
 }
+
+/// By its inode, which takes some to read, as a rule.
+fn no_descriptor(stage: &mut Stage) -> Result<()> {
+    let away = stage.room()?;
+    stage.home.add("wg0", 100)?;
+    stage.watch(&[("wg0", Some(100))])?;
+    for _ in 0..2 {
+        stage.home.move_to(100, &away)?;
+        away.move_to(100, &stage.home)?;
+        stage.see("wg0", moved(100, away.id()?, 100))?;
+        stage.see("wg0", returned(100))?;
+        stage.program()?.opens_nothing()?;
+    }
+    stage.nothing_more(&[])
+}
+
+/// So many that they are looked up in one go, as a rule.
+fn loss_without_descriptor(stage: &mut Stage) -> Result<()> {
+    const COUNT: u32 = 80;
+    let names: Vec<String> = (0..COUNT).map(|number| format!("wg{number}")).collect();
+    stage.home.add("wg0", 100)?;
+    stage.home.add("wg1", 101)?;
+    let index = |name: &str| match name {
+        "wg0" => Some(100),
+        "wg1" => Some(101),
+        _ => None,
+    };
+    let watches: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), index(name)))
+        .collect();
+    stage.watch_home_with(&["--receive-buffer", "4096"], &watches)?;
+    stage.may_resync();
+    stage.program()?.hold()?;
+    for _ in 0..40 {
+        stage.home.rename(100, "wg2")?;
+        stage.home.rename(100, "wg0")?;
+    }
+    stage.home.delete(101)?;
+    stage.program()?.opens_nothing()?;
+    stage.program()?.signal(Signal::CONT)?;
+    let until_deleted = |stage: &mut Stage, name| -> Result<()> {
+        loop {
+            let line = stage.next_line()?;
+            if line["event"] == "deleted" && line["interface"] == name {
+                return Ok(());
+            }
+        }
+    };
+    until_deleted(stage, "wg1")?;
+    stage.home.delete(100)?;
+    until_deleted(stage, "wg0")?;
+    stage.nothing_more(&[])
+}
+
+/// Others know without a look.
+const NETLINK: &[BackendKind] = &[BackendKind::Netlink];
 
 /// So many that all are looked up in one go, in a namespace where few of them are.
 fn many_names(stage: &mut Stage) -> Result<()> {
