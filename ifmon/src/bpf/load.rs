@@ -230,6 +230,8 @@ pub(crate) struct Load<'a> {
     /// There may be some for all namespaces.
     pub(crate) everywhere: bool,
     pub(crate) ring_bytes: Option<u32>,
+    /// The kernel side says what it sees.
+    pub(crate) logs: bool,
 }
 
 impl Load<'_> {
@@ -239,7 +241,7 @@ impl Load<'_> {
         // With patterns the verifier walks some five times as many instructions, and each of their maps
         // is a page at least.
         let code = match self.patterns {
-            _ if wants_log() => OBJECT_WITH_LOG,
+            _ if self.logs => OBJECT_WITH_LOG,
             0 => OBJECT_OF_NAMES,
             _ => OBJECT,
         };
@@ -361,9 +363,22 @@ pub(crate) fn with_memory<T>(
     }
 }
 
-/// Is the kernel side to say what it sees?
-pub(crate) fn wants_log() -> bool {
-    log::log_enabled!(target: "ifmon_ebpf", log::Level::Debug)
+/// Loads by `attempt`, which is told whether the kernel side is to say what it sees; and again with
+/// nothing of that where it is in the way. The verifier walks more instructions then than it does for
+/// whoever lacks CAP_PERFMON.
+pub(crate) fn with_log<T>(
+    attempt: impl Fn(bool) -> Result<T, Unavailable>,
+) -> Result<T, Unavailable> {
+    if !log::log_enabled!(target: "ifmon_ebpf", log::Level::Debug) {
+        return attempt(false);
+    }
+    attempt(true).or_else(|reason| {
+        let loaded = attempt(false)?;
+        log::debug!(
+            "nothing is heard from the kernel side, which could not be loaded so: {reason}"
+        );
+        Ok(loaded)
+    })
 }
 
 /// The object without BTF of its own: then its global functions are none.

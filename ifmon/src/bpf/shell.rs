@@ -97,7 +97,7 @@ impl Programs {
         if wanted.patterns > 0 && layout.constants_for_patterns().is_none() {
             return Err(Unavailable::NoKind);
         }
-        load::with_memory(|| {
+        let attempt = |logs| {
             let load = Load {
                 layout: Some(layout),
                 who: Who::all(),
@@ -105,15 +105,17 @@ impl Programs {
                 patterns: wanted.patterns,
                 everywhere: wanted.everywhere,
                 ring_bytes: wanted.ring_bytes,
+                logs,
             };
             let (mut object, room) = load.object()?;
             attach(&mut object, kind, layout)?;
-            let mut programs = Self::of(object, Hook::Function, load.who, room)?;
+            let mut programs = Self::of(object, Hook::Function, load.who, room, logs)?;
             let Self { maps, ring, .. } = &mut programs;
             programs.proof = selftest::run(&mut maps.shared, || next(ring))?;
             programs.maps.shared.set_open(wanted.open_filter);
             Ok(programs)
-        })
+        };
+        load::with_log(|logs| load::with_memory(|| attempt(logs)))
     }
 
     /// Loads a program to be the filter of netlink sockets. `layout` is asked for where nothing but
@@ -127,16 +129,23 @@ impl Programs {
             name,
             room,
             who,
+            logs,
         } = load_socket_filter(layout, wanted)?;
         // Attached to each socket as it is made.
-        let mut programs = Self::of(object, Hook::Socket, who, room)?;
+        let mut programs = Self::of(object, Hook::Socket, who, room, logs)?;
         programs.filter = name;
         programs.maps.shared.set_open(wanted.open_filter);
         Ok(programs)
     }
 
-    fn of(mut object: Object, hook: Hook, who: Who, room: usize) -> Result<Self, Unavailable> {
-        let log = load::wants_log().then(|| follow_log(&mut object)).flatten();
+    fn of(
+        mut object: Object,
+        hook: Hook,
+        who: Who,
+        room: usize,
+        logs: bool,
+    ) -> Result<Self, Unavailable> {
+        let log = logs.then(|| follow_log(&mut object)).flatten();
         let ring = maps::take::<RingBuf<_>>(&mut object, "EVENTS")?;
         let readiness = Readiness::new().map_err(Unavailable::other)?;
         let ring_fd = ring.as_fd();
@@ -330,6 +339,7 @@ struct Filter {
     /// How many watches there is room for.
     room: usize,
     who: Who,
+    logs: bool,
 }
 
 /// Loads the socket filter with as much of "who" as this kernel and these capabilities allow.
@@ -351,7 +361,7 @@ fn load_socket_filter(
         },
         _ => who,
     };
-    let attempt = |name: &'static str, who: Who| {
+    let attempt = |name: &'static str, who: Who, logs| {
         let load = Load {
             layout: of_task.as_ref(),
             who,
@@ -359,6 +369,7 @@ fn load_socket_filter(
             patterns: wanted.patterns,
             everywhere: false,
             ring_bytes: wanted.ring_bytes,
+            logs,
         };
         // What was tried before and given back can still count as locked.
         load::with_memory(|| {
@@ -374,9 +385,11 @@ fn load_socket_filter(
                 name,
                 room,
                 who,
+                logs,
             })
         })
     };
+    let attempt = |name, who| load::with_log(|logs| attempt(name, who, logs));
     // Without CAP_PERFMON, a helper that may not be called may not be in the program either
     // (`ifmon-ebpf/src/who.rs`).
     let pid_and_cgroup = Who {
