@@ -7,6 +7,7 @@ use std::{
     fs, io,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, Waker},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -134,6 +135,10 @@ impl Drop for EndOfTask {
     fn drop(&mut self) {
         let Self(shared) = self;
         let mut state = shared.state();
+        if thread::panicking() {
+            let error = io::Error::other("the task of the monitor has panicked");
+            state.outbox.end(Error::Ended(error));
+        }
         state.outbox.close();
         state.marks.clear();
         Shared::wake_reader(&mut state);
@@ -488,6 +493,37 @@ mod tests {
         });
         assert!(next.await);
         assert_eq!(awaited.try_recv(), Ok(()));
+    }
+
+    /// Is never done with anything.
+    struct Broken;
+
+    impl Shell for Broken {
+        type Request = ();
+        type Reply = ();
+
+        fn offer(&mut self, _: Option<Netns>) {}
+
+        fn perform(&mut self, (): ()) {}
+
+        async fn ready(&mut self, _: &mut Vec<Source>) -> io::Result<()> {
+            panic!("a fault in a shell")
+        }
+    }
+
+    /// Nobody has stopped it, so it is not told as if somebody had.
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_monitor_with_an_error() {
+        let shared = Arc::new(Shared::default());
+        let (_asker, commands) = mpsc::channel(1);
+        let engine = Engine::new(BackendKind::Netlink, Idle::default());
+        let task = tokio::spawn(run(engine, Broken, commands, Arc::clone(&shared)));
+        assert!(task.await.is_err_and(|error| error.is_panic()));
+        let first = poll_fn(|context| shared.poll_next(context)).await;
+        let Some(Err(error)) = first else {
+            panic!("no reason was told: {first:?}");
+        };
+        assert!(error.should_restart(), "{error}");
     }
 
     #[tokio::test]

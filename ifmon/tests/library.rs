@@ -474,3 +474,15 @@ fn all_namespaces_are_not_for_backends_that_hear_of_one() {
         ip(namespace, "link del wg7\n");
     });
 }
+
+/// And not when the first thing fails that is worth a second attempt.
+#[test]
+fn a_runtime_without_a_timer_is_found_at_the_start() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .expect("a runtime");
+    let start = || runtime.block_on(Monitor::builder().watch("lo").start());
+    let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(start));
+    assert!(started.is_err());
+}
