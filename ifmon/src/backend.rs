@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, task::AbortHandle};
 #[cfg(feature = "agent")]
 use crate::agent;
 use crate::{
-    BackendChoice, BackendKind, Error, Facts, Unavailable,
+    BackendChoice, BackendKind, Error, Facts, Netns, NetnsId, Unavailable,
     bpf::{Loader, Running},
     driver::{self, Command, Shared},
     engine::Engine,
@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) receive_buffer: Option<u32>,
     /// Has a BPF program send every change of every interface.
     pub(crate) open_filter: bool,
+    /// The number of a namespace in which something is watched is not known.
+    pub(crate) numberless: bool,
 }
 
 /// Which agent is asked.
@@ -151,6 +153,9 @@ fn open_one(
     if options.everywhere && kind.keeps_netns_alive() {
         return Err(Unavailable::OneNamespace);
     }
+    if options.numberless {
+        needs_number(kind, NetnsId(0))?;
+    }
     match kind {
         BackendKind::Fentry | BackendKind::Kprobe | BackendKind::NetlinkEbpf => {
             loader.open(kind, options).map(Backend::Bpf)
@@ -160,6 +165,20 @@ fn open_one(
             let bytes = options.receive_buffer.map(|bytes| bytes as usize);
             Sockets::new(kind == BackendKind::Netlink, bytes).map(Backend::Netlink)
         }
+    }
+}
+
+/// The BPF programs tell namespaces apart by their numbers, and would hear of nothing in one that has
+/// none.
+pub(crate) fn needs_number(kind: BackendKind, netns: NetnsId) -> Result<(), Unavailable> {
+    match kind {
+        BackendKind::Fentry | BackendKind::Kprobe | BackendKind::NetlinkEbpf if netns.0 == 0 => {
+            Err(Unavailable::other(
+                "the number of the network namespace is not known: there is no /proc here, or the kernel has no \
+                 network namespaces, and asking a socket takes CAP_NET_ADMIN; mount /proc",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -199,6 +218,7 @@ impl Check {
     pub fn run() -> Self {
         let options = Options {
             capacity: 1,
+            numberless: Netns::current().is_ok_and(|own| own.id() == NetnsId(0)),
             ..Options::default()
         };
         let mut loader = Loader::default();

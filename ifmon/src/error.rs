@@ -128,6 +128,8 @@ fn not_opened(path: &Path, source: &io::Error) -> String {
         "there is none of that name; `ip netns` lists those that there are".to_owned()
     } else if source.kind() == io::ErrorKind::PermissionDenied && path.starts_with("/proc") {
         "that of somebody else's process takes CAP_SYS_PTRACE; run it as root or give it the capability".to_owned()
+    } else if source.raw_os_error() == Some(libc::EMFILE) {
+        Unavailable::OpenFiles.to_string()
     } else {
         source.to_string()
     }

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_core::Stream;
@@ -16,7 +17,7 @@ use tokio::{
 use crate::{
     BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Pattern, Target,
     Unavailable,
-    backend::{self, AgentChoice},
+    backend::{self, AgentChoice, needs_number},
     driver::{Command, Shared},
     engine::Targets,
     target::What,
@@ -190,6 +191,14 @@ impl Builder {
         let patterns = targets.iter().filter(is_pattern).count();
         options.patterns = options.patterns.max(patterns);
         options.capacity = options.capacity.max(targets.len() - patterns);
+        // Without a timer it panics now, and not at the first failure that is worth a second attempt.
+        drop(tokio::time::sleep(Duration::ZERO));
+        let home = Netns::current()?.unopened();
+        let is_numberless = |target: &Target| {
+            let netns = target.netns.as_ref().unwrap_or(&home);
+            !target.is_everywhere && netns.id() == NetnsId(0)
+        };
+        options.numberless = targets.iter().any(is_numberless);
         let shared = Arc::new(Shared::default());
         let (commands, receiver) = mpsc::channel(1);
         let (kind, task) = backend::start(options, &agent, receiver, Arc::clone(&shared))?;
@@ -198,6 +207,7 @@ impl Builder {
                 commands,
                 kind,
                 shared,
+                home,
             },
             task,
         };
@@ -312,6 +322,8 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     kind: BackendKind,
     shared: Arc<Shared>,
+    /// Where the monitor was started.
+    home: Netns,
 }
 
 impl Handle {
@@ -354,8 +366,12 @@ impl Handle {
             let netns = match (netns, &own) {
                 (Some(netns), _) => netns,
                 (None, Some(own)) => Netns::clone(own),
-                (None, None) => own.insert(Netns::current()?).clone(),
+                (None, None) => own.insert(Netns::current_or(&self.home)?).clone(),
             };
+            needs_number(self.kind, netns.id()).map_err(|reason| Error::Unavailable {
+                backend: self.kind,
+                reason,
+            })?;
             // The watches begin in the order in which they were named.
             let last = groups
                 .last_mut()

@@ -57,6 +57,8 @@ pub struct Netns {
     /// `None` for the one in which this process is, where the kernel does not let it be opened.
     file: Option<Arc<File>>,
     id: NetnsId,
+    /// [`Self::cookie`], where it was asked for: it says whether a thread is in it without `/proc`, too.
+    cookie: Option<u64>,
 }
 
 impl Netns {
@@ -70,13 +72,35 @@ impl Netns {
     pub fn current() -> Result<Self, Error> {
         const OWN: &str = "/proc/thread-self/ns/net";
         if Path::new(OWN).exists() {
-            return Self::from_path(OWN);
+            let cookie = UnixDatagram::unbound().and_then(cookie_of).ok();
+            return Ok(Self {
+                cookie,
+                ..Self::from_path(OWN)?
+            });
         }
         let of_a_socket = || Self::of_socket(UnixDatagram::unbound().ok()?).ok();
-        Ok(of_a_socket().unwrap_or(Self {
+        Ok(of_a_socket().unwrap_or_else(|| Self {
             file: None,
             id: NetnsId(0),
+            cookie: UnixDatagram::unbound().and_then(cookie_of).ok(),
         }))
+    }
+
+    /// The namespace of the calling thread; where its number cannot be read, and it is the one where
+    /// this was made, this.
+    pub(crate) fn current_or(home: &Self) -> Result<Self, Error> {
+        let current = Self::current()?;
+        let is_home = current.cookie.is_some() && current.cookie == home.cookie;
+        Ok(if current.id == NetnsId(0) && is_home {
+            home.clone()
+        } else {
+            current
+        })
+    }
+
+    /// The same for the threads that are in it alone: it does not keep it alive.
+    pub(crate) fn unopened(self) -> Self {
+        Self { file: None, ..self }
     }
 
     /// The namespace of a socket: for one that was accepted by a unix socket, that of whoever
@@ -98,6 +122,7 @@ impl Netns {
         Ok(Self {
             file: Some(Arc::new(file)),
             id,
+            cookie: cookie_of(socket).ok(),
         })
     }
 
@@ -122,7 +147,11 @@ impl Netns {
     /// One of a simulated host.
     #[cfg(all(test, feature = "cli"))]
     pub(crate) const fn simulated(id: NetnsId) -> Self {
-        Self { file: None, id }
+        Self {
+            file: None,
+            id,
+            cookie: None,
+        }
     }
 
     /// The names that `ip netns` gave, and the namespaces that have them.
@@ -163,6 +192,7 @@ impl Netns {
             Ok(Self {
                 file: Some(Arc::new(file)),
                 id,
+                cookie: None,
             })
         };
         open().map_err(|source| Error::Netns { path, source })
@@ -178,25 +208,21 @@ impl Netns {
     /// # Errors
     /// Before Linux 5.14, and when the namespace cannot be entered.
     pub fn cookie(&self) -> io::Result<u64> {
-        self.run(|| {
-            let socket = UnixDatagram::unbound()?;
-            let mut cookie = 0_u64;
-            let mut length = size_of_val(&cookie) as libc::socklen_t;
-            // SAFETY: the option is a number of 64 bits, for which there is room.
-            let read = unsafe {
-                libc::getsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_NETNS_COOKIE,
-                    (&raw mut cookie).cast(),
-                    &raw mut length,
-                )
-            };
-            if read < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(cookie)
-        })
+        match self.cookie {
+            Some(cookie) => Ok(cookie),
+            None => self.run(|| cookie_of(UnixDatagram::unbound()?)),
+        }
+    }
+
+    /// Is the calling thread in it?
+    fn is_current(&self) -> bool {
+        match current_id() {
+            Ok(own) => own == self.id,
+            Err(_) => Self::current().is_ok_and(|own| {
+                let has_cookie = own.cookie.is_some() && own.cookie == self.cookie;
+                has_cookie || own.id != NetnsId(0) && own.id == self.id
+            }),
+        }
     }
 
     /// The open file that stands for it.
@@ -212,7 +238,7 @@ impl Netns {
         let Some(file) = self.file() else {
             return act();
         };
-        if current_id().is_ok_and(|own| own == self.id) {
+        if self.is_current() {
             return act();
         }
         on_a_thread(|| {
@@ -314,6 +340,26 @@ pub(crate) fn on_a_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -
     })
 }
 
+/// [`Netns::cookie`] of the namespace of a socket.
+fn cookie_of(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the option is a number of 64 bits, for which there is room.
+    let read = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if read < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}
+
 /// The id of the calling thread's namespace.
 pub(crate) fn current_id() -> io::Result<NetnsId> {
     id_of(Path::new("/proc/thread-self/ns/net"))
@@ -394,6 +440,7 @@ mod tests {
         let other = Netns {
             file: None,
             id: NetnsId(1),
+            cookie: None,
         };
         let own = current_id().expect("it has a number");
         let mut places = Places::default();

@@ -26,6 +26,11 @@ const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 /// How many elements `SHARED` needs: a `Control`, and one for each number that a processor can have.
 pub(super) fn elements() -> Result<u32, Unavailable> {
     let list = fs::read_to_string(POSSIBLE);
+    if let Err(error) = &list
+        && error.raw_os_error() == Some(libc::EMFILE)
+    {
+        return Err(Unavailable::OpenFiles);
+    }
     let cpus = list.ok().and_then(|list| cpus_of(&list));
     cpus.and_then(|cpus| cpus.checked_add(1)).ok_or_else(|| {
         unreadable(format_args!(

@@ -119,6 +119,10 @@ pub const ALL: &[Obstacle] = &[
         meet: process::no_proc,
     },
     Obstacle {
+        name: "no /proc, and hardly a capability",
+        meet: process::no_proc_and_no_rights,
+    },
+    Obstacle {
         name: "no /sys but its BTF",
         meet: process::bare_sys,
     },

@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    thread::{LinkNameSpaceType, UnshareFlags, gettid, move_into_link_name_space, unshare_unsafe},
+    thread::{
+        CapabilitySet, LinkNameSpaceType, UnshareFlags, gettid, move_into_link_name_space,
+        unshare_unsafe,
+    },
 };
 
 use super::{
@@ -215,6 +218,28 @@ pub(super) fn no_proc() -> Result {
             "--check promises pids, and of which pid namespace cannot be known"
         );
         Ok(())
+    })()
+    .into()
+}
+
+/// A namespace without a number is one of which the programs would hear nothing; and one that is known
+/// by a socket alone is not entered by whoever is in it.
+pub(super) fn no_proc_and_no_rights() -> Result {
+    const WHY: &str = "the number of the network namespace is not known";
+    let bpf = CapabilitySet::BPF | CapabilitySet::PERFMON;
+    let with = |capabilities| Setting {
+        capabilities: Some(capabilities),
+        ..without(Lack::Proc)
+    };
+    (|| {
+        let numberless = with(bpf);
+        numberless.steps_to(NETLINK, &[WHY])?;
+        numberless.fails("netlink-ebpf", WHY)?;
+        let all = with(bpf | CapabilitySet::NET_ADMIN);
+        SOCKET
+            .iter()
+            .chain(NETLINK)
+            .try_for_each(|backend| all.takes(backend, &[backend], &[]))
     })()
     .into()
 }
