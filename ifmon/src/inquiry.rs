@@ -162,14 +162,24 @@ impl Inquiry {
     fn find(&mut self, inode: u64) -> Option<Place> {
         if self.whereabouts.is_none() {
             let mut all = HashMap::new();
-            self.survey(&mut all);
+            let mut surveyed = self.survey(&mut all);
             for (name, netns) in Netns::names() {
                 if netns != self.netns.id()
+                    // It may have ended since.
                     && let Ok(netns) = Netns::named(&name)
-                    && let Ok(mut other) = Self::new(&netns)
                 {
-                    other.survey(&mut all);
+                    let other = Self::new(&netns);
+                    surveyed = surveyed.and(other.and_then(|mut other| other.survey(&mut all)));
                 }
+            }
+            // Those that it has no right to enter it never searches.
+            if let Err(error) = surveyed
+                && error.kind() != io::ErrorKind::PermissionDenied
+            {
+                log::warn!(
+                    "not all network namespaces with a name are searched for a device: {error}; \
+                     one that went there is told as deleted"
+                );
             }
             self.whereabouts = Some(all);
         }
@@ -177,19 +187,18 @@ impl Inquiry {
     }
 
     /// Enters the devices of this namespace.
-    fn survey(&mut self, all: &mut HashMap<u64, Place>) {
+    fn survey(&mut self, all: &mut HashMap<u64, Place>) -> io::Result<()> {
         let netns = self.netns.id();
-        let links = self.table(usize::MAX).map(|table| table.links);
-        let indexes = links.into_iter().flatten();
+        let indexes = self.table(usize::MAX)?.links.into_iter();
         let indexes: HashMap<_, _> = indexes.map(|(ifindex, it)| (it.name, ifindex)).collect();
-        let devices = self.open_sysfs().map(Sysfs::devices);
-        for (name, inode) in devices.unwrap_or_default() {
+        for (name, inode) in self.open_sysfs()?.devices() {
             all.entry(inode).or_insert(Place {
                 netns: Some(netns),
                 ifindex: indexes.get(&name).copied(),
                 name: Some(name),
             });
         }
+        Ok(())
     }
 
     /// All that were looked for were found, or not.

@@ -114,7 +114,9 @@ impl Netlink {
         match self.command.take()? {
             Command::Count => return Some(Outcome::Counted(self.counters())),
             Command::Sync => {
-                if self.subscriptions.values().all(Subscription::is_certain) {
+                // Not before each was asked: there may be a thousand of them.
+                let mut all = self.subscriptions.values();
+                if self.active.is_empty() && all.all(Subscription::is_certain) {
                     return Some(Outcome::Synced);
                 }
                 self.command = Some(Command::Sync);
@@ -196,7 +198,10 @@ impl Machine for Netlink {
         let mut resting = Vec::new();
         let step = loop {
             let Some(netns) = self.active.pop_front() else {
-                break Step::Wait(until);
+                break match self.go_on() {
+                    Some(outcome) => Step::Done(outcome),
+                    None => Step::Wait(until),
+                };
             };
             self.queued.remove(&netns);
             let Some(subscription) = self.subscriptions.get_mut(&netns) else {

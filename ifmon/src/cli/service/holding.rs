@@ -116,6 +116,13 @@ impl View {
         state.departure.clone().filter(|_| is_last)
     }
 
+    /// Who holds the name is who the client knows as the holder.
+    pub(super) fn is_right(&self, state: &State) -> bool {
+        let Self(told) = self;
+        let serial = |holding: &Holding| holding.holder().map(|device| device.serial);
+        serial(told) == serial(&state.holding)
+    }
+
     /// Tells the client of the present state: the verdict that leads there, if it is another one.
     ///
     /// `departure` is how the device left that the client knows as the holder, where that was

@@ -9,7 +9,7 @@
 //! comes late, one that expects another device, and one that did not read for a while.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ffi::OsString,
     ops::Bound,
     rc::Rc,
@@ -372,12 +372,14 @@ impl Hub {
                 },
                 Err(why),
             ) => {
-                let mut refused = vec![asker];
-                if let [interface] = *names
-                    && let Some(name) = self.names.get(&(place.netns.id(), interface))
-                {
-                    refused.extend(name.clients.keys());
-                }
+                let wanted = names.iter();
+                let wanted = wanted.filter_map(|it| self.names.get(&(place.netns.id(), *it)));
+                // One that was refused before may have called for something else since.
+                let is_alone = names.len() == 1;
+                let refused: BTreeSet<_> = wanted
+                    .flat_map(|name| name.clients.keys().copied())
+                    .filter(|&id| is_alone || id == asker)
+                    .collect();
                 for id in refused {
                     self.refuse(id, Refusal::Failed(why.clone()));
                 }
@@ -483,6 +485,9 @@ impl Hub {
                     add_lost(lost, &shared.event.kind);
                     if let Some(left) = subscription.view.departure(state) {
                         *departure = Some(left);
+                    } else if subscription.view.is_right(state) {
+                        // It has come back.
+                        *departure = None;
                     }
                 }
                 None => {

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 
 use super::{
     call::Fault,
+    hub::Refusal,
     limits::Owner,
     policy::{Circle, Policy},
     told::Trust,
@@ -135,11 +136,14 @@ impl Peer {
         if self.is_home {
             return Ok(home.netns.clone());
         }
-        Netns::of_socket(stream).map_err(|error| {
-            Fault::NotPermitted(format!(
+        Netns::of_socket(stream).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Fault::NotPermitted(format!(
                 "the agent cannot serve another network namespace than its own ({error}); it \
                  needs CAP_NET_ADMIN and CAP_SYS_ADMIN for that"
-            ))
+            )),
+            _ => {
+                Refusal::Failed(format!("the namespace of the socket is not known: {error}")).into()
+            }
         })
     }
 

@@ -115,6 +115,33 @@ fn names_that_cannot_be_watched_fail_for_those_that_asked_for_them() {
 }
 
 #[test]
+fn what_a_client_has_called_for_since_is_not_refused_for_what_it_called_for_before() {
+    let place = place();
+    let [a, b, c] = ["a", "b", "c"].map(interface);
+    let mut hub = Hub::default();
+    let one = hub.connect(Owner::Root, Trust::Plain).expect("room");
+    let two = hub.connect(Owner::Root, Trust::Plain).expect("room");
+    let both = BTreeMap::from([(a, None), (b, None)]);
+    for id in [one, two] {
+        assert_eq!(hub.watch(id, &place, &both, later()), Ok(()));
+    }
+    let request = hub.request().expect("a request");
+    hub.done(request, Err("no room".to_owned()));
+    // Asked for again, one by one, for the second client.
+    let again = [(); 2].map(|()| hub.request().expect("a request"));
+    for (at, request) in again.into_iter().enumerate() {
+        hub.done(request, Err("no room".to_owned()));
+        if at == 0 {
+            assert!(matches!(hub.next(two, later()), Some(Next::Refused(_))));
+            let other = BTreeMap::from([(c, None)]);
+            assert_eq!(hub.watch(two, &place, &other, later()), Ok(()));
+        }
+    }
+    assert!(hub.next(two, later()).is_none());
+    assert!(hub.is_watching(two));
+}
+
+#[test]
 fn each_limit_refuses_what_is_beyond_it_and_changes_nothing() {
     let place = place();
     let mut hub = Hub::default();
@@ -246,6 +273,47 @@ fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
         ifindex: None,
     };
     assert_eq!(told.split_off(limits::QUEUED_EVENTS), [resynced, moved]);
+}
+
+/// The client reads again when the device that came back has gone, which nobody has seen.
+#[test]
+fn how_a_device_left_is_not_told_once_it_has_come_back() {
+    let place = place();
+    let mut event = sample();
+    event.interface = interface("wg0");
+    let mut hub = Hub::default();
+    let id = hub.connect(Owner::User(1000), Trust::Plain).expect("room");
+    let targets = BTreeMap::from([(event.interface, None)]);
+    assert_eq!(hub.watch(id, &place, &targets, later()), Ok(()));
+    let mut happens = |hub: &mut Hub, kind: EventKind| {
+        event.kind = kind;
+        hub.event(event.clone(), Facts::default());
+    };
+    let ifindex = 7;
+    let renamed = EventKind::Renamed {
+        ifindex,
+        to: interface("away"),
+    };
+    let watching = EventKind::Watching {
+        ifindex: Some(ifindex),
+    };
+    happens(&mut hub, watching);
+    assert!(matches!(hub.next(id, later()), Some(Next::Event(_))));
+    for _ in 0..=limits::QUEUED_EVENTS {
+        happens(&mut hub, renamed.clone());
+        happens(&mut hub, EventKind::Returned { ifindex });
+    }
+    let recreated = EventKind::Recreated {
+        ifindex: 8,
+        old_ifindex: ifindex,
+    };
+    happens(&mut hub, recreated);
+    happens(&mut hub, EventKind::Deleted { ifindex: 8 });
+    let mut last = None;
+    while let Some(Next::Event(next)) = hub.next(id, later()) {
+        last = Some(next.event.kind.clone());
+    }
+    assert_eq!(last, Some(EventKind::Deleted { ifindex }));
 }
 
 #[test]
