@@ -47,8 +47,8 @@ impl Target {
     /// that was made, renamed into the pattern or moved here; `Renamed`, `Moved` and `Deleted`; and
     /// `Resynced`. A pattern keeps its network namespace alive.
     ///
-    /// A BPF backend that has no pattern at its start has room for patterns in four namespaces, and
-    /// is woken for every change in them. Patterns of one namespace that are narrowed to different kinds
+    /// A BPF backend that has no pattern at its start takes none later, unless
+    /// [`Builder::pattern_capacity`](crate::Builder::pattern_capacity) made room. Patterns of one namespace that are narrowed to different kinds
     /// ([`Pattern::of_kinds`]) are compared with all of these in the kernel, so that it may be woken for
     /// what matches by its name alone.
     ///

@@ -194,7 +194,7 @@ const NOT_FOR_CLIENTS: &[&str] = &[
 const AFTER_HELP: &str = "\
 Events: watching, deleted, renamed, moved, appeared, recreated, returned, resynced, stopped.
 Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage, 3 an interface does not exist (--must-exist),
-4 the time of --wait is over.";
+4 what --wait waits for has not come.";
 
 /// The values of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -397,10 +397,10 @@ The agent: one process that watches for any number of programs; see
 .SH FILES
 .TP
 .IR /etc/default/ifmon ", " /etc/default/ifmon\-NAME
-Options of all instances of the unit, and those of one in place of them, as \fBIFMON_OPTIONS=\-\-metrics=9101\fR.
+Options of all instances of the unit, and those of one in place of them, as \fBIFMON_OPTIONS=\-\-backend=netlink\-ebpf\fR.
 .TP
-.I /etc/default/ifmon\-agent
-The same for the agent.
+.IR /etc/default/ifmon\-agent ", " /etc/default/ifmon\-record
+The same for the agent and for the record.
 .TP
 .I /var/lib/ifmon
 State directories of the units.

@@ -219,3 +219,19 @@ recorded_everywhere() {
     is "$(property ifmon-record Result)" success
 }
 check 'the record of all namespaces has what happens in a new one' recorded_everywhere
+
+# More often than the manager lets a unit fail, as a rule; the socket would go with it.
+agent_mended() {
+    echo IFMON_OPTIONS=--policy=watch=nobody > /etc/default/ifmon-agent
+    systemctl start ifmon.socket
+    # Whoever calls gives up after a while; it is tried again all the same.
+    ! timeout 60 ifmon --quiet --backend agent --wait veth0
+    has_failed_often() { [ "$(property ifmon.service NRestarts)" -gt 6 ]; }
+    until_true has_failed_often
+    is "$(property ifmon.socket ActiveState)" active
+    rm /etc/default/ifmon-agent
+    until_true systemctl --quiet is-active ifmon.service
+    timeout 60 ifmon --quiet --backend agent --wait veth0 > /dev/null
+    systemctl stop ifmon.socket ifmon.service
+}
+check 'an agent that cannot begin is there when it is mended' agent_mended
