@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
@@ -276,9 +276,9 @@ impl Directory {
         let path = self.file(watch);
         let mut new = path.clone().into_os_string();
         new.push(NEW);
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        file.sync_data()?;
+        // Not synchronised with the disk, which may take long: it outlives the process, and says nothing
+        // after the next boot.
+        fs::write(&new, serde_json::to_vec(record)?)?;
         fs::rename(&new, &path)
     }
 }
