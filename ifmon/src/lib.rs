@@ -37,6 +37,12 @@
 //! [`Handle`]. [`Origins`] says in which container or unit an [`Actor`] is, [`Peers`] in which one the
 //! other end of a veth is. Everything runs on the caller's tokio runtime.
 //!
+//! One monitor serves a whole process: it takes as many descriptors as one for each tunnel would take
+//! each time (five with netlink, fourteen with netlink-ebpf), and four more for each other network
+//! namespace. What a backend needs ([`Check`] says what is missing) it needs for [`Builder::start`]. A
+//! process that gives up its rights afterwards, or changes its root directory, goes on being told of all
+//! that it watches, and can add names in the namespaces that it watches already.
+//!
 //! `examples/` has an engine that restarts with its tunnel, the interfaces of a container, and use
 //! from blocking code.
 

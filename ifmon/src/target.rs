@@ -32,7 +32,8 @@ pub(crate) enum What {
 }
 
 impl Target {
-    /// An interface of the caller's own network namespace.
+    /// An interface of the caller's own network namespace: that of the thread which awaits
+    /// [`Builder::start`](crate::Builder::start) or [`Handle::watch`](crate::Handle::watch).
     ///
     /// # Errors
     /// When no interface can have this name.
