@@ -184,6 +184,8 @@ pub(crate) struct Host {
     doomed: [bool; SPACES],
     /// Namespaces whose end has begun.
     is_ending: [bool; SPACES],
+    /// From which state to which the last end of each took.
+    ends: [(usize, usize); SPACES],
     /// Devices that were in another namespace: they cannot always be known again.
     travellers: HashSet<u32>,
     /// How many changes were made.
@@ -274,6 +276,7 @@ impl Host {
             last: 0,
             doomed: [false; SPACES],
             is_ending: [false; SPACES],
+            ends: [(usize::MAX, 0); SPACES],
             travellers: HashSet::new(),
             changes: 0,
             settled: 0,
@@ -320,6 +323,12 @@ impl Host {
         !self.now.has_ended[space] && !self.is_ending[space]
     }
 
+    /// Was it ending in one of these states? Then it has devices, and nobody can have it.
+    pub(crate) fn was_ending(&self, space: usize, (from, to): (usize, usize)) -> bool {
+        let (begin, end) = self.ends[space];
+        begin <= to && from <= end
+    }
+
     /// Is a change being made?
     pub(crate) fn is_busy(&self) -> bool {
         !self.steps.is_empty()
@@ -336,6 +345,7 @@ impl Host {
                 state.has_ended[space] = true;
                 self.is_ending[space] = false;
                 self.show(state);
+                self.ends[space].1 = self.at();
             }
         }
         if !self.is_busy() {
@@ -537,6 +547,7 @@ impl Host {
     /// A namespace ends. Some of its devices go to the first namespace, the others with it.
     fn end(&mut self, decisions: &mut Decisions, space: usize) {
         self.is_ending[space] = true;
+        self.ends[space] = (self.at(), usize::MAX);
         let mut state = self.now;
         let inside: Vec<Device> = state
             .devices()

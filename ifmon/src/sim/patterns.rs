@@ -181,8 +181,21 @@ impl Follower {
             let states = &host.states[window.0..=window.1];
             let counts = states.iter().map(|state| place.held(state).len());
             let (fewest, many) = (counts.clone().min()?, counts.max()?);
-            least += fewest;
             most += many;
+            if host.was_ending(space, window) {
+                // It cannot be entered any more, so that what it has may not be known.
+                let lossy = Means {
+                    is_lossless: false,
+                    ..means
+                };
+                let all = u32::try_from(many).ok();
+                let mut follower = Self::begin(place, lossy, host, window, all)?;
+                for names in follower.known.values_mut() {
+                    names.insert(None);
+                }
+                return Some(follower);
+            }
+            least += fewest;
             let begun = (fewest..=many).filter_map(|count| {
                 let count = u32::try_from(count).ok();
                 Self::begin(place.clone(), means, host, window, count)
