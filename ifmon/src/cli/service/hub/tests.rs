@@ -221,30 +221,36 @@ fn clients_that_come_and_go_leave_no_work_behind_them() {
     assert!(hub.watches().is_empty() && !hub.has_namespace(place.netns.id()));
 }
 
-#[test]
-fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
-    let place = place();
-    let name = interface("wg0");
-    let mut event = sample();
-    event.interface = name;
+/// A client has been told that wg0 is the device with this index.
+fn followed() -> (Hub, ClientId, u32) {
+    let ifindex = 7;
     let mut hub = Hub::default();
     let id = hub.connect(Owner::User(1000), Trust::Plain).expect("room");
-    let targets = BTreeMap::from([(name, None)]);
-    assert_eq!(hub.watch(id, &place, &targets, later()), Ok(()));
-    let mut happens = |hub: &mut Hub, kind: EventKind| {
-        event.kind = kind;
-        hub.event(event.clone(), Facts::default());
-    };
-    let ifindex = 7;
-    let renamed = EventKind::Renamed {
-        ifindex,
-        to: interface("away"),
-    };
+    let targets = BTreeMap::from([(interface("wg0"), None)]);
+    assert_eq!(hub.watch(id, &place(), &targets, later()), Ok(()));
     let watching = EventKind::Watching {
         ifindex: Some(ifindex),
     };
     happens(&mut hub, watching);
     assert!(matches!(hub.next(id, later()), Some(Next::Event(_))));
+    (hub, id, ifindex)
+}
+
+/// Something happens to wg0.
+fn happens(hub: &mut Hub, kind: EventKind) {
+    let mut event = sample();
+    event.interface = interface("wg0");
+    event.kind = kind;
+    hub.event(event, Facts::default());
+}
+
+#[test]
+fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
+    let (mut hub, id, ifindex) = followed();
+    let renamed = EventKind::Renamed {
+        ifindex,
+        to: interface("away"),
+    };
     for _ in 0..limits::QUEUED_EVENTS {
         happens(&mut hub, renamed.clone());
         happens(&mut hub, EventKind::Returned { ifindex });
@@ -278,27 +284,11 @@ fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
 /// The client reads again when the device that came back has gone, which nobody has seen.
 #[test]
 fn how_a_device_left_is_not_told_once_it_has_come_back() {
-    let place = place();
-    let mut event = sample();
-    event.interface = interface("wg0");
-    let mut hub = Hub::default();
-    let id = hub.connect(Owner::User(1000), Trust::Plain).expect("room");
-    let targets = BTreeMap::from([(event.interface, None)]);
-    assert_eq!(hub.watch(id, &place, &targets, later()), Ok(()));
-    let mut happens = |hub: &mut Hub, kind: EventKind| {
-        event.kind = kind;
-        hub.event(event.clone(), Facts::default());
-    };
-    let ifindex = 7;
+    let (mut hub, id, ifindex) = followed();
     let renamed = EventKind::Renamed {
         ifindex,
         to: interface("away"),
     };
-    let watching = EventKind::Watching {
-        ifindex: Some(ifindex),
-    };
-    happens(&mut hub, watching);
-    assert!(matches!(hub.next(id, later()), Some(Next::Event(_))));
     for _ in 0..=limits::QUEUED_EVENTS {
         happens(&mut hub, renamed.clone());
         happens(&mut hub, EventKind::Returned { ifindex });
