@@ -52,14 +52,8 @@ fn backends(kernel: &Kernel, arch: Arch, all: bool) -> Vec<&'static str> {
         .collect()
 }
 
-/// Obstacles are kernel code that is the same for each processor, and on x86 the newest kernel stands
-/// for the one before it, unless all are asked for.
-fn has_obstacles(kernel: &Kernel, arch: Arch, all: bool) -> bool {
-    all || arch == Arch::X86_64 && kernel.to_string() != "trixie"
-}
-
-/// What the program makes of what a kernel says is the same on each: the oldest and the newest for
-/// one processor stand for the others, and this host, unless all are asked for.
+/// Obstacles, and what the program makes of what a kernel says: the oldest kernel and the newest for one
+/// processor stand for the others, and this host, unless all are asked for.
 fn has_program(kernel: &Kernel, arch: Arch, all: bool) -> bool {
     all || (arch == Arch::X86_64 && matches!(kernel.to_string().as_str(), "bullseye" | "sid"))
 }
@@ -104,7 +98,7 @@ impl Machines {
         };
         // They lock the kernel down, so they have a machine of their own. It is as users have it;
         // the others have no waits that nobody looks at.
-        let met = (filter.is_none() && has_obstacles(kernel, arch, self.all))
+        let met = (filter.is_none() && has_program(kernel, arch, self.all))
             .then(|| obstacles(&machine, &place));
         machine.cmdline = SHORT_GRACE_PERIODS.to_owned();
         let backends = backends(kernel, arch, self.all);
