@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io,
     time::SystemTime,
 };
 
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     Actor, Error, EventKind, NetnsId, Pattern,
-    machine::{Answer, Outcome, Question},
+    machine::{Answer, Command, Machine as _, Outcome, Question},
     pattern::table::{PatternTable, Told},
     signal::Signal,
 };
@@ -101,16 +102,22 @@ impl Everywhere {
 impl Bpf {
     /// Begins to watch patterns in all namespaces.
     pub(super) fn begin_everywhere(&mut self, patterns: Vec<Pattern>) -> Option<Step> {
-        if self.patterns.are_any() || self.patterns.everywhere.is_moving {
+        if self.patterns.are_any() {
             self.outcome = Some(Outcome::Watched(Err(Error::AllNamespaces)));
             return None;
         }
+        let is_moving = self.patterns.everywhere.is_moving;
         self.patterns.everywhere = Everywhere {
             is_on: true,
             patterns,
+            is_moving,
             ..Everywhere::default()
         };
-        Some(Step::Leftovers)
+        Some(if is_moving {
+            Step::Undone(None)
+        } else {
+            Step::Leftovers
+        })
     }
 
     /// Ends the watch of one of them; what is to be done about it.
@@ -241,8 +248,21 @@ impl Bpf {
                 Some(Step::Forgotten(error))
             }
             (Step::Undone(error) | Step::Forgotten(error), reply) => {
+                let is_moving = !matches!(reply, Reply::Done(Ok(())));
+                let error = if !self.patterns.everywhere.is_moving {
+                    error
+                } else if is_moving {
+                    let why = "changes that are under way cannot be waited for";
+                    Some(Error::Recheck(io::Error::other(why)))
+                } else {
+                    // The last ones are over only now, and what was told of them is read first.
+                    let Everywhere { patterns, .. } = std::mem::take(&mut self.patterns.everywhere);
+                    let netns = NetnsId::ALL;
+                    self.command(Command::WatchPatterns { netns, patterns });
+                    return None;
+                };
                 self.patterns.everywhere = Everywhere {
-                    is_moving: !matches!(reply, Reply::Done(Ok(()))),
+                    is_moving,
                     ..Everywhere::default()
                 };
                 self.patterns.spaces.clear();

@@ -184,7 +184,8 @@ impl Maps {
                 Reply::Done(self.patterns().and_then(|maps| maps.remove_matching(netns)))
             }
             Request::RemoveLeaving => {
-                Reply::Done(self.patterns().and_then(PatternMaps::remove_leaving))
+                let maps = self.patterns.as_mut();
+                Reply::Done(maps.map_or(Ok(()), PatternMaps::remove_leaving))
             }
             Request::Enter(_)
             | Request::Leave(_)

@@ -782,7 +782,7 @@ impl<S: Side> Run<S> {
             }
             (Asked::Watch { .. } | Asked::WatchPatterns { .. }, Reply::Watched(Err(error))) => {
                 let is_for_room = self.setting.is_crowded && matches!(error, Error::Filter(_));
-                // They are for the start, or the last ones are not known to be over.
+                // They are for the start.
                 let is_late = self.setting.is_everywhere && matches!(error, Error::AllNamespaces);
                 let is_expected = self.setting.is_faulty || is_for_room || is_late;
                 assert!(is_expected, "refused: {error}");
