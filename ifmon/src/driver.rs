@@ -136,7 +136,7 @@ impl Drop for EndOfTask {
         let Self(shared) = self;
         let mut state = shared.state();
         if thread::panicking() {
-            let error = io::Error::other("the task of the monitor has panicked");
+            let error = io::Error::other("the task of the monitor was ended by a panic");
             state.outbox.end(Error::Ended(error));
         }
         state.outbox.close();

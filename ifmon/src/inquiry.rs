@@ -99,14 +99,15 @@ impl Inquiry {
     /// All devices, or more than these.
     fn table(&mut self, most: usize) -> io::Result<LinkTable> {
         let table = self.query.table(most);
-        if table
-            .as_ref()
-            .map_or(true, |table| table.links.len() > most)
-        {
-            // What is still to come of the answer goes with the socket.
-            self.open_again()?;
-        }
-        table
+        // What is still to come of the answer goes with the socket.
+        let has_more = |table: &LinkTable| table.links.len() > most;
+        let opened = if table.as_ref().map_or(true, has_more) {
+            self.open_again()
+        } else {
+            Ok(())
+        };
+        let table = table?;
+        opened.map(|()| table)
     }
 
     /// Who has which name, where that are no more devices than these.
@@ -189,8 +190,9 @@ impl Inquiry {
     /// Enters the devices of this namespace.
     fn survey(&mut self, all: &mut HashMap<u64, Place>) -> io::Result<()> {
         let netns = self.netns.id();
-        let indexes = self.table(usize::MAX)?.links.into_iter();
-        let indexes: HashMap<_, _> = indexes.map(|(ifindex, it)| (it.name, ifindex)).collect();
+        let table = self.table(usize::MAX);
+        let indexes = table.iter().flat_map(|table| &table.links);
+        let indexes: HashMap<_, _> = indexes.map(|&(ifindex, it)| (it.name, ifindex)).collect();
         for (name, inode) in self.open_sysfs()?.devices() {
             all.entry(inode).or_insert(Place {
                 netns: Some(netns),
@@ -198,7 +200,7 @@ impl Inquiry {
                 name: Some(name),
             });
         }
-        Ok(())
+        table.map(|_| ())
     }
 
     /// All that were looked for were found, or not.

@@ -509,6 +509,8 @@ impl Agent {
                     wait.as_millis()
                 );
                 stand_in.retry = Some(now.instant + wait);
+                // Nobody watches meanwhile.
+                stand_in.again = stand_in.again.min(now.instant + wait);
             }
             (Some(Busy::Return), Outcome::Synced) => {
                 let wanted = self.names.iter().map(wanted).collect();
