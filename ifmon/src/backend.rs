@@ -171,15 +171,13 @@ fn open_one(
 /// The BPF programs tell namespaces apart by their numbers, and would hear of nothing in one that has
 /// none.
 pub(crate) fn needs_number(kind: BackendKind, netns: NetnsId) -> Result<(), Unavailable> {
-    match kind {
-        BackendKind::Fentry | BackendKind::Kprobe | BackendKind::NetlinkEbpf if netns.0 == 0 => {
-            Err(Unavailable::other(
-                "the number of the network namespace is not known: there is no /proc here, or the kernel has no \
-                 network namespaces, and asking a socket takes CAP_NET_ADMIN; mount /proc",
-            ))
-        }
-        _ => Ok(()),
+    if kind.is_ebpf() && netns == NetnsId(0) {
+        return Err(Unavailable::other(
+            "the number of the network namespace is not known: there is no /proc here, or the kernel has no \
+             network namespaces, and asking a socket takes CAP_NET_ADMIN; mount /proc",
+        ));
     }
+    Ok(())
 }
 
 /// Why each of these backends does not work; a reason that several share is given once.

@@ -435,10 +435,10 @@ mod tests {
         }
     }
 
-    /// Its wait fails.
-    struct Deaf(Arc<AtomicU32>);
+    /// Its wait ends so.
+    struct Waiting<F>(F);
 
-    impl Shell for Deaf {
+    impl<F: AsyncFnMut() -> io::Result<()>> Shell for Waiting<F> {
         type Request = ();
         type Reply = ();
 
@@ -447,26 +447,8 @@ mod tests {
         fn perform(&mut self, (): ()) {}
 
         async fn ready(&mut self, _: &mut Vec<Source>) -> io::Result<()> {
-            let Self(waits) = self;
-            let before = waits.fetch_add(1, Ordering::Relaxed);
-            assert!(before < 100, "it goes on waiting for what fails");
-            Err(io::Error::from_raw_os_error(libc::EBADF))
-        }
-    }
-
-    /// Hears nothing.
-    struct Quiet;
-
-    impl Shell for Quiet {
-        type Request = ();
-        type Reply = ();
-
-        fn offer(&mut self, _: Option<Netns>) {}
-
-        fn perform(&mut self, (): ()) {}
-
-        async fn ready(&mut self, _: &mut Vec<Source>) -> io::Result<()> {
-            std::future::pending().await
+            let Self(wait) = self;
+            wait().await
         }
     }
 
@@ -475,7 +457,8 @@ mod tests {
         let shared = Arc::new(Shared::default());
         let (asker, commands) = mpsc::channel(1);
         let engine = Engine::new(BackendKind::Netlink, Idle::default());
-        tokio::spawn(run(engine, Quiet, commands, Arc::clone(&shared)));
+        let hears_nothing = Waiting(async || std::future::pending().await);
+        tokio::spawn(run(engine, hears_nothing, commands, Arc::clone(&shared)));
         let (sender, mut awaited) = oneshot::channel();
         asker.send(Command::Sync(sender)).await.expect("it runs");
         for _ in 0..100 {
@@ -495,29 +478,14 @@ mod tests {
         assert_eq!(awaited.try_recv(), Ok(()));
     }
 
-    /// Is never done with anything.
-    struct Broken;
-
-    impl Shell for Broken {
-        type Request = ();
-        type Reply = ();
-
-        fn offer(&mut self, _: Option<Netns>) {}
-
-        fn perform(&mut self, (): ()) {}
-
-        async fn ready(&mut self, _: &mut Vec<Source>) -> io::Result<()> {
-            panic!("a fault in a shell")
-        }
-    }
-
     /// Nobody has stopped it, so it is not told as if somebody had.
     #[tokio::test]
     async fn a_task_that_panics_ends_the_monitor_with_an_error() {
         let shared = Arc::new(Shared::default());
         let (_asker, commands) = mpsc::channel(1);
         let engine = Engine::new(BackendKind::Netlink, Idle::default());
-        let task = tokio::spawn(run(engine, Broken, commands, Arc::clone(&shared)));
+        let is_broken = Waiting(async || panic!("a fault in a shell"));
+        let task = tokio::spawn(run(engine, is_broken, commands, Arc::clone(&shared)));
         assert!(task.await.is_err_and(|error| error.is_panic()));
         let first = poll_fn(|context| shared.poll_next(context)).await;
         let Some(Err(error)) = first else {
@@ -532,8 +500,13 @@ mod tests {
         let waits = Arc::new(AtomicU32::new(0));
         let (_asker, commands) = mpsc::channel(1);
         let engine = Engine::new(BackendKind::Netlink, Idle::default());
-        let shell = Deaf(Arc::clone(&waits));
-        tokio::spawn(run(engine, shell, commands, Arc::clone(&shared)));
+        let counted = Arc::clone(&waits);
+        let is_deaf = Waiting(async move || {
+            let before = counted.fetch_add(1, Ordering::Relaxed);
+            assert!(before < 100, "it goes on waiting for what fails");
+            Err(io::Error::from_raw_os_error(libc::EBADF))
+        });
+        tokio::spawn(run(engine, is_deaf, commands, Arc::clone(&shared)));
         let first = poll_fn(|context| shared.poll_next(context)).await;
         assert!(
             matches!(first, Some(Err(Error::Wait(_)))),

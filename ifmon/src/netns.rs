@@ -71,19 +71,20 @@ impl Netns {
     /// [`Error::Netns`] when `/proc` shows something else there.
     pub fn current() -> Result<Self, Error> {
         const OWN: &str = "/proc/thread-self/ns/net";
-        if Path::new(OWN).exists() {
-            let cookie = UnixDatagram::unbound().and_then(cookie_of).ok();
-            return Ok(Self {
-                cookie,
-                ..Self::from_path(OWN)?
-            });
-        }
-        let of_a_socket = || Self::of_socket(UnixDatagram::unbound().ok()?).ok();
-        Ok(of_a_socket().unwrap_or_else(|| Self {
-            file: None,
-            id: NetnsId(0),
-            cookie: UnixDatagram::unbound().and_then(cookie_of).ok(),
-        }))
+        let opened = if Path::new(OWN).exists() {
+            Self::from_path(OWN)?
+        } else {
+            let of_a_socket = || Self::of_socket(UnixDatagram::unbound().ok()?).ok();
+            of_a_socket().unwrap_or(Self {
+                file: None,
+                id: NetnsId(0),
+                cookie: None,
+            })
+        };
+        Ok(Self {
+            cookie: own_cookie().ok(),
+            ..opened
+        })
     }
 
     /// The namespace of the calling thread; where its number cannot be read, and it is the one where
@@ -122,7 +123,7 @@ impl Netns {
         Ok(Self {
             file: Some(Arc::new(file)),
             id,
-            cookie: cookie_of(socket).ok(),
+            cookie: None,
         })
     }
 
@@ -210,7 +211,7 @@ impl Netns {
     pub fn cookie(&self) -> io::Result<u64> {
         match self.cookie {
             Some(cookie) => Ok(cookie),
-            None => self.run(|| cookie_of(UnixDatagram::unbound()?)),
+            None => self.run(own_cookie),
         }
     }
 
@@ -340,14 +341,15 @@ pub(crate) fn on_a_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -
     })
 }
 
-/// [`Netns::cookie`] of the namespace of a socket.
-fn cookie_of(socket: impl AsFd) -> io::Result<u64> {
+/// [`Netns::cookie`] of the calling thread's namespace.
+fn own_cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
     let mut cookie = 0_u64;
     let mut length = size_of_val(&cookie) as libc::socklen_t;
     // SAFETY: the option is a number of 64 bits, for which there is room.
     let read = unsafe {
         libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
+            socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),

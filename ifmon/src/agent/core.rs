@@ -114,9 +114,7 @@ enum Why {
 struct StandIn {
     netlink: Netlink,
     busy: Option<Busy>,
-    /// It watches what the agent watched.
-    has_taken: bool,
-    /// How often it could not, and when it is tried again.
+    /// How often it could not watch what the agent watched, and when it is tried again.
     refusals: u32,
     retry: Option<Instant>,
     failures: u32,
@@ -147,6 +145,11 @@ enum Awaiting {
 }
 
 impl StandIn {
+    /// It watches what the agent watched.
+    fn has_taken(&self) -> bool {
+        self.retry.is_none() && !matches!(self.busy, Some(Busy::Take(_)))
+    }
+
     /// Watches what the agent watched.
     fn take(&mut self, netns: NetnsId, names: &Names) {
         let names: Vec<_> = names.iter().collect();
@@ -252,14 +255,13 @@ impl Agent {
         let mut stand_in = StandIn {
             netlink: Netlink::new(self.is_filtered),
             busy: None,
-            has_taken: self.names.is_empty(),
             refusals: 0,
             retry: None,
             failures: 0,
             again: now.instant + FIRST_WAIT,
             held: Vec::new(),
         };
-        if !stand_in.has_taken {
+        if !self.names.is_empty() {
             stand_in.take(self.home, &self.names);
         }
         self.stand_in = Some(stand_in);
@@ -417,7 +419,7 @@ impl Agent {
                     return true;
                 }
                 if let Some(stand_in) = &mut self.stand_in {
-                    if stand_in.busy.is_some() || !stand_in.has_taken {
+                    if stand_in.busy.is_some() || !stand_in.has_taken() {
                         return false;
                     }
                     stand_in.netlink.command(command.clone());
@@ -489,9 +491,6 @@ impl Agent {
             .and_then(|stand_in| stand_in.busy.take());
         match (busy, outcome) {
             (Some(Busy::Take(names)), Outcome::Watched(Ok(holders))) => {
-                if let Some(stand_in) = &mut self.stand_in {
-                    stand_in.has_taken = true;
-                }
                 for (name, holder) in names.into_iter().zip(holders) {
                     self.resume(name, holder.map(|holder| found(holder.device)), now);
                 }
@@ -662,7 +661,7 @@ impl Machine for Agent {
                     }
                     Step::Signal(signal) => {
                         // Before its watches have begun it says what is not asked for.
-                        if stand_in.has_taken
+                        if stand_in.has_taken()
                             && let Some(signal) = self.names.translate(signal)
                         {
                             return self.tell(signal);

@@ -86,6 +86,11 @@ impl Socket {
 }
 
 impl Sockets {
+    fn open(&mut self, netns: NetnsId) -> Option<&mut Socket> {
+        let socket = self.sockets[host::space_of(netns)].as_mut();
+        socket.filter(|socket| !socket.is_closed)
+    }
+
     fn tell(&mut self, space: usize, message: Option<LinkMessage>) {
         let Self { sockets, room, .. } = self;
         if let Some(socket) = &mut sockets[space] {
@@ -329,16 +334,14 @@ impl Side for Sockets {
                 Reply::Done(Ok(()))
             }
             Request::Filter(netns, interest) => {
-                let socket = self.sockets[host::space_of(netns)].as_mut();
-                let Some(socket) = socket.filter(|socket| !socket.is_closed) else {
+                let Some(socket) = self.open(netns) else {
                     return Reply::Done(Err(io::ErrorKind::NotFound.into()));
                 };
                 socket.filter = interest;
                 Reply::Done(Ok(()))
             }
             Request::Read(netns) => {
-                let socket = self.sockets[host::space_of(netns)].as_mut();
-                let Some(socket) = socket.filter(|socket| !socket.is_closed) else {
+                let Some(socket) = self.open(netns) else {
                     return Reply::Read(Err(io::ErrorKind::NotFound.into()));
                 };
                 let received = socket.read();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use ifmon::BackendKind;
 use rustix::process::Signal;
 
-use super::{Scenario, all, native, only, veth};
+use super::{Scenario, all, native, only, verdicts::goes_and_returns, veth};
 use crate::{
     stage::Stage,
     want::{appeared, deleted, moved, recreated, renamed, returned},
@@ -205,10 +205,7 @@ fn no_descriptor(stage: &mut Stage) -> Result<()> {
     stage.home.add("wg0", 100)?;
     stage.watch(&[("wg0", Some(100))])?;
     for _ in 0..2 {
-        stage.home.move_to(100, &away)?;
-        away.move_to(100, &stage.home)?;
-        stage.see("wg0", moved(100, away.id()?, 100))?;
-        stage.see("wg0", returned(100))?;
+        goes_and_returns(stage, &away)?;
         stage.program()?.opens_nothing()?;
     }
     stage.nothing_more(&[])
@@ -274,10 +271,7 @@ fn many_names(stage: &mut Stage) -> Result<()> {
         .collect();
     stage.watch(&watches)?;
     // It is known again by what was read of it then.
-    stage.home.move_to(100, &away)?;
-    away.move_to(100, &stage.home)?;
-    stage.see("wg0", moved(100, away.id()?, 100))?;
-    stage.see("wg0", returned(100))?;
+    goes_and_returns(stage, &away)?;
     for index in (100..100 + COUNT).rev() {
         stage.home.delete(index)?;
     }

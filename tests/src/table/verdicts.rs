@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{Scenario, all, native, veth};
 use crate::{
-    room::errno,
+    room::{Room, errno},
     stage::Stage,
     want::{appeared, deleted, moved, recreated, renamed, returned},
 };
@@ -115,12 +115,17 @@ fn is_moved_back(stage: &mut Stage) -> Result<()> {
     stage.home.add("wg0", 100)?;
     stage.watch(&[("wg0", Some(100))])?;
     for _ in 0..2 {
-        stage.home.move_to(100, &away)?;
-        away.move_to(100, &stage.home)?;
-        stage.see("wg0", moved(100, away.id()?, 100))?;
-        stage.see("wg0", returned(100))?;
+        goes_and_returns(stage, &away)?;
     }
     stage.nothing_more(&[])
+}
+
+/// wg0, which has the index 100, is moved away and back.
+pub(super) fn goes_and_returns(stage: &mut Stage, away: &Room) -> Result<()> {
+    stage.home.move_to(100, away)?;
+    away.move_to(100, &stage.home)?;
+    stage.see("wg0", moved(100, away.id()?, 100))?;
+    stage.see("wg0", returned(100))
 }
 
 /// What is said of it, and what is answered, is longer than of any other.

@@ -221,57 +221,73 @@ fn clients_that_come_and_go_leave_no_work_behind_them() {
     assert!(hub.watches().is_empty() && !hub.has_namespace(place.netns.id()));
 }
 
-/// A client has been told that wg0 is the device with this index.
-fn followed() -> (Hub, ClientId, u32) {
-    let ifindex = 7;
-    let mut hub = Hub::default();
-    let id = hub.connect(Owner::User(1000), Trust::Plain).expect("room");
-    let targets = BTreeMap::from([(interface("wg0"), None)]);
-    assert_eq!(hub.watch(id, &place(), &targets, later()), Ok(()));
-    let watching = EventKind::Watching {
-        ifindex: Some(ifindex),
-    };
-    happens(&mut hub, watching);
-    assert!(matches!(hub.next(id, later()), Some(Next::Event(_))));
-    (hub, id, ifindex)
+/// A client that has been told that wg0 is the device with the index 7.
+struct Follower {
+    hub: Hub,
+    id: ClientId,
+    /// What happened last.
+    event: Event,
 }
 
-/// Something happens to wg0.
-fn happens(hub: &mut Hub, kind: EventKind) {
-    let mut event = sample();
-    event.interface = interface("wg0");
-    event.kind = kind;
-    hub.event(event, Facts::default());
+impl Follower {
+    fn new() -> Self {
+        let mut hub = Hub::default();
+        let id = hub.connect(Owner::User(1000), Trust::Plain).expect("room");
+        let mut event = sample();
+        event.interface = interface("wg0");
+        let targets = BTreeMap::from([(event.interface, None)]);
+        assert_eq!(hub.watch(id, &place(), &targets, later()), Ok(()));
+        let mut follower = Self { hub, id, event };
+        follower.happens(EventKind::Watching { ifindex: Some(7) });
+        assert_eq!(follower.told().len(), 1);
+        follower
+    }
+
+    fn happens(&mut self, kind: EventKind) {
+        self.event.kind = kind;
+        self.hub.event(self.event.clone(), Facts::default());
+    }
+
+    /// It is renamed and renamed back, so many times.
+    fn goes_and_comes(&mut self, times: usize) {
+        for _ in 0..times {
+            let to = interface("away");
+            self.happens(EventKind::Renamed { ifindex: 7, to });
+            self.happens(EventKind::Returned { ifindex: 7 });
+        }
+    }
+
+    /// Another one takes the name, and goes.
+    fn is_followed_by_another(&mut self) {
+        self.happens(EventKind::Recreated {
+            ifindex: 8,
+            old_ifindex: 7,
+        });
+        self.happens(EventKind::Deleted { ifindex: 8 });
+    }
+
+    fn told(&mut self) -> Vec<EventKind> {
+        let mut told = Vec::new();
+        while let Some(Next::Event(next)) = self.hub.next(self.id, later()) {
+            told.push(next.event.kind.clone());
+        }
+        told
+    }
 }
 
 #[test]
 fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
-    let (mut hub, id, ifindex) = followed();
-    let renamed = EventKind::Renamed {
-        ifindex,
-        to: interface("away"),
-    };
-    for _ in 0..limits::QUEUED_EVENTS {
-        happens(&mut hub, renamed.clone());
-        happens(&mut hub, EventKind::Returned { ifindex });
-    }
-    hub.check_bounds();
+    let mut follower = Follower::new();
+    follower.goes_and_comes(limits::QUEUED_EVENTS);
+    follower.hub.check_bounds();
     let moved = EventKind::Moved {
-        ifindex,
+        ifindex: 7,
         to_netns: None,
         to_ifindex: None,
     };
-    happens(&mut hub, moved.clone());
-    let recreated = EventKind::Recreated {
-        ifindex: 8,
-        old_ifindex: ifindex,
-    };
-    happens(&mut hub, recreated);
-    happens(&mut hub, EventKind::Deleted { ifindex: 8 });
-    let mut told = Vec::new();
-    while let Some(Next::Event(next)) = hub.next(id, later()) {
-        told.push(next.event.kind.clone());
-    }
+    follower.happens(moved.clone());
+    follower.is_followed_by_another();
+    let mut told = follower.told();
     let lost = limits::QUEUED_EVENTS as u64 + 3;
     let resynced = EventKind::Resynced {
         lost: Some(lost),
@@ -284,26 +300,11 @@ fn how_a_device_left_is_told_even_when_others_came_and_went_since() {
 /// The client reads again when the device that came back has gone, which nobody has seen.
 #[test]
 fn how_a_device_left_is_not_told_once_it_has_come_back() {
-    let (mut hub, id, ifindex) = followed();
-    let renamed = EventKind::Renamed {
-        ifindex,
-        to: interface("away"),
-    };
-    for _ in 0..=limits::QUEUED_EVENTS {
-        happens(&mut hub, renamed.clone());
-        happens(&mut hub, EventKind::Returned { ifindex });
-    }
-    let recreated = EventKind::Recreated {
-        ifindex: 8,
-        old_ifindex: ifindex,
-    };
-    happens(&mut hub, recreated);
-    happens(&mut hub, EventKind::Deleted { ifindex: 8 });
-    let mut last = None;
-    while let Some(Next::Event(next)) = hub.next(id, later()) {
-        last = Some(next.event.kind.clone());
-    }
-    assert_eq!(last, Some(EventKind::Deleted { ifindex }));
+    let mut follower = Follower::new();
+    follower.goes_and_comes(limits::QUEUED_EVENTS + 1);
+    follower.is_followed_by_another();
+    let deleted = EventKind::Deleted { ifindex: 7 };
+    assert_eq!(follower.told().last(), Some(&deleted));
 }
 
 #[test]
