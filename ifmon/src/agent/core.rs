@@ -46,6 +46,9 @@ pub(crate) struct Agent {
     begin: Option<Begin>,
     /// While the agent is away.
     stand_in: Option<StandIn>,
+    /// How often in a row one could not begin, with nothing from the agent but its first answers
+    /// between.
+    refusals: u32,
     /// Other namespaces.
     others: Netlink,
     command: Option<(Command, Progress)>,
@@ -114,8 +117,7 @@ enum Why {
 struct StandIn {
     netlink: Netlink,
     busy: Option<Busy>,
-    /// How often it could not watch what the agent watched, and when it is tried again.
-    refusals: u32,
+    /// It could not watch what the agent watched, and tries again at this moment.
     retry: Option<Instant>,
     failures: u32,
     /// When the agent is called again.
@@ -171,6 +173,7 @@ impl Agent {
             last_call: 0,
             begin: None,
             stand_in: None,
+            refusals: 0,
             others: Netlink::new(is_filtered),
             command: None,
             said: VecDeque::new(),
@@ -255,7 +258,6 @@ impl Agent {
         let mut stand_in = StandIn {
             netlink: Netlink::new(self.is_filtered),
             busy: None,
-            refusals: 0,
             retry: None,
             failures: 0,
             again: now.instant + FIRST_WAIT,
@@ -308,6 +310,7 @@ impl Agent {
             }
             return;
         }
+        self.refusals = 0;
         self.said.extend(self.names.tell(told).map(Said::Signal));
     }
 
@@ -357,6 +360,7 @@ impl Agent {
     }
 
     fn synced(&mut self, id: CallId) {
+        self.refusals = 0;
         if let Some((_, Progress::Sync(missing, _))) = &mut self.command {
             missing.remove(&id);
         }
@@ -491,6 +495,7 @@ impl Agent {
             .and_then(|stand_in| stand_in.busy.take());
         match (busy, outcome) {
             (Some(Busy::Take(names)), Outcome::Watched(Ok(holders))) => {
+                self.refusals = 0;
                 for (name, holder) in names.into_iter().zip(holders) {
                     self.resume(name, holder.map(|holder| found(holder.device)), now);
                 }
@@ -499,8 +504,8 @@ impl Agent {
                 let Some(stand_in) = &mut self.stand_in else {
                     return Err(error);
                 };
-                stand_in.refusals += 1;
-                let Some(wait) = retry::wait_after(stand_in.refusals) else {
+                self.refusals += 1;
+                let Some(wait) = retry::wait_after(self.refusals) else {
                     return Err(error);
                 };
                 log::warn!(
