@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Result;
@@ -69,6 +70,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         ))
         .into());
     }
+    let _turn = turn();
     eprintln!("installing {names}");
     let install = || {
         command::output(
@@ -80,7 +82,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     // Package lists that are missing or too old make the first attempt fail.
     install()
         .or_else(|_| {
-            update_package_lists()?;
+            update()?;
             install()
         })
         .map_err(|error| Missing(format!("cannot install {names}: {error:#}")))?;
@@ -88,13 +90,26 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 }
 
 pub(crate) fn update_package_lists() -> Result<()> {
+    let _turn = turn();
+    update()
+}
+
+fn update() -> Result<()> {
     command::output(apt_get().arg("update")).map(drop)
+}
+
+/// Jobs run side by side, and the package manager does one thing at a time.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn apt_get() -> Command {
     let mut apt_get = Command::new("apt-get");
     apt_get
         .arg("--quiet")
+        // Others on this machine may be installing something as well.
+        .args(["-o", "DPkg::Lock::Timeout=600"])
         .env("DEBIAN_FRONTEND", "noninteractive");
     apt_get
 }

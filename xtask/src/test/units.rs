@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// Tests that need more than this workspace, and what they need.
-const WITH_TOOLS: [(&str, &[Tool]); 2] = [
+const WITH_TOOLS: [(&[&str], &[Tool]); 2] = [
     (
-        "prometheus_sees_the_first_deletion",
+        &["prometheus_sees_the_first_deletion"],
         &[
             Tool {
                 program: "prometheus",
@@ -26,7 +26,10 @@ const WITH_TOOLS: [(&str, &[Tool]); 2] = [
         ],
     ),
     (
-        "languages::engines_in_go_are_told_also_when_the_agent_was_away",
+        &[
+            "languages::engines_in_go_are_told_also_when_the_agent_was_away",
+            "storm::the_last_word_is_right_after_the_agent_was_killed_in_the_midst_of_a_storm",
+        ],
         &[Tool {
             program: "go",
             package: "golang-go",
@@ -41,13 +44,17 @@ const WITH_DEBIAN: &str = "languages::varlinkctl_and_c_by_sd_varlink_are_told";
 pub(super) fn run(programs: &Programs, filter: Option<&str>) -> Result<Counts> {
     let mut total = Counts::default();
     let mut skip = Vec::new();
-    for (test, tools) in WITH_TOOLS {
-        if filter.is_none_or(|filter| test.contains(filter))
+    for (tests, tools) in WITH_TOOLS {
+        let is_wanted = |test: &&&str| filter.is_none_or(|filter| test.contains(filter));
+        let tests: Vec<_> = tests.iter().filter(is_wanted).collect();
+        if !tests.is_empty()
             && let Err(error) = host::need(tools)
         {
             let Missing(why) = error.downcast()?;
-            total.add(Counts::left_out(&format!("{test}: {why}")));
-            skip.extend(["--skip", test]);
+            for test in tests {
+                total.add(Counts::left_out(&format!("{test}: {why}")));
+                skip.extend(["--skip", test]);
+            }
         }
     }
     let mut debian = None;
