@@ -22,7 +22,7 @@ const ATTEMPTS: u32 = 2;
 /// What has happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Event {
+pub enum DeviceEvent {
     /// Tracing: it is new in its namespace, because it was made or because it moved there.
     Registered,
     /// Tracing: it has another name.
@@ -48,7 +48,7 @@ pub enum Event {
 /// all the same and not use it in the end, which is refused to who has no CAP_PERFMON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notice {
-    pub event: Event,
+    pub event: DeviceEvent,
     /// Where the device is, or was until now.
     pub here: Place,
     /// Of what kind it is, as in [`Record::kind`].
@@ -66,7 +66,7 @@ pub struct Notice {
 impl Notice {
     /// Without what belongs to some events only.
     #[inline(always)]
-    pub const fn new(event: Event, here: Place) -> Self {
+    pub const fn new(event: DeviceEvent, here: Place) -> Self {
         Self {
             event,
             here,
@@ -131,7 +131,7 @@ pub trait Kernel {
 
     /// The same event, where the verifier is better not to know which it is. `zero` is 0, and it does
     /// not know that.
-    fn conceal(&self, event: Event, zero: u64) -> Event {
+    fn conceal(&self, event: DeviceEvent, zero: u64) -> DeviceEvent {
         let _ = zero;
         event
     }
@@ -143,12 +143,12 @@ pub trait Kernel {
     /// Is every change wanted that the current task makes?
     fn is_traced(&mut self) -> bool;
     /// False when the ring buffer is full.
-    fn send(&mut self, change: &Change) -> bool;
+    fn send(&mut self, change: &DeviceChange) -> bool;
 }
 
 /// A change, as the filter works it out: a [`Record`] but for the time and who made it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct DeviceChange {
     pub id: u64,
     pub from: Place,
     pub to: Place,
@@ -166,7 +166,7 @@ pub struct Change {
     pub kind: Name,
 }
 
-impl Change {
+impl DeviceChange {
     /// The record of it, with no time and nobody who made it.
     #[inline(always)]
     pub fn record<K>(&self, kind: K) -> Record<K> {
@@ -225,7 +225,7 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     let zero = load(&counters.zero);
     let event = kernel.conceal(notice.event, zero);
 
-    let mut change = Change {
+    let mut change = DeviceChange {
         flags: zero as u32,
         reg_state: notice.reg_state,
         nsid: notice.nsid,
@@ -234,7 +234,7 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
             ifindex: notice.to_ifindex,
             ..Place::default()
         },
-        ..Change::default()
+        ..DeviceChange::default()
     };
     // First, while there is little else that the verifier, and the stack, have to keep.
     let mut from_patterns = 1;
@@ -263,7 +263,7 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
         }
         change.flags = flag::TRACED;
     }
-    if let Event::Moved = event {
+    if let DeviceEvent::Moved = event {
         change.flags |= flag::MOVED;
     }
     // Without a branch for what is not counted, which would be a second copy of all that sends.
@@ -278,14 +278,19 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
 /// Works out from where to where the device went, and keeps `LINKS` and `DEVICES` true. False when
 /// no name can have changed hands by this.
 #[inline(always)]
-fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut Change) -> bool {
+fn track<K: Kernel>(
+    kernel: &mut K,
+    event: DeviceEvent,
+    notice: &Notice,
+    change: &mut DeviceChange,
+) -> bool {
     let Notice {
         ref here, address, ..
     } = *notice;
     let link = Link::of(here);
     // 0 is no id.
     let mut id = match event {
-        Event::Registered => {
+        DeviceEvent::Registered => {
             // The device for which there is an entry is gone: a new one has its index.
             if let Some(stale) = kernel.link(&link) {
                 kernel.remove_link(&link);
@@ -298,13 +303,13 @@ fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut 
             }
             id
         }
-        Event::Repeated => 0,
-        Event::Renamed
-        | Event::Unregistered
-        | Event::Leaving
-        | Event::Exists
-        | Event::Deleted
-        | Event::Moved => kernel.link(&link).unwrap_or(0),
+        DeviceEvent::Repeated => 0,
+        DeviceEvent::Renamed
+        | DeviceEvent::Unregistered
+        | DeviceEvent::Leaving
+        | DeviceEvent::Exists
+        | DeviceEvent::Deleted
+        | DeviceEvent::Moved => kernel.link(&link).unwrap_or(0),
     };
     // Where it was is only to be had from our own notes: by now the kernel knows neither the old
     // name nor the old namespace.
@@ -316,9 +321,9 @@ fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut 
     }
     change.id = id;
     let is_gone = match event {
-        Event::Registered | Event::Renamed | Event::Exists => false,
-        Event::Unregistered | Event::Deleted | Event::Moved => true,
-        Event::Leaving => {
+        DeviceEvent::Registered | DeviceEvent::Renamed | DeviceEvent::Exists => false,
+        DeviceEvent::Unregistered | DeviceEvent::Deleted | DeviceEvent::Moved => true,
+        DeviceEvent::Leaving => {
             // Nothing to say before it is known where it went. The entry that is removed makes room
             // for the other.
             if id != 0 {
@@ -327,7 +332,7 @@ fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut 
             }
             return false;
         }
-        Event::Repeated => return false,
+        DeviceEvent::Repeated => return false,
     };
     if is_gone {
         if id != 0 {
@@ -336,7 +341,7 @@ fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut 
         } else {
             change.from = *here;
         }
-        if let Event::Unregistered = event
+        if let DeviceEvent::Unregistered = event
             && here.ifindex == LOOPBACK_IFINDEX
             && let Some(epoch) = kernel.end_namespace(here.netns)
         {
@@ -362,7 +367,7 @@ fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut 
     if let Some(device) = kernel.device(id) {
         set_place(device, here);
     }
-    if let Event::Registered = event {
+    if let DeviceEvent::Registered = event {
         kernel.set_link(&link, id);
     }
     true
@@ -370,7 +375,7 @@ fn track<K: Kernel>(kernel: &mut K, event: Event, notice: &Notice, change: &mut 
 
 /// Does the device lose a watched name by this change?
 #[inline(always)]
-fn give_up<K: Kernel>(kernel: &mut K, change: &mut Change) {
+fn give_up<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     // A device that nobody knows holds no watched name.
     if change.id == 0 {
         return;
@@ -395,7 +400,7 @@ fn give_up<K: Kernel>(kernel: &mut K, change: &mut Change) {
 
 /// Does the device get a watched name by this change?
 #[inline(always)]
-fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
+fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     if change.to.netns == 0 {
         return;
     }
@@ -437,16 +442,16 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut Change) {
 #[inline(always)]
 fn compare<K: Kernel>(
     kernel: &mut K,
-    event: Event,
+    event: DeviceEvent,
     notice: &Notice,
     matches: bool,
-    change: &mut Change,
+    change: &mut DeviceChange,
 ) {
     let Notice {
         ref here, address, ..
     } = *notice;
     let link = Link::of(here);
-    let is_new = matches!(event, Event::Registered);
+    let is_new = matches!(event, DeviceEvent::Registered);
     if is_new && let Some(Leaving { from, count, epoch }) = kernel.take_leaving(address) {
         if change.flags & flag::LEFT_NAME == 0 {
             change.from = from;
@@ -456,9 +461,12 @@ fn compare<K: Kernel>(
         change.flags |= flag::LEFT_PATTERN;
     }
     let is_here = match event {
-        Event::Registered | Event::Renamed | Event::Exists => true,
-        Event::Unregistered | Event::Deleted | Event::Leaving | Event::Moved => false,
-        Event::Repeated => return,
+        DeviceEvent::Registered | DeviceEvent::Renamed | DeviceEvent::Exists => true,
+        DeviceEvent::Unregistered
+        | DeviceEvent::Deleted
+        | DeviceEvent::Leaving
+        | DeviceEvent::Moved => false,
+        DeviceEvent::Repeated => return,
     };
     let Some(patterns) = kernel.patterns(here.netns) else {
         return;
@@ -507,7 +515,7 @@ fn compare<K: Kernel>(
     if matches || is_known || is_open != 0 || state.full != 0 {
         let count = state.changes.wrapping_add(1);
         state.changes = count;
-        if let Event::Leaving = event {
+        if let DeviceEvent::Leaving = event {
             let leaving = Leaving {
                 from: *here,
                 count,
@@ -530,7 +538,7 @@ fn compare<K: Kernel>(
     if is_new && change.flags & (flag::TOOK_PATTERN | flag::FOUND_NETNS) != 0 {
         change.flags |= flag::NEW;
     }
-    if let Event::Unregistered = event
+    if let DeviceEvent::Unregistered = event
         && is_loopback
         && kernel.hears_everywhere()
     {

@@ -18,7 +18,7 @@ use aya_ebpf::{
 use ifmon_ebpf::{
     Control, Counters, DeviceState, EVERYWHERE, Leaving, Link, Name, NameKey, NameState,
     PatternSet, PatternState, Place, Shared, USERSPACE_ID,
-    filter::{Change, Event, Kernel},
+    filter::{DeviceChange, DeviceEvent, Kernel},
 };
 
 use crate::who;
@@ -312,17 +312,17 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
     }
 
     #[inline(always)]
-    fn conceal(&self, event: Event, zero: u64) -> Event {
+    fn conceal(&self, event: DeviceEvent, zero: u64) -> DeviceEvent {
         if IS_TRACING {
             // There are more of them, and each leads to less: not to know which would be the longer way.
             return event;
         }
         // SAFETY: it is the same number, and of no tracing program.
         unsafe {
-            let event = transmute::<u8, Event>(event as u8 | zero as u8);
+            let event = transmute::<u8, DeviceEvent>(event as u8 | zero as u8);
             assert_unchecked(matches!(
                 event,
-                Event::Exists | Event::Deleted | Event::Moved
+                DeviceEvent::Exists | DeviceEvent::Deleted | DeviceEvent::Moved
             ));
             event
         }
@@ -357,7 +357,7 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
     }
 
     #[inline(always)]
-    fn send(&mut self, change: &Change) -> bool {
+    fn send(&mut self, change: &DeviceChange) -> bool {
         let Some(mut entry) = EVENTS.reserve(0) else {
             return false;
         };

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use ifmon_ebpf::{
     Link, Name, Place,
-    filter::{Event, Notice},
+    filter::{DeviceEvent, Notice},
 };
 
 use crate::maps;
@@ -95,13 +95,13 @@ pub(crate) fn notice(packet: &SkBuffContext) -> Option<Notice> {
     // Where a device went that nobody knows is nobody's concern.
     let (mut nsid, mut to_ifindex) = (0, 0);
     let event = if !is_deletion {
-        Event::Exists
+        DeviceEvent::Exists
     } else if (maps::id_of(&link).is_some() || maps::has_patterns_in(link.netns))
         && destination(packet, &mut nsid, &mut to_ifindex)
     {
-        Event::Moved
+        DeviceEvent::Moved
     } else {
-        Event::Deleted
+        DeviceEvent::Deleted
     };
     let here = Place {
         name,

@@ -2,7 +2,7 @@
 
 use ifmon_ebpf::{
     NETREG_REGISTERED, NETREG_UNREGISTERING, Name, Place,
-    filter::{Event, Notice},
+    filter::{DeviceEvent, Notice},
 };
 
 use crate::{
@@ -37,16 +37,16 @@ pub(crate) fn notice(code: u64, info: u64) -> Option<Notice> {
     let word: u32 = read(device, DEV_REG_STATE.load())?;
     let reg_state = word >> (REG_STATE_SHIFT.load() & 31) & REG_STATE_MASK.load();
     let event = if is_register {
-        Event::Registered
+        DeviceEvent::Registered
     } else if !is_unregister {
-        Event::Renamed
+        DeviceEvent::Renamed
     } else if reg_state == NETREG_UNREGISTERING {
-        Event::Unregistered
+        DeviceEvent::Unregistered
     } else if reg_state == NETREG_REGISTERED {
-        Event::Leaving
+        DeviceEvent::Leaving
     } else {
         // About every second, while somebody keeps a reference to it.
-        Event::Repeated
+        DeviceEvent::Repeated
     };
     Some(Notice {
         reg_state,

@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use self::{core::Agent, shell::Connections};
 use crate::{
     BackendKind, Error, Netns, Unavailable,
-    driver::{self, Command, Shared},
+    driver::{self, HandleCommand, Mailbox},
     engine::Engine,
     netlink,
 };
@@ -97,8 +97,8 @@ impl Running {
     pub(crate) fn spawn(
         self,
         by_name: bool,
-        commands: mpsc::Receiver<Command>,
-        shared: Arc<Shared>,
+        commands: mpsc::Receiver<HandleCommand>,
+        shared: Arc<Mailbox>,
     ) -> JoinHandle<()> {
         let Self {
             connections,

@@ -10,7 +10,7 @@ use crate::agent;
 use crate::{
     BackendChoice, BackendKind, Error, Facts, Netns, NetnsId, Unavailable,
     bpf::{Loader, Running},
-    driver::{self, Command, Shared},
+    driver::{self, HandleCommand, Mailbox},
     engine::Engine,
     netlink::{core::Netlink, shell::Sockets},
 };
@@ -87,8 +87,8 @@ enum Backend {
 pub(crate) fn start(
     options: Options,
     agent: &AgentChoice,
-    commands: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
+    commands: mpsc::Receiver<HandleCommand>,
+    shared: Arc<Mailbox>,
 ) -> Result<(BackendKind, AbortHandle), Error> {
     let (kind, backend) = open(options, agent)?;
     let task = match backend {

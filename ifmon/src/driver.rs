@@ -40,7 +40,7 @@ pub(crate) trait Shell {
 
 /// What a handle asks for.
 #[derive(Debug)]
-pub(crate) enum Command {
+pub(crate) enum HandleCommand {
     Watch(Netns, Targets, oneshot::Sender<Result<(), Error>>),
     /// In a namespace, or in all.
     WatchPatterns(
@@ -66,8 +66,8 @@ enum Asker {
 
 /// Between the task and the reader.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
-    state: Mutex<State>,
+pub(crate) struct Mailbox {
+    state: Mutex<MailboxState>,
     /// The reader has taken something.
     taken: Notify,
     /// What had been counted when the monitor ended by itself.
@@ -75,7 +75,7 @@ pub(crate) struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MailboxState {
     outbox: Outbox,
     reader: Option<Waker>,
     /// Whoever waits for a mark to be taken.
@@ -83,8 +83,8 @@ struct State {
     mark: u64,
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl Mailbox {
+    fn state(&self) -> MutexGuard<'_, MailboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,7 +119,7 @@ impl Shared {
         }
     }
 
-    fn wake_reader(state: &mut State) {
+    fn wake_reader(state: &mut MailboxState) {
         if (!state.outbox.is_empty() || state.outbox.has_ended())
             && let Some(reader) = state.reader.take()
         {
@@ -129,7 +129,7 @@ impl Shared {
 }
 
 /// The reader is told when the task ends, however it ends.
-struct EndOfTask(Arc<Shared>);
+struct EndOfTask(Arc<Mailbox>);
 
 impl Drop for EndOfTask {
     fn drop(&mut self) {
@@ -141,7 +141,7 @@ impl Drop for EndOfTask {
         }
         state.outbox.close();
         state.marks.clear();
-        Shared::wake_reader(&mut state);
+        Mailbox::wake_reader(&mut state);
     }
 }
 
@@ -149,8 +149,8 @@ impl Drop for EndOfTask {
 pub(crate) async fn run<M, S>(
     mut engine: Engine<M>,
     mut shell: S,
-    mut commands: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
+    mut commands: mpsc::Receiver<HandleCommand>,
+    shared: Arc<Mailbox>,
 ) where
     M: Asking,
     S: Shell<Request = M::Request, Reply = M::Answer>,
@@ -165,7 +165,7 @@ pub(crate) async fn run<M, S>(
         let (output, is_unread) = {
             let mut state = shared.state();
             let output = engine.poll(&now, &mut state.outbox);
-            Shared::wake_reader(&mut state);
+            Mailbox::wake_reader(&mut state);
             (output, !state.outbox.is_empty())
         };
         busy += 1;
@@ -220,7 +220,7 @@ pub(crate) async fn run<M, S>(
 }
 
 enum WakeUp {
-    Command(Option<Command>),
+    Command(Option<HandleCommand>),
     Other,
 }
 
@@ -229,7 +229,7 @@ async fn wait<M, S>(
     engine: &mut Engine<M>,
     shell: &mut S,
     sources: &mut Vec<Source>,
-    commands: &mut mpsc::Receiver<Command>,
+    commands: &mut mpsc::Receiver<HandleCommand>,
     until: Option<Instant>,
 ) -> WakeUp
 where
@@ -259,13 +259,18 @@ where
 }
 
 /// Hands a command to the engine; says who wants the reply.
-fn ask<M, S>(command: Command, engine: &mut Engine<M>, shell: &mut S, shared: &Shared) -> Asker
+fn ask<M, S>(
+    command: HandleCommand,
+    engine: &mut Engine<M>,
+    shell: &mut S,
+    shared: &Mailbox,
+) -> Asker
 where
     M: Asking,
     S: Shell<Request = M::Request, Reply = M::Answer>,
 {
     match command {
-        Command::Watch(netns, targets, asker) => {
+        HandleCommand::Watch(netns, targets, asker) => {
             engine.ask(Ask::Watch {
                 netns: netns.id(),
                 targets,
@@ -273,7 +278,7 @@ where
             shell.offer(Some(netns));
             Asker::Watch(asker)
         }
-        Command::WatchPatterns(netns, patterns, asker) => {
+        HandleCommand::WatchPatterns(netns, patterns, asker) => {
             engine.ask(Ask::WatchPatterns {
                 netns: netns.as_ref().map_or(NetnsId::ALL, Netns::id),
                 patterns,
@@ -281,17 +286,17 @@ where
             shell.offer(netns);
             Asker::Watch(asker)
         }
-        Command::UnwatchPattern(netns, pattern, asker) => {
+        HandleCommand::UnwatchPattern(netns, pattern, asker) => {
             engine.ask(Ask::UnwatchPattern(netns, pattern));
             Asker::Unwatch(asker)
         }
-        Command::Unwatch(watch, asker) => {
+        HandleCommand::Unwatch(watch, asker) => {
             engine.ask(Ask::Unwatch(watch));
             Asker::Unwatch(asker)
         }
-        Command::Sync(asker) => {
+        HandleCommand::Sync(asker) => {
             let mut state = shared.state();
-            let State {
+            let MailboxState {
                 outbox,
                 marks,
                 mark,
@@ -306,7 +311,7 @@ where
             engine.ask(Ask::Sync(mark));
             Asker::Sync
         }
-        Command::Count(asker) => {
+        HandleCommand::Count(asker) => {
             engine.ask(Ask::Count);
             Asker::Count(asker)
         }
@@ -393,7 +398,7 @@ mod tests {
 
     use tokio::sync::{mpsc, oneshot};
 
-    use super::{Command, Shared, Shell, run};
+    use super::{HandleCommand, Mailbox, Shell, run};
     use crate::{
         BackendKind, Counters, Error, Netns, NetnsId,
         engine::{Asking, Engine},
@@ -454,19 +459,28 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_gives_a_sync_up_leaves_nothing_behind() {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Mailbox::default());
         let (asker, commands) = mpsc::channel(1);
         let engine = Engine::new(BackendKind::Netlink, Idle::default());
         let hears_nothing = Waiting(async || std::future::pending().await);
         tokio::spawn(run(engine, hears_nothing, commands, Arc::clone(&shared)));
         let (sender, mut awaited) = oneshot::channel();
-        asker.send(Command::Sync(sender)).await.expect("it runs");
+        asker
+            .send(HandleCommand::Sync(sender))
+            .await
+            .expect("it runs");
         for _ in 0..100 {
             let (sender, _) = oneshot::channel();
-            asker.send(Command::Sync(sender)).await.expect("it runs");
+            asker
+                .send(HandleCommand::Sync(sender))
+                .await
+                .expect("it runs");
         }
         let (sender, counted) = oneshot::channel();
-        asker.send(Command::Count(sender)).await.expect("it runs");
+        asker
+            .send(HandleCommand::Count(sender))
+            .await
+            .expect("it runs");
         counted.await.expect("it counts");
         assert_eq!(shared.state().outbox.len(), 2, "its mark, and the last");
         assert_eq!(shared.state().marks.len(), 2);
@@ -481,7 +495,7 @@ mod tests {
     /// Nobody has stopped it, so it is not told as if somebody had.
     #[tokio::test]
     async fn a_task_that_panics_ends_the_monitor_with_an_error() {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Mailbox::default());
         let (_asker, commands) = mpsc::channel(1);
         let engine = Engine::new(BackendKind::Netlink, Idle::default());
         let is_broken = Waiting(async || panic!("a fault in a shell"));
@@ -496,7 +510,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_that_fails_ends_the_monitor_with_the_reason() {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Mailbox::default());
         let waits = Arc::new(AtomicU32::new(0));
         let (_asker, commands) = mpsc::channel(1);
         let engine = Engine::new(BackendKind::Netlink, Idle::default());

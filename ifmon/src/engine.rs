@@ -14,7 +14,7 @@ use crate::{
     Actor, BackendKind, Counters, Error, Event, Identity, InterfaceName, NetnsId, Pattern,
     machine::{Answer, Command, Holder, Machine, Now, Outcome, Question, Step, Wanted},
     outbox::{Item, Outbox},
-    pattern::table::Told,
+    pattern::table::PatternVerdict,
     signal::Signal,
     tracker::{Device, Expectation, Tracker, Verdict, Watch},
 };
@@ -508,12 +508,12 @@ impl<M> Engine<M> {
     fn tell_pattern(
         &self,
         netns: NetnsId,
-        told: Told,
+        told: PatternVerdict,
         time: std::time::SystemTime,
         by: Option<Actor>,
         outbox: &mut Outbox,
     ) {
-        let Told {
+        let PatternVerdict {
             pattern,
             name,
             link_kind,

@@ -6,7 +6,7 @@ use crate::{
     Identity, InterfaceName, Netns, NetnsId,
     machine::{Answer, Census, Counted, LinkTable, Question},
     netlink::{query::Query, sysfs::Sysfs},
-    tracker::Place,
+    tracker::Destination,
 };
 
 /// Whom to ask about a namespace. It keeps the namespace alive.
@@ -20,7 +20,7 @@ pub(crate) struct Inquiry {
     named: Option<(i32, OsString)>,
     /// Where devices are, by their inodes: in this namespace, and in those for which `ip netns` has a
     /// name. There may be thousands that are looked for, one after the other.
-    whereabouts: Option<HashMap<u64, Place>>,
+    whereabouts: Option<HashMap<u64, Destination>>,
 }
 
 impl Inquiry {
@@ -160,7 +160,7 @@ impl Inquiry {
 
     /// Where the device with this inode is: in this namespace, or in one for which `ip netns` has a
     /// name.
-    fn find(&mut self, inode: u64) -> Option<Place> {
+    fn find(&mut self, inode: u64) -> Option<Destination> {
         if self.whereabouts.is_none() {
             let mut all = HashMap::new();
             let mut surveyed = self.survey(&mut all);
@@ -188,13 +188,13 @@ impl Inquiry {
     }
 
     /// Enters the devices of this namespace.
-    fn survey(&mut self, all: &mut HashMap<u64, Place>) -> io::Result<()> {
+    fn survey(&mut self, all: &mut HashMap<u64, Destination>) -> io::Result<()> {
         let netns = self.netns.id();
         let table = self.table(usize::MAX);
         let indexes = table.iter().flat_map(|table| &table.links);
         let indexes: HashMap<_, _> = indexes.map(|&(ifindex, it)| (it.name, ifindex)).collect();
         for (name, inode) in self.open_sysfs()?.devices() {
-            all.entry(inode).or_insert(Place {
+            all.entry(inode).or_insert(Destination {
                 netns: Some(netns),
                 ifindex: indexes.get(&name).copied(),
                 name: Some(name),

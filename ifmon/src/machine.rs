@@ -13,7 +13,7 @@ use std::{
 use crate::{
     Counters, Error, Identity, InterfaceName, LinkKind, NetnsId, Pattern,
     signal::Signal,
-    tracker::{Device, Place, Watch},
+    tracker::{Destination, Device, Watch},
 };
 
 /// The time, read by whoever runs the machine.
@@ -148,7 +148,7 @@ pub(crate) enum Answer {
     /// `None` where nobody can tell.
     Netns(Option<NetnsId>),
     /// `None` where nobody can tell.
-    Place(Option<Place>),
+    Place(Option<Destination>),
     Table(io::Result<LinkTable>),
     /// `None` where there are more, or where some came or went meanwhile.
     Census(io::Result<Option<Census>>),

@@ -18,9 +18,9 @@ use crate::{
     BackendKind, Counters, Error, Event, InterfaceName, Netns, NetnsId, Pattern, Target,
     Unavailable,
     backend::{self, AgentChoice, needs_number},
-    driver::{Command, Shared},
+    driver::{HandleCommand, Mailbox},
     engine::Targets,
-    target::What,
+    target::NameOrPattern,
     tracker::Watch,
 };
 
@@ -199,7 +199,7 @@ impl Builder {
             !target.is_everywhere && netns.id() == NetnsId(0)
         };
         options.numberless = targets.iter().any(is_numberless);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Mailbox::default());
         let (commands, receiver) = mpsc::channel(1);
         let (kind, task) = backend::start(options, &agent, receiver, Arc::clone(&shared))?;
         let monitor = Monitor {
@@ -319,9 +319,9 @@ impl Drop for Monitor {
 /// asked may be done although its future was dropped; to ask again does no harm.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<HandleCommand>,
     kind: BackendKind,
-    shared: Arc<Shared>,
+    shared: Arc<Mailbox>,
     /// Where the monitor was started.
     home: Netns,
 }
@@ -359,7 +359,7 @@ impl Handle {
             expected,
         } in collect(targets)?
         {
-            if is_everywhere && let What::Pattern(pattern) = what {
+            if is_everywhere && let NameOrPattern::Pattern(pattern) = what {
                 everywhere.push(pattern);
                 continue;
             }
@@ -377,16 +377,16 @@ impl Handle {
                 .last_mut()
                 .filter(|(last, _)| last.id() == netns.id());
             match (what, last) {
-                (What::Name(name), Some((_, Group::Names(targets)))) => {
+                (NameOrPattern::Name(name), Some((_, Group::Names(targets)))) => {
                     targets.push((name, expected));
                 }
-                (What::Pattern(pattern), Some((_, Group::Patterns(patterns)))) => {
+                (NameOrPattern::Pattern(pattern), Some((_, Group::Patterns(patterns)))) => {
                     patterns.push(pattern);
                 }
-                (What::Name(name), _) => {
+                (NameOrPattern::Name(name), _) => {
                     groups.push((netns, Group::Names(vec![(name, expected)])));
                 }
-                (What::Pattern(pattern), _) => {
+                (NameOrPattern::Pattern(pattern), _) => {
                     groups.push((netns, Group::Patterns(vec![pattern])));
                 }
             }
@@ -398,13 +398,15 @@ impl Handle {
                     reason: Unavailable::OneNamespace,
                 });
             }
-            self.ask(|reply| Command::WatchPatterns(None, everywhere, reply))
+            self.ask(|reply| HandleCommand::WatchPatterns(None, everywhere, reply))
                 .await??;
         }
         for (netns, group) in groups {
             self.ask(|reply| match group {
-                Group::Names(targets) => Command::Watch(netns, targets, reply),
-                Group::Patterns(patterns) => Command::WatchPatterns(Some(netns), patterns, reply),
+                Group::Names(targets) => HandleCommand::Watch(netns, targets, reply),
+                Group::Patterns(patterns) => {
+                    HandleCommand::WatchPatterns(Some(netns), patterns, reply)
+                }
             })
             .await??;
         }
@@ -417,7 +419,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Stopped`] when the monitor has ended.
     pub async fn unwatch_pattern(&self, netns: NetnsId, pattern: Pattern) -> Result<bool, Error> {
-        self.ask(|reply| Command::UnwatchPattern(netns, pattern, reply))
+        self.ask(|reply| HandleCommand::UnwatchPattern(netns, pattern, reply))
             .await
     }
 
@@ -430,7 +432,7 @@ impl Handle {
             netns,
             name: interface,
         };
-        self.ask(|reply| Command::Unwatch(watch, reply)).await
+        self.ask(|reply| HandleCommand::Unwatch(watch, reply)).await
     }
 
     /// Returns when everything that happened before the call was handed out by the monitor, whose
@@ -439,7 +441,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Stopped`] when the monitor has ended.
     pub async fn sync(&self) -> Result<(), Error> {
-        self.ask(Command::Sync).await
+        self.ask(HandleCommand::Sync).await
     }
 
     /// What the backend has counted so far, or had counted when the watch ended. Netlink counts what
@@ -448,7 +450,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Stopped`] when the monitor was dropped.
     pub async fn counters(&self) -> Result<Counters, Error> {
-        match self.ask(Command::Count).await {
+        match self.ask(HandleCommand::Count).await {
             Err(Error::Stopped) => {
                 let last = self.shared.last_counters.get();
                 last.copied().ok_or(Error::Stopped)
@@ -459,7 +461,7 @@ impl Handle {
 
     async fn ask<T>(
         &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+        command: impl FnOnce(oneshot::Sender<T>) -> HandleCommand,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.commands

@@ -80,7 +80,7 @@ impl Origin {
 #[derive(Debug)]
 pub struct Origins {
     hierarchy: Option<Hierarchy>,
-    memory: Memory,
+    memory: CgroupMemory,
 }
 
 impl Origins {
@@ -88,7 +88,7 @@ impl Origins {
     pub fn new() -> Self {
         Self {
             hierarchy: Hierarchy::find(),
-            memory: Memory::default(),
+            memory: CgroupMemory::default(),
         }
     }
 
@@ -119,7 +119,7 @@ impl Default for Origins {
 
 /// What is known of cgroups. Does no I/O itself: it is handed what does.
 #[derive(Debug, Default)]
-struct Memory {
+struct CgroupMemory {
     /// The one that was asked for last is at the end. An empty origin is one that was looked for
     /// in vain.
     origins: VecDeque<(u64, Origin)>,
@@ -130,7 +130,7 @@ struct Memory {
     budget: Budget<20>,
 }
 
-impl Memory {
+impl CgroupMemory {
     fn origin(
         &mut self,
         cgroup: u64,

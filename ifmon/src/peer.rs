@@ -93,14 +93,14 @@ fn serialize_name<S: serde::Serializer>(
 /// is spent on it at most: where interfaces come faster than that, some are told without.
 #[derive(Debug, Default)]
 pub struct Peers {
-    namespaces: BTreeMap<NetnsId, Namespace>,
-    memory: Memory,
+    namespaces: BTreeMap<NetnsId, AskedNetns>,
+    memory: NetnsMemory,
     budget: Budget<4>,
 }
 
 /// A namespace whose devices can be asked about.
 #[derive(Debug)]
-struct Namespace {
+struct AskedNetns {
     query: Query,
     name: Option<OsString>,
 }
@@ -121,7 +121,7 @@ impl Peers {
         let name = Netns::names().find(|&(_, id)| id == netns.id());
         let name = name.map(|(name, _)| name);
         self.namespaces
-            .insert(netns.id(), Namespace { query, name });
+            .insert(netns.id(), AskedNetns { query, name });
         Ok(())
     }
 
@@ -147,18 +147,18 @@ impl Peers {
         let Self {
             namespaces, memory, ..
         } = self;
-        let Namespace { query, name: here } = namespaces.get_mut(&netns)?;
+        let AskedNetns { query, name: here } = namespaces.get_mut(&netns)?;
         let OtherEnd { ifindex, nsid } = query
             .other_end(ifindex, name)
             .inspect_err(|error| log::debug!("cannot look for the peer of {name}: {error}"))
             .ok()??;
         let place = match nsid {
-            None => Place {
+            None => NetnsFacts {
                 netns: Some(netns),
                 netns_name: here.clone(),
-                ..Place::default()
+                ..NetnsFacts::default()
             },
-            Some(nsid) if nsid < 0 => Place::default(),
+            Some(nsid) if nsid < 0 => NetnsFacts::default(),
             Some(nsid) => memory.place((netns, nsid), Instant::now(), &mut Seen { query, nsid }),
         };
         Some(Peer {
@@ -172,7 +172,7 @@ impl Peers {
 
 /// What is known of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Place {
+struct NetnsFacts {
     netns: Option<NetnsId>,
     netns_name: Option<OsString>,
     /// A process in it.
@@ -181,24 +181,29 @@ struct Place {
 }
 
 /// Says what a namespace is.
-trait Look {
+trait FindNetns {
     /// As far as this name and this process are its own.
-    fn by(&mut self, name: Option<&OsStr>, process: Option<u32>) -> Place;
+    fn by(&mut self, name: Option<&OsStr>, process: Option<u32>) -> NetnsFacts;
 
     /// Searches for a name and a process.
-    fn search(&mut self) -> Place;
+    fn search(&mut self) -> NetnsFacts;
 }
 
 /// What is known of namespaces, by their ids in the numbering of another one. Does no I/O itself:
 /// it is handed what does.
 #[derive(Debug, Default)]
-struct Memory {
+struct NetnsMemory {
     /// With the time of the search. The one that was asked for last is at the end.
-    places: VecDeque<((NetnsId, i32), Instant, Place)>,
+    places: VecDeque<((NetnsId, i32), Instant, NetnsFacts)>,
 }
 
-impl Memory {
-    fn place(&mut self, key: (NetnsId, i32), now: Instant, look: &mut impl Look) -> Place {
+impl NetnsMemory {
+    fn place(
+        &mut self,
+        key: (NetnsId, i32),
+        now: Instant,
+        look: &mut impl FindNetns,
+    ) -> NetnsFacts {
         let known = self.places.iter().rposition(|(known, ..)| *known == key);
         let known = known.and_then(|at| self.places.remove(at));
         let known = known.filter(|(_, searched, place)| {
@@ -252,11 +257,11 @@ impl Seen<'_> {
     }
 }
 
-impl Look for Seen<'_> {
-    fn by(&mut self, name: Option<&OsStr>, process: Option<u32>) -> Place {
+impl FindNetns for Seen<'_> {
+    fn by(&mut self, name: Option<&OsStr>, process: Option<u32>) -> NetnsFacts {
         let named = name.and_then(|name| self.has_name(name));
         let process = process.filter(|&pid| self.has_process(pid));
-        Place {
+        NetnsFacts {
             netns: named.or_else(|| process.and_then(netns_of)),
             netns_name: named.and(name).map(OsStr::to_owned),
             process,
@@ -266,7 +271,7 @@ impl Look for Seen<'_> {
         }
     }
 
-    fn search(&mut self) -> Place {
+    fn search(&mut self) -> NetnsFacts {
         let mut names = Netns::names().map(|(name, _)| name);
         let name = names.find(|name| self.has_name(name).is_some());
         let own = Some(process::id()).filter(|&pid| self.has_process(pid));

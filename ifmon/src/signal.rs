@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::{
     Actor, NetnsId,
-    pattern::table::Told,
+    pattern::table::PatternVerdict,
     tracker::{Change, Observed, Tracker, Verdict, Watch},
 };
 
@@ -27,7 +27,7 @@ pub(crate) enum Signal {
     /// What there is to say of a pattern.
     Pattern {
         netns: NetnsId,
-        told: Told,
+        told: PatternVerdict,
         time: SystemTime,
         by: Option<Actor>,
     },

@@ -18,7 +18,7 @@ use crate::{Error, InterfaceName, InvalidName, InvalidPattern, Netns, Pattern};
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Target {
-    pub(crate) what: What,
+    pub(crate) what: NameOrPattern,
     pub(crate) netns: Option<Netns>,
     pub(crate) is_everywhere: bool,
     pub(crate) expected: Option<Identity>,
@@ -26,7 +26,7 @@ pub struct Target {
 
 /// A name, or all that match.
 #[derive(Clone, Debug)]
-pub(crate) enum What {
+pub(crate) enum NameOrPattern {
     Name(InterfaceName),
     Pattern(Pattern),
 }
@@ -99,9 +99,9 @@ impl Target {
     /// [`NetnsId::ALL`]: crate::NetnsId::ALL
     pub fn in_all_netns(self) -> Self {
         Self {
-            what: What::Pattern(match self.what {
-                What::Name(name) => Pattern::from(name),
-                What::Pattern(pattern) => pattern,
+            what: NameOrPattern::Pattern(match self.what {
+                NameOrPattern::Name(name) => Pattern::from(name),
+                NameOrPattern::Pattern(pattern) => pattern,
             }),
             netns: None,
             is_everywhere: true,
@@ -122,8 +122,8 @@ impl Target {
     /// Its name; `None` for a pattern.
     pub const fn name(&self) -> Option<InterfaceName> {
         match self.what {
-            What::Name(name) => Some(name),
-            What::Pattern(_) => None,
+            NameOrPattern::Name(name) => Some(name),
+            NameOrPattern::Pattern(_) => None,
         }
     }
 }
@@ -131,7 +131,7 @@ impl Target {
 impl From<InterfaceName> for Target {
     fn from(name: InterfaceName) -> Self {
         Self {
-            what: What::Name(name),
+            what: NameOrPattern::Name(name),
             netns: None,
             is_everywhere: false,
             expected: None,
@@ -142,7 +142,7 @@ impl From<InterfaceName> for Target {
 impl From<Pattern> for Target {
     fn from(pattern: Pattern) -> Self {
         Self {
-            what: What::Pattern(pattern),
+            what: NameOrPattern::Pattern(pattern),
             netns: None,
             is_everywhere: false,
             expected: None,

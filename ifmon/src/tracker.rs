@@ -39,7 +39,7 @@ pub(crate) struct Device {
 
 /// Where a device went that left a watched name. What the backend cannot know is `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Destination {
     /// The namespace.
     pub(crate) netns: Option<NetnsId>,
     /// The index there.
@@ -59,7 +59,7 @@ pub(crate) enum Change {
         /// Id of the device.
         id: u64,
         /// Where it is now; `None` when it was unregistered.
-        to: Option<Place>,
+        to: Option<Destination>,
     },
     /// The device has the name now.
     Took {
@@ -77,7 +77,7 @@ pub(crate) struct Observed {
     pub(crate) holder: Option<Device>,
     /// While nobody does: the id of a device that did, and where it is now, if it still is
     /// anywhere.
-    pub(crate) away: Option<(u64, Place)>,
+    pub(crate) away: Option<(u64, Destination)>,
 }
 
 /// A verdict on one watch.
@@ -96,7 +96,7 @@ pub(crate) struct Verdict {
 pub(crate) struct Expectation {
     pub(crate) identity: Identity,
     /// Where it is now, if that is known.
-    pub(crate) place: Option<Place>,
+    pub(crate) place: Option<Destination>,
 }
 
 /// The id of a device that no backend has ever seen.
@@ -104,7 +104,7 @@ const NOBODY: u64 = u64::MAX;
 
 /// What the tracker knows of one watch. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct WatchState {
     /// Index of who holds the name, or held it last. `None` until somebody held it; no device has
     /// the index 0.
     ifindex: Option<NonZeroU32>,
@@ -117,7 +117,7 @@ struct Known {
 /// The state of all watches.
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
-    watches: BTreeMap<Watch, Known>,
+    watches: BTreeMap<Watch, WatchState>,
 }
 
 impl Tracker {
@@ -131,7 +131,7 @@ impl Tracker {
         let begun = begun
             .into_iter()
             .map(|(watch, holder, expected)| {
-                (watch, Known::begin(watch, holder, expected, verdicts))
+                (watch, WatchState::begin(watch, holder, expected, verdicts))
             })
             .collect();
         packed::extend(&mut self.watches, begun);
@@ -223,7 +223,7 @@ impl Tracker {
     }
 }
 
-impl Known {
+impl WatchState {
     /// The first verdicts on a watch.
     fn begin(
         watch: Watch,
@@ -294,7 +294,7 @@ impl Known {
     }
 
     /// The device of this id no longer has the name: what became of it, if it was ours.
-    fn leave(&mut self, watch: Watch, id: u64, to: Option<Place>) -> Option<EventKind> {
+    fn leave(&mut self, watch: Watch, id: u64, to: Option<Destination>) -> Option<EventKind> {
         let Device { ifindex, .. } = self.holder().filter(|device| device.id == id)?;
         self.held = false;
         Some(departure(watch, ifindex, to))
@@ -344,10 +344,10 @@ impl Known {
 }
 
 /// What to say of a device that no longer has a watched name, and is somewhere else or nowhere.
-fn departure(watch: Watch, ifindex: u32, to: Option<Place>) -> EventKind {
+fn departure(watch: Watch, ifindex: u32, to: Option<Destination>) -> EventKind {
     match to {
         None => EventKind::Deleted { ifindex },
-        Some(Place {
+        Some(Destination {
             netns,
             name: Some(to),
             ..

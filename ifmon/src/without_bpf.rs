@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use crate::{
     BackendKind, Unavailable,
     backend::Options,
-    driver::{Command, Shared},
+    driver::{HandleCommand, Mailbox},
 };
 
 pub(crate) const HAS_OBJECT: bool = false;
@@ -52,8 +52,8 @@ impl Running {
     pub(crate) fn spawn(
         self,
         _: BackendKind,
-        _: mpsc::Receiver<Command>,
-        _: Arc<Shared>,
+        _: mpsc::Receiver<HandleCommand>,
+        _: Arc<Mailbox>,
     ) -> JoinHandle<()> {
         match self {}
     }

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
 
-use self::call::{Call, Method, Watch};
+use self::call::{Call, Method, WatchParameters};
 
 /// The program's own, which is in no library.
 #[expect(dead_code, reason = "replies to calls that succeed are not looked at here")]
@@ -51,8 +51,8 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 /// Asked for as it was understood, it is understood as the same.
-fn check(watch: &Watch) {
-    let Watch { targets, netns } = watch;
+fn check(watch: &WatchParameters) {
+    let WatchParameters { targets, netns } = watch;
     assert!(!targets.is_empty());
     assert!(targets.values().all(|&expected| expected != Some(0)));
     let interfaces: Vec<String> = targets.keys().map(ToString::to_string).collect();
@@ -70,7 +70,7 @@ fn check(watch: &Watch) {
     let again = Call::parse(call.to_string().as_bytes()).expect("a call");
     assert_eq!(
         again.method.as_ref(),
-        Ok(&Method::Watch(Watch {
+        Ok(&Method::Watch(WatchParameters {
             targets: targets.clone(),
             netns: netns.clone()
         }))

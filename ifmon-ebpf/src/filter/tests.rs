@@ -7,7 +7,7 @@ use std::{
     vec::Vec,
 };
 
-use super::{Change, Event, Kernel, Notice, observe};
+use super::{DeviceChange, DeviceEvent, Kernel, Notice, observe};
 use crate::{
     Counters, DeviceState, EVERYWHERE, KERNEL_EPOCH, LOOPBACK_IFINDEX, Leaving, Link, MASKS, Match,
     NETREG_REGISTERED, NETREG_UNREGISTERING, Name, NameKey, NameMask, NameState, PatternSet,
@@ -169,7 +169,7 @@ impl Kernel for Maps {
         self.is_traced
     }
 
-    fn send(&mut self, change: &Change) -> bool {
+    fn send(&mut self, change: &DeviceChange) -> bool {
         self.matched_before = self.counters.matched;
         if !self.is_full {
             self.sent.push(change.record(change.kind));
@@ -272,7 +272,7 @@ impl Maps {
     }
 
     /// An event of the device, and the record of it.
-    fn event(&mut self, event: Event, here: Place) -> Option<Record> {
+    fn event(&mut self, event: DeviceEvent, here: Place) -> Option<Record> {
         self.notice(Notice {
             address: ADDRESS,
             ..Notice::new(event, here)
@@ -281,10 +281,12 @@ impl Maps {
 
     fn notice(&mut self, notice: Notice) -> Option<Record> {
         let reg_state = match notice.event {
-            Event::Exists | Event::Deleted | Event::Moved => 0,
-            Event::Registered | Event::Renamed | Event::Leaving => NETREG_REGISTERED,
-            Event::Unregistered => NETREG_UNREGISTERING,
-            Event::Repeated => NETREG_UNREGISTERING + 1,
+            DeviceEvent::Exists | DeviceEvent::Deleted | DeviceEvent::Moved => 0,
+            DeviceEvent::Registered | DeviceEvent::Renamed | DeviceEvent::Leaving => {
+                NETREG_REGISTERED
+            }
+            DeviceEvent::Unregistered => NETREG_UNREGISTERING,
+            DeviceEvent::Repeated => NETREG_UNREGISTERING + 1,
         };
         let Counters {
             seen,
@@ -337,9 +339,9 @@ impl Maps {
 }
 
 /// The same change, as the two kinds of program are told of it.
-const CREATED: [Event; 2] = [Event::Registered, Event::Exists];
-const RENAMED: [Event; 2] = [Event::Renamed, Event::Exists];
-const DELETED: [Event; 2] = [Event::Unregistered, Event::Deleted];
+const CREATED: [DeviceEvent; 2] = [DeviceEvent::Registered, DeviceEvent::Exists];
+const RENAMED: [DeviceEvent; 2] = [DeviceEvent::Renamed, DeviceEvent::Exists];
+const DELETED: [DeviceEvent; 2] = [DeviceEvent::Unregistered, DeviceEvent::Deleted];
 
 #[test]
 fn a_device_takes_a_watched_name_and_goes() {
@@ -489,7 +491,7 @@ fn a_device_that_is_known_from_another_watch_holds_the_name_of_a_new_one() {
     for (created, deleted) in CREATED.into_iter().zip(DELETED) {
         let mut maps = Maps::watching([wg0()]);
         maps.event(created, wg0());
-        maps.event(Event::Renamed, wg1());
+        maps.event(DeviceEvent::Renamed, wg1());
         maps.watch(&wg1());
         maps.told(wg1(), id(1));
         let record = maps.event(deleted, wg1());
@@ -501,14 +503,14 @@ fn a_device_that_is_known_from_another_watch_holds_the_name_of_a_new_one() {
 fn who_holds_a_name_by_the_word_of_userspace_is_not_forgotten_for_want_of_room() {
     let mut maps = Maps::watching([wg0()]);
     maps.crowd = 0;
-    maps.event(Event::Registered, wg0());
-    maps.event(Event::Renamed, wg1());
+    maps.event(DeviceEvent::Registered, wg0());
+    maps.event(DeviceEvent::Renamed, wg1());
     maps.watch(&wg1());
     maps.told(wg1(), id(1));
     // The first name goes to another device, and no home of the second one was counted.
-    maps.event(Event::Registered, place(NETNS, "wg0", 8));
+    maps.event(DeviceEvent::Registered, place(NETNS, "wg0", 8));
     assert_eq!(maps.devices[&id(1)].homes, 0);
-    let record = maps.event(Event::Unregistered, wg1());
+    let record = maps.event(DeviceEvent::Unregistered, wg1());
     assert_eq!(record, Some(left(id(1), wg1(), NOWHERE, 1)));
 }
 
@@ -533,10 +535,10 @@ fn a_device_whose_rename_was_missed_does_not_lose_what_another_has() {
     maps.found(wg0());
     let other = place(NETNS, "wg0", 8);
     assert_eq!(
-        maps.event(Event::Exists, other),
+        maps.event(DeviceEvent::Exists, other),
         Some(took(id(1), NOWHERE, other, 1))
     );
-    assert_eq!(maps.event(Event::Deleted, wg1()), None);
+    assert_eq!(maps.event(DeviceEvent::Deleted, wg1()), None);
     assert_eq!(maps.name_of(wg0()).ifindex, 8);
 }
 
@@ -561,9 +563,9 @@ fn the_holder_before_is_forgotten_when_there_are_many() {
 fn the_last_holder_of_another_watched_name_is_kept() {
     let mut maps = Maps::watching([wg0(), wg1()]);
     maps.crowd = 0;
-    maps.event(Event::Exists, wg0());
-    maps.event(Event::Exists, wg1());
-    maps.event(Event::Exists, place(NETNS, "wg0", 8));
+    maps.event(DeviceEvent::Exists, wg0());
+    maps.event(DeviceEvent::Exists, wg1());
+    maps.event(DeviceEvent::Exists, place(NETNS, "wg0", 8));
     assert_eq!(maps.devices[&id(1)].homes, 1);
 }
 
@@ -572,8 +574,8 @@ fn a_move_is_one_record_when_the_device_arrives() {
     let there = place(OTHER, "eth0", 2);
     let mut maps = Maps::watching([wg0()]);
     let found = maps.found(wg0());
-    let leaving = Event::Leaving;
-    let registered = Event::Registered;
+    let leaving = DeviceEvent::Leaving;
+    let registered = DeviceEvent::Registered;
     // 5.10 has given it the name that it will have there, when its own is taken.
     assert_eq!(maps.event(leaving, place(NETNS, "eth0", 7)), None);
     let between = Link::between(ADDRESS);
@@ -596,11 +598,11 @@ fn a_move_is_one_record_when_the_device_arrives() {
 #[test]
 fn a_move_of_a_device_that_nobody_knows_is_none_of_ours() {
     let mut maps = Maps::watching([wg0()]);
-    let leaving = Event::Leaving;
+    let leaving = DeviceEvent::Leaving;
     assert_eq!(maps.event(leaving, place(NETNS, "eth0", 3)), None);
     maps.assert_empty();
     // But for the name that it has where it arrives.
-    let record = maps.event(Event::Registered, wg0());
+    let record = maps.event(DeviceEvent::Registered, wg0());
     assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
 }
 
@@ -608,20 +610,20 @@ fn a_move_of_a_device_that_nobody_knows_is_none_of_ours() {
 fn a_forgotten_device_arrives_as_a_new_one() {
     let mut maps = Maps::watching([wg0()]);
     maps.crowd = 1;
-    maps.event(Event::Registered, wg0());
-    maps.event(Event::Renamed, wg1());
-    maps.event(Event::Leaving, wg1());
+    maps.event(DeviceEvent::Registered, wg0());
+    maps.event(DeviceEvent::Renamed, wg1());
+    maps.event(DeviceEvent::Leaving, wg1());
     // Another device gets its index while it is between the two, and then the name.
     let other = place(NETNS, "wg0", 7);
     maps.notice(Notice {
         address: ADDRESS + 0x1000,
-        ..Notice::new(Event::Registered, other)
+        ..Notice::new(DeviceEvent::Registered, other)
     });
     assert_eq!(maps.links[&Link::of(&other)], id(2));
     assert_eq!(maps.count, 1);
 
     let there = place(OTHER, "eth0", 2);
-    assert_eq!(maps.event(Event::Registered, there), None);
+    assert_eq!(maps.event(DeviceEvent::Registered, there), None);
     assert_eq!(maps.links, HashMap::from([(Link::of(&other), id(2))]));
 }
 
@@ -629,12 +631,12 @@ fn a_forgotten_device_arrives_as_a_new_one() {
 fn a_new_device_is_not_the_one_that_had_its_index() {
     let mut maps = Maps::watching([wg0()]);
     let found = maps.found(wg1());
-    let record = maps.event(Event::Registered, wg0());
+    let record = maps.event(DeviceEvent::Registered, wg0());
     assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
     assert!(!maps.devices.contains_key(&found));
 
     // And where its name is not watched, nothing is kept of it.
-    maps.event(Event::Registered, wg1());
+    maps.event(DeviceEvent::Registered, wg1());
     maps.assert_empty();
 }
 
@@ -642,8 +644,8 @@ fn a_new_device_is_not_the_one_that_had_its_index() {
 fn an_entry_without_a_device_is_as_none() {
     let mut maps = Maps::watching([wg0()]);
     maps.links.insert(Link::of(&wg0()), USERSPACE_ID | 1);
-    assert_eq!(maps.event(Event::Deleted, wg0()), None);
-    let record = maps.event(Event::Exists, wg0());
+    assert_eq!(maps.event(DeviceEvent::Deleted, wg0()), None);
+    let record = maps.event(DeviceEvent::Exists, wg0());
     assert_eq!(record, Some(took(id(1), NOWHERE, wg0(), 1)));
     assert_eq!(maps.links[&Link::of(&wg0())], id(1));
 }
@@ -651,10 +653,10 @@ fn an_entry_without_a_device_is_as_none() {
 #[test]
 fn an_id_that_another_run_has_taken_meanwhile_is_not_given_again() {
     let mut maps = Maps::watching([wg0(), wg1()]);
-    maps.event(Event::Exists, place(NETNS, "wg1", 6));
+    maps.event(DeviceEvent::Exists, place(NETNS, "wg1", 6));
     // As if it had counted from the same number.
     maps.counters.ids = 0;
-    let record = maps.event(Event::Exists, wg0());
+    let record = maps.event(DeviceEvent::Exists, wg0());
     assert_eq!(record, Some(took(id(2), NOWHERE, wg0(), 1)));
 }
 
@@ -662,7 +664,7 @@ fn an_id_that_another_run_has_taken_meanwhile_is_not_given_again() {
 fn a_deletion_that_is_told_again_concerns_nobody() {
     let mut maps = Maps::watching([wg0()]);
     maps.found(wg0());
-    assert_eq!(maps.event(Event::Repeated, wg0()), None);
+    assert_eq!(maps.event(DeviceEvent::Repeated, wg0()), None);
     assert_eq!(maps.links.len(), 1);
     assert_eq!(maps.counters.ignored, 1);
 }
@@ -674,7 +676,7 @@ fn a_message_of_a_move_says_where_the_device_went() {
     let moved = |here| Notice {
         nsid: -1,
         to_ifindex: 4,
-        ..Notice::new(Event::Moved, here)
+        ..Notice::new(DeviceEvent::Moved, here)
     };
     // 5.10 may say the name that it will have there.
     let record = maps.notice(moved(place(NETNS, "eth0", 7)));
@@ -704,11 +706,17 @@ fn the_end_of_a_namespace_is_told_once() {
         ..Record::default()
     };
     // Netlink messages say nothing of the sort.
-    assert_eq!(maps.event(Event::Deleted, lo), None);
-    assert_eq!(maps.event(Event::Unregistered, place(OTHER, "lo", 1)), None);
-    assert_eq!(maps.event(Event::Unregistered, place(NETNS, "lo", 2)), None);
-    assert_eq!(maps.event(Event::Unregistered, lo), Some(gone));
-    assert_eq!(maps.event(Event::Unregistered, lo), None);
+    assert_eq!(maps.event(DeviceEvent::Deleted, lo), None);
+    assert_eq!(
+        maps.event(DeviceEvent::Unregistered, place(OTHER, "lo", 1)),
+        None
+    );
+    assert_eq!(
+        maps.event(DeviceEvent::Unregistered, place(NETNS, "lo", 2)),
+        None
+    );
+    assert_eq!(maps.event(DeviceEvent::Unregistered, lo), Some(gone));
+    assert_eq!(maps.event(DeviceEvent::Unregistered, lo), None);
 
     // Where the loopback device itself is watched, the epoch is the namespace's.
     let mut maps = Maps::watching([lo]);
@@ -719,14 +727,14 @@ fn the_end_of_a_namespace_is_told_once() {
         flags: flag::NETNS_GONE | flag::LEFT_NAME,
         ..gone
     };
-    assert_eq!(maps.event(Event::Unregistered, lo), Some(expected));
+    assert_eq!(maps.event(DeviceEvent::Unregistered, lo), Some(expected));
 }
 
 #[test]
 fn what_the_ring_buffer_does_not_take_is_counted_and_true_all_the_same() {
     let mut maps = Maps::watching([wg0()]);
     maps.is_full = true;
-    assert_eq!(maps.event(Event::Exists, wg0()), None);
+    assert_eq!(maps.event(DeviceEvent::Exists, wg0()), None);
     assert_eq!(maps.matched_before, 1, "counted before it is tried");
     assert_eq!(maps.counters.dropped, 1);
     assert_eq!(maps.name_of(wg0()).ifindex, 7);
@@ -740,27 +748,27 @@ fn who_is_traced_has_every_change_sent() {
         flags: flag::TRACED,
         ..Record::default()
     };
-    let registered = Event::Registered;
+    let registered = DeviceEvent::Registered;
     let expected = Record {
         to: wg0(),
         ..traced
     };
     assert_eq!(maps.event(registered, wg0()), Some(expected));
-    assert_eq!(maps.event(Event::Exists, wg0()), Some(expected));
+    assert_eq!(maps.event(DeviceEvent::Exists, wg0()), Some(expected));
     let expected = Record {
         from: wg0(),
         ..traced
     };
-    assert_eq!(maps.event(Event::Unregistered, wg0()), Some(expected));
-    assert_eq!(maps.event(Event::Deleted, wg0()), Some(expected));
+    assert_eq!(maps.event(DeviceEvent::Unregistered, wg0()), Some(expected));
+    assert_eq!(maps.event(DeviceEvent::Deleted, wg0()), Some(expected));
     // Told again, it may be about another device by now: that one is not named.
     maps.found(wg0());
-    let repeated = maps.event(Event::Repeated, wg0());
+    let repeated = maps.event(DeviceEvent::Repeated, wg0());
     assert_eq!(repeated, Some(traced));
-    maps.event(Event::Deleted, wg0());
+    maps.event(DeviceEvent::Deleted, wg0());
     // It counts as one that concerns nobody, also when there is no room for it.
     maps.is_full = true;
-    maps.event(Event::Exists, wg0());
+    maps.event(DeviceEvent::Exists, wg0());
     let Counters {
         matched, dropped, ..
     } = maps.counters;
@@ -843,7 +851,7 @@ fn a_device_that_matches_is_followed_and_no_other() {
         let record = maps.event(CREATED[at], wg0());
         assert_eq!(record, Some(matched(wg0(), 1, is_new)));
         // Something else about it has changed.
-        assert_eq!(maps.event(Event::Exists, wg0()), None);
+        assert_eq!(maps.event(DeviceEvent::Exists, wg0()), None);
         let record = maps.event(RENAMED[at], wg1());
         assert_eq!(record, Some(matched(wg1(), 2, 0)));
         let record = maps.event(RENAMED[at], renamed);
@@ -917,22 +925,22 @@ fn a_record_without_a_kind_is_one_of_a_device_without_a_kind() {
 fn a_device_that_matches_moves() {
     let mut maps = matching_wg();
     let there = place(OTHER, "eth0", 9);
-    maps.event(Event::Registered, wg0());
+    maps.event(DeviceEvent::Registered, wg0());
     // The old name is overwritten already.
     let overwritten = place(NETNS, "eth0", 7);
-    assert_eq!(maps.event(Event::Leaving, overwritten), None);
-    let record = maps.event(Event::Registered, there);
+    assert_eq!(maps.event(DeviceEvent::Leaving, overwritten), None);
+    let record = maps.event(DeviceEvent::Registered, there);
     assert_eq!(record, Some(unmatched(overwritten, there, 2)));
     assert!(maps.matching.is_empty() && maps.leaving.is_empty());
     // And back.
-    assert_eq!(maps.event(Event::Leaving, there), None);
-    let record = maps.event(Event::Registered, wg0());
+    assert_eq!(maps.event(DeviceEvent::Leaving, there), None);
+    let record = maps.event(DeviceEvent::Registered, wg0());
     assert_eq!(record, Some(matched(wg0(), 3, flag::NEW)));
     // Between two namespaces with patterns.
     maps.match_wg(OTHER);
     let there = place(OTHER, "wg0", 9);
-    maps.event(Event::Leaving, wg0());
-    let record = maps.event(Event::Registered, there);
+    maps.event(DeviceEvent::Leaving, wg0());
+    let record = maps.event(DeviceEvent::Registered, there);
     let wanted = Record {
         took_count: 1,
         took_epoch: PATTERN_EPOCH,
@@ -951,10 +959,13 @@ fn a_name_that_userspace_did_not_know_is_told_once() {
         ..Match::default()
     };
     maps.matching.insert(Link::of(&wg0()), found);
-    assert_eq!(maps.event(Event::Exists, wg0()), Some(matched(wg0(), 1, 0)));
-    assert_eq!(maps.event(Event::Exists, wg0()), None);
+    assert_eq!(
+        maps.event(DeviceEvent::Exists, wg0()),
+        Some(matched(wg0(), 1, 0))
+    );
+    assert_eq!(maps.event(DeviceEvent::Exists, wg0()), None);
     // A new device is told, whatever is known of another one with its index.
-    let record = maps.event(Event::Registered, wg0());
+    let record = maps.event(DeviceEvent::Registered, wg0());
     assert_eq!(record, Some(matched(wg0(), 2, flag::NEW)));
 }
 
@@ -963,17 +974,20 @@ fn what_cannot_be_remembered_lets_everything_through() {
     let stranger = place(NETNS, "eth0", 3);
     let mut maps = matching_wg();
     maps.is_crowded_with_matches = true;
-    assert_eq!(maps.event(Event::Exists, stranger), None);
-    maps.event(Event::Exists, wg0());
-    let record = maps.event(Event::Exists, stranger);
+    assert_eq!(maps.event(DeviceEvent::Exists, stranger), None);
+    maps.event(DeviceEvent::Exists, wg0());
+    let record = maps.event(DeviceEvent::Exists, stranger);
     assert_eq!(record, Some(matched(stranger, 2, 0)));
-    assert_eq!(maps.event(Event::Exists, place(OTHER, "eth0", 3)), None);
-    let record = maps.event(Event::Deleted, stranger);
+    assert_eq!(
+        maps.event(DeviceEvent::Exists, place(OTHER, "eth0", 3)),
+        None
+    );
+    let record = maps.event(DeviceEvent::Deleted, stranger);
     assert_eq!(record, Some(unmatched(stranger, NOWHERE, 3)));
     // So it is while userspace finds out which devices there are.
     let mut maps = matching_wg();
     maps.patterns.get_mut(&NETNS).expect("a pattern").open = 1;
-    let record = maps.event(Event::Renamed, stranger);
+    let record = maps.event(DeviceEvent::Renamed, stranger);
     assert_eq!(record, Some(matched(stranger, 1, 0)));
 }
 
@@ -981,7 +995,7 @@ fn what_cannot_be_remembered_lets_everything_through() {
 fn a_record_tells_of_a_name_and_of_a_pattern() {
     let mut maps = Maps::watching([wg0()]);
     maps.match_wg(NETNS);
-    let record = maps.event(Event::Registered, wg0());
+    let record = maps.event(DeviceEvent::Registered, wg0());
     let wanted = Record {
         took_count: 1,
         took_epoch: PATTERN_EPOCH,
@@ -989,7 +1003,7 @@ fn a_record_tells_of_a_name_and_of_a_pattern() {
         ..took(id(1), NOWHERE, wg0(), 1)
     };
     assert_eq!(record, Some(wanted));
-    let record = maps.event(Event::Unregistered, wg0());
+    let record = maps.event(DeviceEvent::Unregistered, wg0());
     let wanted = Record {
         left_count: 2,
         left_epoch: PATTERN_EPOCH,
@@ -999,7 +1013,7 @@ fn a_record_tells_of_a_name_and_of_a_pattern() {
     assert_eq!(record, Some(wanted));
     // What finds no room counts all the same.
     maps.is_full = true;
-    maps.event(Event::Registered, wg1());
+    maps.event(DeviceEvent::Registered, wg1());
     assert_eq!(maps.changes(NETNS), 3);
 }
 
@@ -1028,30 +1042,33 @@ fn found(to: Place, took_epoch: u32, flags: u32) -> Record {
 fn a_namespace_is_watched_from_its_first_device_to_its_last() {
     let mut maps = matching_wg_everywhere();
     for epoch in [KERNEL_EPOCH | 1, KERNEL_EPOCH | 2] {
-        let record = maps.event(Event::Registered, lo());
+        let record = maps.event(DeviceEvent::Registered, lo());
         assert_eq!(record, Some(found(lo(), epoch, flag::NEW)));
         let took = |to, count, flags| Record {
             took_epoch: epoch,
             ..matched(to, count, flags)
         };
-        let record = maps.event(Event::Registered, wg0());
+        let record = maps.event(DeviceEvent::Registered, wg0());
         assert_eq!(record, Some(took(wg0(), 1, flag::NEW)));
-        assert_eq!(maps.event(Event::Registered, place(NETNS, "a", 8)), None);
-        let record = maps.event(Event::Renamed, wg1());
+        assert_eq!(
+            maps.event(DeviceEvent::Registered, place(NETNS, "a", 8)),
+            None
+        );
+        let record = maps.event(DeviceEvent::Renamed, wg1());
         assert_eq!(record, Some(took(wg1(), 2, 0)));
         let left = Record {
             left_epoch: epoch,
             ..unmatched(wg1(), NOWHERE, 3)
         };
-        assert_eq!(maps.event(Event::Unregistered, wg1()), Some(left));
+        assert_eq!(maps.event(DeviceEvent::Unregistered, wg1()), Some(left));
         let gone = Record {
             from: lo(),
             left_epoch: epoch,
             flags: flag::NETNS_GONE,
             ..Record::default()
         };
-        assert_eq!(maps.event(Event::Unregistered, lo()), Some(gone));
-        assert_eq!(maps.event(Event::Unregistered, wg1()), None);
+        assert_eq!(maps.event(DeviceEvent::Unregistered, lo()), Some(gone));
+        assert_eq!(maps.event(DeviceEvent::Unregistered, wg1()), None);
         assert!(maps.matching.is_empty() && maps.pattern_states.len() == 1);
     }
 }
@@ -1060,37 +1077,40 @@ fn a_namespace_is_watched_from_its_first_device_to_its_last() {
 fn a_namespace_that_was_there_is_found_by_its_first_change() {
     let mut maps = matching_wg_everywhere();
     let (epoch, stranger) = (KERNEL_EPOCH | 1, place(NETNS, "eth0", 3));
-    assert_eq!(maps.event(Event::Unregistered, stranger), None);
-    let record = maps.event(Event::Renamed, stranger);
+    assert_eq!(maps.event(DeviceEvent::Unregistered, stranger), None);
+    let record = maps.event(DeviceEvent::Renamed, stranger);
     assert_eq!(record, Some(found(stranger, epoch, 0)));
-    assert_eq!(maps.event(Event::Renamed, stranger), None);
+    assert_eq!(maps.event(DeviceEvent::Renamed, stranger), None);
     let took = Record {
         took_epoch: epoch,
         ..matched(wg0(), 1, flag::NEW)
     };
-    assert_eq!(maps.event(Event::Registered, wg0()), Some(took));
+    assert_eq!(maps.event(DeviceEvent::Registered, wg0()), Some(took));
     // Both at once.
     let there = place(OTHER, "wg0", 4);
     let found = Record {
         took_count: 1,
         ..found(there, epoch + 1, flag::NEW | flag::TOOK_PATTERN)
     };
-    assert_eq!(maps.event(Event::Registered, there), Some(found));
+    assert_eq!(maps.event(DeviceEvent::Registered, there), Some(found));
 }
 
 #[test]
 fn of_a_namespace_for_which_there_is_no_room_it_is_told_once() {
     let mut maps = matching_wg_everywhere();
     for netns in 1..u32::try_from(NAMESPACES).expect("few") {
-        maps.event(Event::Registered, place(netns, "lo", LOOPBACK_IFINDEX));
+        maps.event(
+            DeviceEvent::Registered,
+            place(netns, "lo", LOOPBACK_IFINDEX),
+        );
     }
-    let record = maps.event(Event::Registered, lo());
+    let record = maps.event(DeviceEvent::Registered, lo());
     assert_eq!(record, Some(found(lo(), 0, flag::NEW)));
-    assert_eq!(maps.event(Event::Registered, wg0()), None);
-    assert_eq!(maps.event(Event::Unregistered, wg0()), None);
+    assert_eq!(maps.event(DeviceEvent::Registered, wg0()), None);
+    assert_eq!(maps.event(DeviceEvent::Unregistered, wg0()), None);
     // There is again.
-    maps.event(Event::Unregistered, place(1, "lo", LOOPBACK_IFINDEX));
-    let record = maps.event(Event::Registered, wg0());
+    maps.event(DeviceEvent::Unregistered, place(1, "lo", LOOPBACK_IFINDEX));
+    let record = maps.event(DeviceEvent::Registered, wg0());
     assert!(record.is_some_and(|record| record.took_epoch != 0));
 }
 
@@ -1101,6 +1121,6 @@ fn a_namespace_with_patterns_of_its_own_goes_by_these() {
     let set = maps.patterns.get_mut(&OTHER).expect("it is there");
     set.open = 1;
     let stranger = place(OTHER, "eth0", 3);
-    let record = maps.event(Event::Registered, stranger);
+    let record = maps.event(DeviceEvent::Registered, stranger);
     assert_eq!(record, Some(matched(stranger, 1, flag::NEW)));
 }

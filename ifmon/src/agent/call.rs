@@ -13,8 +13,8 @@ const MESSAGE: usize = 64 << 10;
 
 /// Something that the agent says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Message {
-    Event(Told),
+pub(super) enum AgentMessage {
+    Event(AgentEvent),
     /// All that happened before it was asked for was said.
     Synced,
     /// Why it does not do what was asked.
@@ -23,16 +23,16 @@ pub(super) enum Message {
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct AgentEvent {
     pub(super) name: InterfaceName,
     pub(super) time: SystemTime,
     pub(super) by: Option<Actor>,
-    pub(super) what: What,
+    pub(super) what: AgentVerdict,
 }
 
 /// What happened. An index is that of the device that the event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum AgentVerdict {
     Watching(Option<u32>),
     Deleted,
     Renamed(InterfaceName),
@@ -61,7 +61,7 @@ pub(super) fn watch(names: &BTreeSet<InterfaceName>) -> Vec<u8> {
     }))
 }
 
-/// The call that asks for a [`Message::Synced`].
+/// The call that asks for an [`AgentMessage::Synced`].
 pub(super) fn sync() -> Vec<u8> {
     message(&json!({ "method": "io.ifmon.Sync", "oneway": true }))
 }
@@ -78,7 +78,7 @@ pub(super) struct Input(Vec<u8>);
 
 impl Input {
     /// Takes more, and gives what is whole, up to what no agent says: that is an error.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> (Vec<Message>, Result<(), String>) {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> (Vec<AgentMessage>, Result<(), String>) {
         let Self(input) = self;
         input.extend_from_slice(bytes);
         let mut messages = Vec::new();
@@ -100,7 +100,7 @@ impl Input {
 
 /// Takes a message apart. An event that a later agent may tell, and that is not known here, is
 /// none.
-fn parse(message: &[u8]) -> Result<Option<Message>, String> {
+fn parse(message: &[u8]) -> Result<Option<AgentMessage>, String> {
     #[derive(Deserialize)]
     struct Reply {
         error: Option<String>,
@@ -114,7 +114,7 @@ fn parse(message: &[u8]) -> Result<Option<Message>, String> {
         let why = ["reason", "what", "parameter"]
             .iter()
             .find_map(|field| parameters.get(field)?.as_str());
-        return Ok(Some(Message::Refused(match why {
+        return Ok(Some(AgentMessage::Refused(match why {
             Some(why) => format!("{error}: {why}"),
             None => error,
         })));
@@ -147,7 +147,7 @@ struct By {
 }
 
 impl Event {
-    fn told(self) -> Option<Message> {
+    fn told(self) -> Option<AgentMessage> {
         let Self {
             time,
             event,
@@ -161,24 +161,24 @@ impl Event {
             changed,
         } = self;
         let what = match event.as_str() {
-            "synced" => return Some(Message::Synced),
-            "watching" => What::Watching(ifindex),
-            "deleted" => What::Deleted,
-            "renamed" => What::Renamed(name(to?)?),
-            "moved" => What::Moved {
+            "synced" => return Some(AgentMessage::Synced),
+            "watching" => AgentVerdict::Watching(ifindex),
+            "deleted" => AgentVerdict::Deleted,
+            "renamed" => AgentVerdict::Renamed(name(to?)?),
+            "moved" => AgentVerdict::Moved {
                 netns: to_netns.map(NetnsId),
                 ifindex: to_ifindex,
             },
-            "appeared" | "recreated" => What::Another(ifindex?),
-            "returned" => What::Returned(ifindex?),
-            "resynced" => What::Resynced {
+            "appeared" | "recreated" => AgentVerdict::Another(ifindex?),
+            "returned" => AgentVerdict::Returned(ifindex?),
+            "resynced" => AgentVerdict::Resynced {
                 lost,
                 changed: changed?,
                 ifindex,
             },
             _ => return None,
         };
-        Some(Message::Event(Told {
+        Some(AgentMessage::Event(AgentEvent {
             name: InterfaceName::new(interface).ok()?,
             time: time.parse::<jiff::Timestamp>().ok()?.into(),
             by: by.map(
@@ -242,7 +242,7 @@ mod tests {
         )
         .as_bytes();
         let expected = [
-            Message::Event(Told {
+            AgentMessage::Event(AgentEvent {
                 name: wg0(),
                 time: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1),
                 by: Some(Actor {
@@ -252,9 +252,9 @@ mod tests {
                     cgroup: None,
                     kthread: Some(false),
                 }),
-                what: What::Renamed(InterfaceName::new("wg1").expect("a good name")),
+                what: AgentVerdict::Renamed(InterfaceName::new("wg1").expect("a good name")),
             }),
-            Message::Refused("io.ifmon.TooMany: clients".to_owned()),
+            AgentMessage::Refused("io.ifmon.TooMany: clients".to_owned()),
         ];
         for cut in 0..said.len() {
             let (first, rest) = said.split_at(cut);

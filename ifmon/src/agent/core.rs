@@ -10,8 +10,8 @@ use std::{
 
 use super::{
     CallId, Reply, Request, call,
-    call::{Input, Message, Told, What},
-    names::{Found, Names},
+    call::{AgentEvent, AgentMessage, AgentVerdict, Input},
+    names::{AgentNames, Found},
     refused,
 };
 use crate::{
@@ -39,11 +39,11 @@ pub(crate) struct Agent {
     is_filtered: bool,
     /// A refusal is an error, and not a reason to stand in.
     is_strict: bool,
-    names: Names,
-    calls: BTreeMap<CallId, Call>,
+    names: AgentNames,
+    calls: BTreeMap<CallId, AgentCall>,
     last_call: CallId,
     /// Names about to be with the agent.
-    begin: Option<Begin>,
+    begin: Option<Handover>,
     /// While the agent is away.
     stand_in: Option<StandIn>,
     /// How often in a row one could not begin, with nothing from the agent but its first answers
@@ -51,27 +51,27 @@ pub(crate) struct Agent {
     refusals: u32,
     /// Other namespaces.
     others: Netlink,
-    command: Option<(Command, Progress)>,
-    said: VecDeque<Said>,
+    command: Option<(Command, CommandProgress)>,
+    said: VecDeque<AgentOutput>,
     /// What was told to be lost; `None` once not all of it was counted.
     lost: Option<u64>,
     /// To be let go of.
     closing: VecDeque<Request>,
-    awaiting: Awaiting,
+    awaiting: AwaitedPart,
     /// It cannot go on; it is asked what was counted, and nothing else.
     has_failed: bool,
 }
 
 /// Something to be handed on.
 #[derive(Debug)]
-enum Said {
+enum AgentOutput {
     Signal(Signal),
     Done(Outcome),
 }
 
 /// A connection to the agent.
 #[derive(Debug)]
-struct Call {
+struct AgentCall {
     names: BTreeSet<InterfaceName>,
     /// What is to be sent, first the call itself.
     outgoing: VecDeque<Vec<u8>>,
@@ -82,7 +82,7 @@ struct Call {
 
 /// How far the command is.
 #[derive(Debug)]
-enum Progress {
+enum CommandProgress {
     New,
     /// Begun, and what it waits for says when it is done.
     Begun,
@@ -94,12 +94,12 @@ enum Progress {
 
 /// Names about to be with the agent, in the order in which they were asked for.
 #[derive(Debug)]
-struct Begin {
+struct Handover {
     why: Why,
     wanted: Vec<Wanted>,
     found: BTreeMap<InterfaceName, Option<Found>>,
     /// What was said of names that have begun before others have.
-    early: Vec<Told>,
+    early: Vec<AgentEvent>,
     until: Instant,
 }
 
@@ -138,7 +138,7 @@ enum Busy {
 
 /// Whose answer comes next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Awaiting {
+enum AwaitedPart {
     #[default]
     Nobody,
     Call(CallId),
@@ -153,7 +153,7 @@ impl StandIn {
     }
 
     /// Watches what the agent watched.
-    fn take(&mut self, netns: NetnsId, names: &Names) {
+    fn take(&mut self, netns: NetnsId, names: &AgentNames) {
         let names: Vec<_> = names.iter().collect();
         let wanted = names.iter().copied().map(wanted).collect();
         self.netlink.command(Command::Watch { netns, wanted });
@@ -168,7 +168,7 @@ impl Agent {
             home,
             is_filtered,
             is_strict,
-            names: Names::new(home),
+            names: AgentNames::new(home),
             calls: BTreeMap::new(),
             last_call: 0,
             begin: None,
@@ -179,7 +179,7 @@ impl Agent {
             said: VecDeque::new(),
             lost: Some(0),
             closing: VecDeque::new(),
-            awaiting: Awaiting::Nobody,
+            awaiting: AwaitedPart::Nobody,
             has_failed: false,
         }
     }
@@ -200,7 +200,7 @@ impl Agent {
         for part in wanted.chunks(NAMES_OF_CALL) {
             let names: BTreeSet<_> = part.iter().map(|wanted| wanted.name).collect();
             self.last_call += 1;
-            let call = Call {
+            let call = AgentCall {
                 outgoing: VecDeque::from([call::watch(&names)]),
                 names,
                 is_connected: false,
@@ -209,7 +209,7 @@ impl Agent {
             };
             self.calls.insert(self.last_call, call);
         }
-        self.begin = Some(Begin {
+        self.begin = Some(Handover {
             why,
             wanted,
             found: BTreeMap::new(),
@@ -229,18 +229,18 @@ impl Agent {
         let begin = self.begin.take().map(|begin| begin.why);
         if let Some((command, progress)) = &mut self.command {
             match progress {
-                Progress::Begun if begin == Some(Why::Command) => {
+                CommandProgress::Begun if begin == Some(Why::Command) => {
                     if self.is_strict && self.names.is_empty() {
                         let error = refused(reason);
                         self.said
-                            .push_back(Said::Done(Outcome::Watched(Err(error))));
+                            .push_back(AgentOutput::Done(Outcome::Watched(Err(error))));
                         self.command = None;
                         return;
                     }
-                    *progress = Progress::New;
+                    *progress = CommandProgress::New;
                 }
-                Progress::Sync(..) => *progress = Progress::New,
-                Progress::New | Progress::Begun | Progress::Others => {}
+                CommandProgress::Sync(..) => *progress = CommandProgress::New,
+                CommandProgress::New | CommandProgress::Begun | CommandProgress::Others => {}
             }
             debug_assert!(begin != Some(Why::Command) || matches!(command, Command::Watch { .. }));
         }
@@ -250,7 +250,7 @@ impl Agent {
             stand_in.again = now.instant + retry::doubled(FIRST_WAIT, LAST_WAIT, stand_in.failures);
             for signal in std::mem::take(&mut stand_in.held) {
                 let signal = self.names.translate(signal);
-                self.said.extend(signal.map(Said::Signal));
+                self.said.extend(signal.map(AgentOutput::Signal));
             }
             return;
         }
@@ -279,10 +279,10 @@ impl Agent {
         for message in messages {
             match message {
                 // A name that is not watched any more can be so in a later call.
-                Message::Event(told) if !names.contains(&told.name) => {}
-                Message::Event(told) => self.told(told, now),
-                Message::Synced => self.synced(id),
-                Message::Refused(why) => {
+                AgentMessage::Event(told) if !names.contains(&told.name) => {}
+                AgentMessage::Event(told) => self.told(told, now),
+                AgentMessage::Synced => self.synced(id),
+                AgentMessage::Refused(why) => {
                     return self.fail(&format!("the agent refuses ({why})"), now);
                 }
             }
@@ -292,11 +292,11 @@ impl Agent {
         }
     }
 
-    fn told(&mut self, told: Told, now: &Now) {
+    fn told(&mut self, told: AgentEvent, now: &Now) {
         if let Some(begin) = &mut self.begin
             && begin.wanted.iter().any(|wanted| wanted.name == told.name)
         {
-            let What::Watching(ifindex) = told.what else {
+            let AgentVerdict::Watching(ifindex) = told.what else {
                 begin.early.push(told);
                 return;
             };
@@ -311,12 +311,13 @@ impl Agent {
             return;
         }
         self.refusals = 0;
-        self.said.extend(self.names.tell(told).map(Said::Signal));
+        self.said
+            .extend(self.names.tell(told).map(AgentOutput::Signal));
     }
 
     /// All these names are with the agent.
-    fn begun(&mut self, begin: Begin, now: &Now) {
-        let Begin {
+    fn begun(&mut self, begin: Handover, now: &Now) {
+        let Handover {
             why,
             wanted,
             found,
@@ -334,7 +335,7 @@ impl Agent {
                 });
                 let watched = Outcome::Watched(Ok(holders.collect()));
                 self.command = None;
-                self.said.push_back(Said::Done(watched));
+                self.said.push_back(AgentOutput::Done(watched));
             }
             Why::Return => {
                 for wanted in &wanted {
@@ -344,14 +345,15 @@ impl Agent {
             }
         }
         for told in early {
-            self.said.extend(self.names.tell(told).map(Said::Signal));
+            self.said
+                .extend(self.names.tell(told).map(AgentOutput::Signal));
         }
     }
 
     /// A name has changed hands.
     fn resume(&mut self, name: InterfaceName, found: Option<Found>, now: &Now) {
         let netns = self.home;
-        self.said.push_back(Said::Signal(Signal::Resync {
+        self.said.push_back(AgentOutput::Signal(Signal::Resync {
             watch: Watch { netns, name },
             observed: self.names.resume(name, found),
             lost: None,
@@ -361,7 +363,7 @@ impl Agent {
 
     fn synced(&mut self, id: CallId) {
         self.refusals = 0;
-        if let Some((_, Progress::Sync(missing, _))) = &mut self.command {
+        if let Some((_, CommandProgress::Sync(missing, _))) = &mut self.command {
             missing.remove(&id);
         }
     }
@@ -391,27 +393,27 @@ impl Agent {
         };
         let is_elsewhere = netns.is_some_and(|netns| netns != self.home);
         match progress {
-            Progress::New if matches!(command, Command::Count) => {
+            CommandProgress::New if matches!(command, Command::Count) => {
                 self.command = None;
                 let counted = Outcome::Counted(self.counters());
-                self.said.push_back(Said::Done(counted));
+                self.said.push_back(AgentOutput::Done(counted));
             }
-            Progress::New if is_elsewhere => {
+            CommandProgress::New if is_elsewhere => {
                 self.others.command(command.clone());
-                *progress = Progress::Begun;
+                *progress = CommandProgress::Begun;
             }
             // There is none here.
-            Progress::New if matches!(command, Command::UnwatchPattern(..)) => {
+            CommandProgress::New if matches!(command, Command::UnwatchPattern(..)) => {
                 self.command = None;
-                self.said.push_back(Said::Done(Outcome::Unwatched));
+                self.said.push_back(AgentOutput::Done(Outcome::Unwatched));
             }
-            Progress::New if matches!(command, Command::WatchPatterns { .. }) => {
+            CommandProgress::New if matches!(command, Command::WatchPatterns { .. }) => {
                 let error = refused("a pattern cannot be asked of the agent");
                 self.command = None;
                 self.said
-                    .push_back(Said::Done(Outcome::Watched(Err(error))));
+                    .push_back(AgentOutput::Done(Outcome::Watched(Err(error))));
             }
-            Progress::New => {
+            CommandProgress::New => {
                 let is_text = |wanted: &Wanted| std::str::from_utf8(wanted.name.as_bytes()).is_ok();
                 if let Command::Watch { wanted, .. } = command
                     && !wanted.iter().all(is_text)
@@ -419,7 +421,7 @@ impl Agent {
                     let error = refused("a name that is not UTF-8 cannot be asked of the agent");
                     self.command = None;
                     self.said
-                        .push_back(Said::Done(Outcome::Watched(Err(error))));
+                        .push_back(AgentOutput::Done(Outcome::Watched(Err(error))));
                     return true;
                 }
                 if let Some(stand_in) = &mut self.stand_in {
@@ -428,13 +430,13 @@ impl Agent {
                     }
                     stand_in.netlink.command(command.clone());
                     stand_in.busy = Some(Busy::Command);
-                    *progress = Progress::Begun;
+                    *progress = CommandProgress::Begun;
                     return true;
                 }
                 match command {
                     Command::Watch { wanted, .. } => {
                         let wanted = wanted.clone();
-                        *progress = Progress::Begun;
+                        *progress = CommandProgress::Begun;
                         self.call(Why::Command, wanted, now);
                     }
                     Command::WatchPatterns { .. }
@@ -446,26 +448,28 @@ impl Agent {
                             call.outgoing.push_back(call::sync());
                         }
                         let calls = self.calls.keys().copied().collect();
-                        *progress = Progress::Sync(calls, now.instant + PATIENCE);
+                        *progress = CommandProgress::Sync(calls, now.instant + PATIENCE);
                     }
                 }
             }
-            Progress::Sync(missing, _) if missing.is_empty() => match *command {
+            CommandProgress::Sync(missing, _) if missing.is_empty() => match *command {
                 Command::Unwatch(watch) => {
                     self.command = None;
                     self.end(watch.name);
-                    self.said.push_back(Said::Done(Outcome::Unwatched));
+                    self.said.push_back(AgentOutput::Done(Outcome::Unwatched));
                 }
                 Command::Sync
                 | Command::Watch { .. }
                 | Command::WatchPatterns { .. }
                 | Command::UnwatchPattern(..)
                 | Command::Count => {
-                    *progress = Progress::Others;
+                    *progress = CommandProgress::Others;
                     self.others.command(Command::Sync);
                 }
             },
-            Progress::Begun | Progress::Sync(..) | Progress::Others => return false,
+            CommandProgress::Begun | CommandProgress::Sync(..) | CommandProgress::Others => {
+                return false;
+            }
         }
         true
     }
@@ -523,7 +527,7 @@ impl Agent {
             (Some(Busy::Command), Outcome::Synced) => {
                 self.others.command(Command::Sync);
                 if let Some((_, progress)) = &mut self.command {
-                    *progress = Progress::Others;
+                    *progress = CommandProgress::Others;
                 }
             }
             (Some(Busy::Command), outcome) => {
@@ -544,7 +548,7 @@ impl Agent {
                     }
                     (_, outcome) => outcome,
                 };
-                self.said.push_back(Said::Done(outcome));
+                self.said.push_back(AgentOutput::Done(outcome));
             }
             (busy, outcome) => debug_assert!(false, "{outcome:?} to {busy:?}"),
         }
@@ -574,7 +578,7 @@ impl Agent {
     fn patience(&self) -> Option<Instant> {
         let begin = self.begin.as_ref().map(|begin| begin.until);
         let sync = match self.command {
-            Some((_, Progress::Sync(_, until))) => Some(until),
+            Some((_, CommandProgress::Sync(_, until))) => Some(until),
             _ => None,
         };
         begin.into_iter().chain(sync).min()
@@ -586,7 +590,7 @@ impl Agent {
             .calls
             .iter_mut()
             .find(|(_, call)| !call.outgoing.is_empty() || call.is_readable)?;
-        self.awaiting = Awaiting::Call(id);
+        self.awaiting = AwaitedPart::Call(id);
         Some(match call.outgoing.pop_front() {
             Some(message) if call.is_connected => Request::Send(id, message),
             Some(message) => Request::Call(id, message),
@@ -608,8 +612,8 @@ impl Machine for Agent {
     fn poll(&mut self, now: &Now) -> Step<Request> {
         loop {
             match self.said.pop_front() {
-                Some(Said::Signal(signal)) => return self.tell(signal),
-                Some(Said::Done(outcome)) => return Step::Done(outcome),
+                Some(AgentOutput::Signal(signal)) => return self.tell(signal),
+                Some(AgentOutput::Done(outcome)) => return Step::Done(outcome),
                 None => {}
             }
             if self.has_failed {
@@ -619,7 +623,7 @@ impl Machine for Agent {
                 };
             }
             if let Some(request) = self.closing.pop_front() {
-                self.awaiting = Awaiting::Nobody;
+                self.awaiting = AwaitedPart::Nobody;
                 return Step::Request(request);
             }
             if let Some(request) = self.converse() {
@@ -642,7 +646,7 @@ impl Machine for Agent {
                     self.command = None;
                     return Step::Done(outcome);
                 }
-                step => return self.pass_on(step, Awaiting::Others),
+                step => return self.pass_on(step, AwaitedPart::Others),
             }
             let is_held = self.is_held();
             if let Some(stand_in) = &mut self.stand_in {
@@ -673,7 +677,7 @@ impl Machine for Agent {
                         }
                         continue;
                     }
-                    step => return self.pass_on(step, Awaiting::StandIn),
+                    step => return self.pass_on(step, AwaitedPart::StandIn),
                 }
             }
             return Step::Wait(until);
@@ -682,7 +686,7 @@ impl Machine for Agent {
 
     fn answer(&mut self, now: &Now, reply: Reply) {
         match (std::mem::take(&mut self.awaiting), reply) {
-            (Awaiting::Call(id), Reply::Done(result)) => match result {
+            (AwaitedPart::Call(id), Reply::Done(result)) => match result {
                 Ok(()) => {
                     if let Some(call) = self.calls.get_mut(&id) {
                         call.is_connected = true;
@@ -690,7 +694,7 @@ impl Machine for Agent {
                 }
                 Err(error) => self.fail(&format!("the agent cannot be asked: {error}"), now),
             },
-            (Awaiting::Call(id), Reply::Received(result)) => match result {
+            (AwaitedPart::Call(id), Reply::Received(result)) => match result {
                 Ok(Some(bytes)) => self.take(id, &bytes, now),
                 Ok(None) => {
                     if let Some(call) = self.calls.get_mut(&id) {
@@ -699,13 +703,13 @@ impl Machine for Agent {
                 }
                 Err(error) => self.fail(&format!("the agent has gone: {error}"), now),
             },
-            (Awaiting::Others, Reply::Netlink(reply)) => self.others.answer(now, reply),
-            (Awaiting::StandIn, Reply::Netlink(reply)) => {
+            (AwaitedPart::Others, Reply::Netlink(reply)) => self.others.answer(now, reply),
+            (AwaitedPart::StandIn, Reply::Netlink(reply)) => {
                 if let Some(stand_in) = &mut self.stand_in {
                     stand_in.netlink.answer(now, reply);
                 }
             }
-            (Awaiting::Nobody, _) => {}
+            (AwaitedPart::Nobody, _) => {}
             (awaiting, reply) => debug_assert!(false, "{reply:?} for {awaiting:?}"),
         }
     }
@@ -728,7 +732,7 @@ impl Machine for Agent {
     }
 
     fn command(&mut self, command: Command) {
-        self.command = Some((command, Progress::New));
+        self.command = Some((command, CommandProgress::New));
     }
 }
 
@@ -749,7 +753,7 @@ impl Agent {
     }
 
     /// Hands on a step of netlink that is not for us.
-    fn pass_on(&mut self, step: Step<netlink::Request>, awaiting: Awaiting) -> Step<Request> {
+    fn pass_on(&mut self, step: Step<netlink::Request>, awaiting: AwaitedPart) -> Step<Request> {
         self.awaiting = awaiting;
         match step {
             Step::Request(request) => Step::Request(Request::Netlink(request)),

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::call::{Told, What};
+use super::call::{AgentEvent, AgentVerdict};
 use crate::{
     InterfaceName, NetnsId,
     signal::Signal,
-    tracker::{Change, Device, Observed, Place, Watch},
+    tracker::{Change, Destination, Device, Observed, Watch},
 };
 
 /// A device as a session marks it.
@@ -25,15 +25,15 @@ pub(super) struct Found {
 
 /// All watched names of the namespace.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct AgentNames {
     netns: NetnsId,
-    known: BTreeMap<InterfaceName, Known>,
+    known: BTreeMap<InterfaceName, AgentName>,
     last_id: u64,
     last_mark: Mark,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct AgentName {
     /// Who holds the name, or held it last.
     last: Option<Device>,
     held: bool,
@@ -46,7 +46,7 @@ struct Known {
     lost: Option<Option<u64>>,
 }
 
-impl Names {
+impl AgentNames {
     pub(super) fn new(netns: NetnsId) -> Self {
         Self {
             netns,
@@ -72,7 +72,7 @@ impl Names {
 
     /// Begins to watch a name.
     pub(super) fn begin(&mut self, name: InterfaceName, found: Option<Found>) -> Option<Device> {
-        self.known.insert(name, Known::default());
+        self.known.insert(name, AgentName::default());
         found.and_then(|found| self.take(name, found))
     }
 
@@ -103,8 +103,8 @@ impl Names {
     }
 
     /// Takes an event of the agent.
-    pub(super) fn tell(&mut self, told: Told) -> Option<Signal> {
-        let Told {
+    pub(super) fn tell(&mut self, told: AgentEvent) -> Option<Signal> {
+        let AgentEvent {
             name,
             time,
             by,
@@ -116,12 +116,12 @@ impl Names {
         let known = self.known.get_mut(&name)?;
         let id = known.last.map(|device| device.id);
         let mark = match what {
-            What::Another(_) => another,
+            AgentVerdict::Another(_) => another,
             _ => known.mark.unwrap_or(another),
         };
         let change = match what {
-            What::Watching(_) => return None,
-            What::Resynced {
+            AgentVerdict::Watching(_) => return None,
+            AgentVerdict::Resynced {
                 lost,
                 changed: true,
                 ..
@@ -129,7 +129,7 @@ impl Names {
                 known.lost = Some(known.lost_with(lost));
                 return None;
             }
-            What::Resynced { lost, ifindex, .. } => {
+            AgentVerdict::Resynced { lost, ifindex, .. } => {
                 // What was to follow from a loss before can be lost too, and undone.
                 let lost = known.lost_with(lost);
                 known.lost = None;
@@ -145,18 +145,18 @@ impl Names {
                     time,
                 });
             }
-            What::Deleted => known.leave(None),
-            What::Renamed(to) => known.leave(Some(Place {
+            AgentVerdict::Deleted => known.leave(None),
+            AgentVerdict::Renamed(to) => known.leave(Some(Destination {
                 netns: Some(netns),
                 ifindex: None,
                 name: Some(to),
             })),
-            What::Moved { netns, ifindex } => known.leave(Some(Place {
+            AgentVerdict::Moved { netns, ifindex } => known.leave(Some(Destination {
                 netns,
                 ifindex,
                 name: None,
             })),
-            What::Another(ifindex) | What::Returned(ifindex) => {
+            AgentVerdict::Another(ifindex) | AgentVerdict::Returned(ifindex) => {
                 let found = Found { ifindex, mark };
                 Left::Taken(self.take(name, found)?)
             }
@@ -263,10 +263,10 @@ impl Names {
 /// How a name changed hands.
 enum Left {
     Taken(Device),
-    To(Option<Place>),
+    To(Option<Destination>),
 }
 
-impl Known {
+impl AgentName {
     /// How many events were lost, with these and those of which the agent has not yet said what has
     /// changed.
     fn lost_with(&self, lost: Option<u64>) -> Option<u64> {
@@ -276,7 +276,7 @@ impl Known {
         }
     }
 
-    fn leave(&mut self, to: Option<Place>) -> Left {
+    fn leave(&mut self, to: Option<Destination>) -> Left {
         self.held = false;
         self.is_lost = to.is_none();
         Left::To(to)
@@ -305,18 +305,18 @@ mod tests {
     #[test]
     fn what_follows_from_a_loss_can_be_lost_too() {
         let name: InterfaceName = "wg0".parse().expect("a good name");
-        let mut names = Names::new(NetnsId(1));
+        let mut names = AgentNames::new(NetnsId(1));
         let mark = names.new_mark();
         let holder = names.begin(name, Some(Found { ifindex: 7, mark }));
         let mut tell = |what| {
-            names.tell(Told {
+            names.tell(AgentEvent {
                 name,
                 time: SystemTime::UNIX_EPOCH,
                 by: None,
                 what,
             })
         };
-        let resynced = |lost, changed| What::Resynced {
+        let resynced = |lost, changed| AgentVerdict::Resynced {
             lost: Some(lost),
             changed,
             ifindex: Some(7),
@@ -329,7 +329,7 @@ mod tests {
             "{signal:?}"
         );
         // So what comes next is an event like any other.
-        let signal = tell(What::Deleted);
+        let signal = tell(AgentVerdict::Deleted);
         assert!(matches!(signal, Some(Signal::Change { .. })), "{signal:?}");
     }
 
@@ -338,24 +338,24 @@ mod tests {
     #[test]
     fn who_was_away_when_a_session_began_is_not_known_by_an_index() {
         let name: InterfaceName = "wg0".parse().expect("a good name");
-        let mut names = Names::new(NetnsId(1));
+        let mut names = AgentNames::new(NetnsId(1));
         let mark = names.new_mark();
-        let told = |what| Told {
+        let told = |what| AgentEvent {
             name,
             time: SystemTime::UNIX_EPOCH,
             by: None,
             what,
         };
         let first = names.begin(name, Some(Found { ifindex: 7, mark }));
-        let moved = What::Moved {
+        let moved = AgentVerdict::Moved {
             netns: None,
             ifindex: None,
         };
         names.tell(told(moved));
-        let returned = names.tell(told(What::Returned(7)));
+        let returned = names.tell(told(AgentVerdict::Returned(7)));
         let is_it = |device| matches!(returned, Some(Signal::Change { change: Change::Took { device: other, .. }, .. }) if Some(other) == device);
         assert!(is_it(first), "{returned:?}");
-        names.tell(told(What::Renamed(name)));
+        names.tell(told(AgentVerdict::Renamed(name)));
         names.resume(name, None);
         let mark = names.new_mark();
         let observed = names.resume(name, Some(Found { ifindex: 7, mark }));

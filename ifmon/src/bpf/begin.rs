@@ -22,11 +22,11 @@
 
 use std::io;
 
-use ifmon_ebpf::{DeviceState, Link, Name, NameState, Place as WirePlace, USERSPACE_ID};
+use ifmon_ebpf::{DeviceState, Link, Name, NameState, Place, USERSPACE_ID};
 
 use super::{
     Reply, Request,
-    core::{Bpf, Hook, Known, Progress, is_whole, key_of},
+    core::{Bpf, Hook, ReportedName, TaskProgress, is_whole, key_of},
 };
 use crate::{
     Error, InterfaceName, NetnsId,
@@ -52,7 +52,7 @@ const WAITS: u32 = 8;
 pub(super) struct Begin {
     netns: NetnsId,
     hook: Hook,
-    items: Vec<Item>,
+    items: Vec<BeginItem>,
     /// It is not on behalf of a caller.
     is_again: bool,
     /// The namespace is needed for longer.
@@ -69,7 +69,7 @@ pub(super) struct Begin {
     told: usize,
     /// Other watches were to begin anew, and do not.
     breaks_others: bool,
-    step: Step,
+    step: BeginStep,
     /// Each name of it was looked up, and they are made sure of.
     is_checking: bool,
     /// Changes that the programs had seen before the stretch.
@@ -100,7 +100,7 @@ enum Failure {
 
 /// A name.
 #[derive(Debug)]
-struct Item {
+struct BeginItem {
     name: InterfaceName,
     wants_inode: bool,
     /// It is watched already, and what the programs know of it may be wrong.
@@ -115,7 +115,7 @@ struct Item {
 }
 
 #[derive(Debug)]
-enum Step {
+enum BeginStep {
     /// Is the namespace still the one that is watched?
     IsAlive,
     /// What the maps still have of watches that ended with their namespaces can be in the way.
@@ -136,18 +136,18 @@ enum Step {
     Census,
     /// Hardly any device of a namespace that is new to the programs is known already.
     Devices,
-    Look(usize, Look),
+    Look(usize, BeginLook),
     /// Who holds the names that were looked up in one go.
     Tell,
     BarrierAgain,
     SeenAgain,
-    Check(usize, Check),
-    Undo(usize, Undo),
+    Check(usize, BeginCheck),
+    Undo(usize, BeginUndo),
     Done,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Look {
+enum BeginLook {
     Index,
     Inode(u32),
     Link(u32),
@@ -174,7 +174,7 @@ enum Look {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Check {
+enum BeginCheck {
     Index,
     Barrier(Option<u32>),
     State(Option<u32>),
@@ -188,7 +188,7 @@ enum Check {
 /// A device that was entered and can be found stays, as it does when a watch ends: the programs may be
 /// about to write where it is, and who else holds a name by its id.
 #[derive(Clone, Copy, Debug)]
-enum Undo {
+enum BeginUndo {
     Device,
     Name,
     Namespace,
@@ -198,13 +198,14 @@ enum Undo {
 impl Begin {
     /// Watches that begin.
     pub(super) fn new(netns: NetnsId, wanted: Vec<Wanted>, hook: Hook) -> Self {
-        let item = |Wanted { name, inode }| Item::new(name, inode || hook == Hook::Socket, false);
+        let item =
+            |Wanted { name, inode }| BeginItem::new(name, inode || hook == Hook::Socket, false);
         Self::of(netns, hook, wanted.into_iter().map(item).collect(), false)
     }
 
     /// Watches about which a program on a socket may have missed something.
     pub(super) fn again(netns: NetnsId, names: Vec<InterfaceName>) -> Self {
-        let item = |name| Item::new(name, true, true);
+        let item = |name| BeginItem::new(name, true, true);
         Self::of(
             netns,
             Hook::Socket,
@@ -226,7 +227,7 @@ impl Begin {
         self.stays.then_some(self.netns)
     }
 
-    fn of(netns: NetnsId, hook: Hook, items: Vec<Item>, is_again: bool) -> Self {
+    fn of(netns: NetnsId, hook: Hook, items: Vec<BeginItem>, is_again: bool) -> Self {
         Self {
             netns,
             hook,
@@ -240,7 +241,11 @@ impl Begin {
             told: 0,
             breaks_others: false,
             is_checking: false,
-            step: if is_again { Step::Known } else { Step::IsAlive },
+            step: if is_again {
+                BeginStep::Known
+            } else {
+                BeginStep::IsAlive
+            },
             seen: 0,
             has_waited: true,
             entered: false,
@@ -263,8 +268,8 @@ impl Begin {
         }
     }
 
-    fn place(&self, at: usize, ifindex: u32) -> WirePlace {
-        WirePlace {
+    fn place(&self, at: usize, ifindex: u32) -> Place {
+        Place {
             name: Name::from_bytes(self.items[at].name.padded()),
             netns: self.netns.0,
             ifindex,
@@ -281,9 +286,9 @@ impl Begin {
         self.has_waited = true;
         self.is_checking = false;
         self.step = if self.stretch.is_empty() {
-            Step::Done
+            BeginStep::Done
         } else {
-            Step::Seen
+            BeginStep::Seen
         };
     }
 
@@ -295,42 +300,42 @@ impl Begin {
     }
 
     /// What to do next.
-    pub(super) fn next(&mut self, core: &mut Bpf) -> Progress {
+    pub(super) fn next(&mut self, core: &mut Bpf) -> TaskProgress {
         loop {
             let request = match &self.step {
-                Step::IsAlive if core.namespaces.contains_key(&self.netns) => {
+                BeginStep::IsAlive if core.namespaces.contains_key(&self.netns) => {
                     Request::Namespace(self.netns)
                 }
-                Step::IsAlive => {
-                    self.step = Step::Namespace;
+                BeginStep::IsAlive => {
+                    self.step = BeginStep::Namespace;
                     continue;
                 }
-                Step::Clean => match core.ended.last() {
+                BeginStep::Clean => match core.ended.last() {
                     Some(watch) => Request::RemoveName(key_of(watch)),
                     None => {
-                        self.step = Step::Namespace;
+                        self.step = BeginStep::Namespace;
                         continue;
                     }
                 },
-                Step::Namespace => {
+                BeginStep::Namespace => {
                     core.epoch = core.epoch.wrapping_add(1);
                     Request::InsertNamespace(self.netns, core.epoch)
                 }
-                Step::Enter => Request::Enter(self.netns),
-                Step::Room if core.watches.len() + self.items.len() > core.room => {
+                BeginStep::Enter => Request::Enter(self.netns),
+                BeginStep::Room if core.watches.len() + self.items.len() > core.room => {
                     self.fail(Failure::Filter(io::Error::other(format!(
                         "there is room for {} watches; Builder::capacity makes more",
                         core.room
                     ))));
                     continue;
                 }
-                Step::Room if core.devices + self.items.len() > core.room => Request::Devices,
-                Step::Room => {
+                BeginStep::Room if core.devices + self.items.len() > core.room => Request::Devices,
+                BeginStep::Room => {
                     self.begin_stretch();
                     continue;
                 }
-                Step::Known => Request::Devices,
-                Step::Forget(devices, is_link_gone) => match devices.last() {
+                BeginStep::Known => Request::Devices,
+                BeginStep::Forget(devices, is_link_gone) => match devices.last() {
                     Some((link, _)) if !is_link_gone => Request::RemoveLink(*link),
                     Some((_, id)) => Request::RemoveDevice(*id),
                     None if self.is_again => {
@@ -338,36 +343,42 @@ impl Begin {
                         continue;
                     }
                     None => {
-                        self.step = Step::Room;
+                        self.step = BeginStep::Room;
                         continue;
                     }
                 },
-                Step::Seen | Step::SeenAgain => Request::Counters,
-                Step::Insert => {
+                BeginStep::Seen | BeginStep::SeenAgain => Request::Counters,
+                BeginStep::Insert => {
                     let names = self.stretch.clone();
                     let names = names.map(|at| (self.key(at), self.unknown(at, core)));
                     Request::InsertNames(names.collect())
                 }
-                Step::Tell => {
+                BeginStep::Tell => {
                     let held = self.stretch.clone().filter_map(|at| {
                         let (ifindex, id) = self.items[at].holder?;
                         Some((self.key(at), self.held(at, ifindex, id, core)))
                     });
                     Request::InsertNames(held.collect())
                 }
-                Step::Settle | Step::Barrier | Step::BarrierAgain => self.ask(Question::Barrier),
-                Step::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
-                Step::Devices => self.insert_devices(core),
-                Step::Look(at, look) => self.look(*at, *look, core),
-                Step::Check(_, Check::Barrier(_)) => self.ask(Question::Barrier),
-                Step::Check(at, Check::Index) => self.ask(Question::IndexOf(self.items[*at].name)),
-                Step::Check(at, Check::State(_)) => Request::Name(self.key(*at)),
-                Step::Check(_, Check::Holder(ifindex, _)) => Request::Link(self.link(*ifindex)),
-                Step::Check(at, Check::Insert) => {
+                BeginStep::Settle | BeginStep::Barrier | BeginStep::BarrierAgain => {
+                    self.ask(Question::Barrier)
+                }
+                BeginStep::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
+                BeginStep::Devices => self.insert_devices(core),
+                BeginStep::Look(at, look) => self.look(*at, *look, core),
+                BeginStep::Check(_, BeginCheck::Barrier(_)) => self.ask(Question::Barrier),
+                BeginStep::Check(at, BeginCheck::Index) => {
+                    self.ask(Question::IndexOf(self.items[*at].name))
+                }
+                BeginStep::Check(at, BeginCheck::State(_)) => Request::Name(self.key(*at)),
+                BeginStep::Check(_, BeginCheck::Holder(ifindex, _)) => {
+                    Request::Link(self.link(*ifindex))
+                }
+                BeginStep::Check(at, BeginCheck::Insert) => {
                     let at = *at;
                     Request::InsertNames(vec![(self.key(at), self.unknown(at, core))])
                 }
-                Step::Undo(at, undo) => match self.undo(*at, *undo) {
+                BeginStep::Undo(at, undo) => match self.undo(*at, *undo) {
                     Ok(request) => request,
                     Err(step) => {
                         self.step = step;
@@ -375,7 +386,7 @@ impl Begin {
                     }
                 },
                 // A tracing program needs nothing of the namespace, so it is not kept alive.
-                Step::Done
+                BeginStep::Done
                     if self.entered
                         && self.hook == Hook::Function
                         && !(self.stays && self.failure.is_none())
@@ -383,9 +394,9 @@ impl Begin {
                 {
                     Request::Leave(self.netns)
                 }
-                Step::Done => return Progress::Done,
+                BeginStep::Done => return TaskProgress::Done,
             };
-            return Progress::Request(request);
+            return TaskProgress::Request(request);
         }
     }
 
@@ -419,23 +430,23 @@ impl Begin {
         }
     }
 
-    fn look(&mut self, at: usize, look: Look, core: &mut Bpf) -> Request {
+    fn look(&mut self, at: usize, look: BeginLook, core: &mut Bpf) -> Request {
         match look {
-            Look::Index => self.ask(Question::IndexOf(self.items[at].name)),
-            Look::Barrier | Look::Settle(..) => self.ask(Question::Barrier),
-            Look::Inode(_) => self.ask(Question::IdentityOf(self.items[at].name)),
-            Look::Link(ifindex) => Request::Link(self.link(ifindex)),
-            Look::Device(_, id) | Look::DeviceAgain(_, id) => Request::Device(id),
-            Look::RemoveLink(ifindex, _) => Request::RemoveLink(self.link(ifindex)),
-            Look::RemoveDevice(_, id) | Look::TakeBack(_, id) | Look::GiveUp(id) => {
+            BeginLook::Index => self.ask(Question::IndexOf(self.items[at].name)),
+            BeginLook::Barrier | BeginLook::Settle(..) => self.ask(Question::Barrier),
+            BeginLook::Inode(_) => self.ask(Question::IdentityOf(self.items[at].name)),
+            BeginLook::Link(ifindex) => Request::Link(self.link(ifindex)),
+            BeginLook::Device(_, id) | BeginLook::DeviceAgain(_, id) => Request::Device(id),
+            BeginLook::RemoveLink(ifindex, _) => Request::RemoveLink(self.link(ifindex)),
+            BeginLook::RemoveDevice(_, id) | BeginLook::TakeBack(_, id) | BeginLook::GiveUp(id) => {
                 Request::RemoveDevice(id)
             }
-            Look::InsertDevice(ifindex) => {
+            BeginLook::InsertDevice(ifindex) => {
                 core.ids += 1;
                 Request::InsertDevices(vec![(core.ids | USERSPACE_ID, self.place(at, ifindex))])
             }
-            Look::InsertLink(ifindex, id) => Request::InsertLink(self.link(ifindex), id),
-            Look::Tell(ifindex, id) => {
+            BeginLook::InsertLink(ifindex, id) => Request::InsertLink(self.link(ifindex), id),
+            BeginLook::Tell(ifindex, id) => {
                 Request::InsertNames(vec![(self.key(at), self.held(at, ifindex, id, core))])
             }
         }
@@ -464,27 +475,27 @@ impl Begin {
     }
 
     /// Takes back what was done; the next step where there is nothing to take back.
-    fn undo(&self, at: usize, undo: Undo) -> Result<Request, Step> {
-        let next = |undo| Step::Undo(at, undo);
-        if let Undo::Device = undo {
-            let device = self.unlinked.last().ok_or_else(|| next(Undo::Name))?;
+    fn undo(&self, at: usize, undo: BeginUndo) -> Result<Request, BeginStep> {
+        let next = |undo| BeginStep::Undo(at, undo);
+        if let BeginUndo::Device = undo {
+            let device = self.unlinked.last().ok_or_else(|| next(BeginUndo::Name))?;
             return Ok(Request::RemoveDevice(device.id));
         }
         let Some(item) = self.items.get(at) else {
             return match undo {
-                Undo::Namespace if self.inserted_namespace => {
+                BeginUndo::Namespace if self.inserted_namespace => {
                     Ok(Request::RemoveNamespace(self.netns))
                 }
-                Undo::Namespace => Err(next(Undo::Leave)),
-                Undo::Leave if self.entered && self.inserted_namespace => {
+                BeginUndo::Namespace => Err(next(BeginUndo::Leave)),
+                BeginUndo::Leave if self.entered && self.inserted_namespace => {
                     Ok(Request::Leave(self.netns))
                 }
-                Undo::Leave => Err(Step::Done),
-                Undo::Device | Undo::Name => Err(next(Undo::Namespace)),
+                BeginUndo::Leave => Err(BeginStep::Done),
+                BeginUndo::Device | BeginUndo::Name => Err(next(BeginUndo::Namespace)),
             };
         };
         if item.is_again {
-            return Err(Step::Undo(at + 1, Undo::Name));
+            return Err(BeginStep::Undo(at + 1, BeginUndo::Name));
         }
         Ok(Request::RemoveName(self.key(at)))
     }
@@ -495,47 +506,47 @@ impl Begin {
             self.failure = Some(failure);
         }
         self.step = if self.is_again {
-            Step::Done
+            BeginStep::Done
         } else {
             let others = self.items.split_off(self.told);
             self.breaks_others |= others.iter().any(|item| item.is_again);
-            Step::Undo(0, Undo::Device)
+            BeginStep::Undo(0, BeginUndo::Device)
         };
     }
 
     /// The answer to the request that was made last.
     pub(super) fn answer(&mut self, core: &mut Bpf, reply: Reply) {
-        let step = std::mem::replace(&mut self.step, Step::Done);
+        let step = std::mem::replace(&mut self.step, BeginStep::Done);
         self.step = match (step, reply) {
-            (Step::IsAlive, Reply::Namespace(Ok(epoch))) => {
+            (BeginStep::IsAlive, Reply::Namespace(Ok(epoch))) => {
                 if epoch == core.namespaces.get(&self.netns).copied() {
-                    Step::Enter
+                    BeginStep::Enter
                 } else {
                     // Another one has its number by now.
                     core.gone_unheard(self.netns);
-                    Step::Clean
+                    BeginStep::Clean
                 }
             }
-            (Step::Clean, _) => {
+            (BeginStep::Clean, _) => {
                 core.ended.pop();
-                Step::Clean
+                BeginStep::Clean
             }
-            (Step::Namespace, Reply::Done(Ok(()))) => {
+            (BeginStep::Namespace, Reply::Done(Ok(()))) => {
                 self.inserted_namespace = true;
                 core.namespaces.insert(self.netns, core.epoch);
-                Step::Enter
+                BeginStep::Enter
             }
-            (Step::Enter, Reply::Done(Ok(()))) => {
+            (BeginStep::Enter, Reply::Done(Ok(()))) => {
                 self.entered = true;
                 if self.hook == Hook::Socket && self.inserted_namespace {
                     // What became of devices while nobody listened is not known.
-                    Step::Known
+                    BeginStep::Known
                 } else {
-                    Step::Room
+                    BeginStep::Room
                 }
             }
-            (Step::Enter, Reply::Done(Err(error))) => return self.fail(Failure::Enter(error)),
-            (Step::Room, Reply::Devices(Ok(devices))) => {
+            (BeginStep::Enter, Reply::Done(Err(error))) => return self.fail(Failure::Enter(error)),
+            (BeginStep::Room, Reply::Devices(Ok(devices))) => {
                 let own = devices.iter().filter(|(id, _)| id & USERSPACE_ID != 0);
                 core.devices = own.count();
                 if core.devices + self.items.len() > core.room {
@@ -548,61 +559,63 @@ impl Begin {
                 }
                 return self.begin_stretch();
             }
-            (Step::Known, Reply::Devices(Ok(devices))) => {
+            (BeginStep::Known, Reply::Devices(Ok(devices))) => {
                 let here = devices
                     .into_iter()
                     .filter(|(_, device)| device.place.netns == self.netns.0);
                 let known = here.map(|(id, device)| (Link::of(&device.place), id));
-                Step::Forget(known.collect(), false)
+                BeginStep::Forget(known.collect(), false)
             }
-            (Step::Forget(devices, false), Reply::Done(Ok(()))) => Step::Forget(devices, true),
-            (Step::Forget(mut devices, true), Reply::Done(Ok(()))) => {
+            (BeginStep::Forget(devices, false), Reply::Done(Ok(()))) => {
+                BeginStep::Forget(devices, true)
+            }
+            (BeginStep::Forget(mut devices, true), Reply::Done(Ok(()))) => {
                 devices.pop();
-                Step::Forget(devices, false)
+                BeginStep::Forget(devices, false)
             }
-            (Step::Seen, Reply::Counters(Ok(counters))) => {
+            (BeginStep::Seen, Reply::Counters(Ok(counters))) => {
                 self.seen = counters.seen;
                 // What was removed was removed before the first.
                 if self.stretch.start == 0 {
-                    Step::Settle
+                    BeginStep::Settle
                 } else {
-                    Step::Insert
+                    BeginStep::Insert
                 }
             }
-            (Step::Settle, _) => Step::Insert,
-            (Step::Insert, Reply::Done(Ok(()))) => Step::Barrier,
-            (Step::Tell, Reply::Done(Ok(()))) => Step::BarrierAgain,
-            (Step::Barrier, Reply::Answer(Answer::Waited(waited))) => {
+            (BeginStep::Settle, _) => BeginStep::Insert,
+            (BeginStep::Insert, Reply::Done(Ok(()))) => BeginStep::Barrier,
+            (BeginStep::Tell, Reply::Done(Ok(()))) => BeginStep::BarrierAgain,
+            (BeginStep::Barrier, Reply::Answer(Answer::Waited(waited))) => {
                 self.has_waited &= waited;
                 if self.in_one_go {
-                    Step::Census
+                    BeginStep::Census
                 } else {
                     self.first_look(self.stretch.start)
                 }
             }
-            (Step::Census, Reply::Answer(Answer::Census(census))) => {
+            (BeginStep::Census, Reply::Answer(Answer::Census(census))) => {
                 // Where it fails, other questions will, or do not.
                 let Some(census) = census.ok().flatten() else {
                     return self.begin_stretches();
                 };
                 self.census = Some(census);
                 if self.inserted_namespace {
-                    Step::Devices
+                    BeginStep::Devices
                 } else {
                     self.first_look(self.stretch.start)
                 }
             }
-            (Step::Devices, Reply::Done(Ok(()))) => self.first_look(self.stretch.start),
-            (Step::Look(at, look), reply) => match self.looked(core, at, look, reply) {
-                Ok(Some(look)) => Step::Look(at, look),
+            (BeginStep::Devices, Reply::Done(Ok(()))) => self.first_look(self.stretch.start),
+            (BeginStep::Look(at, look), reply) => match self.looked(core, at, look, reply) {
+                Ok(Some(look)) => BeginStep::Look(at, look),
                 Ok(None) => self.next_look(at),
                 Err(failure) => return self.fail(failure),
             },
-            (Step::BarrierAgain, Reply::Answer(Answer::Waited(waited))) => {
+            (BeginStep::BarrierAgain, Reply::Answer(Answer::Waited(waited))) => {
                 self.has_waited &= waited;
-                Step::SeenAgain
+                BeginStep::SeenAgain
             }
-            (Step::SeenAgain, Reply::Counters(Ok(counters))) => {
+            (BeginStep::SeenAgain, Reply::Counters(Ok(counters))) => {
                 if self.has_waited && counters.seen == self.seen {
                     return self.begin_stretch();
                 }
@@ -610,33 +623,41 @@ impl Begin {
                     return self.begin_stretches();
                 }
                 self.is_checking = true;
-                Step::Check(self.stretch.start, Check::Index)
+                BeginStep::Check(self.stretch.start, BeginCheck::Index)
             }
-            (Step::Check(at, check), reply) => match self.checked(at, check, reply) {
+            (BeginStep::Check(at, check), reply) => match self.checked(at, check, reply) {
                 Ok(Some(step)) => step,
-                Ok(None) if at + 1 < self.stretch.end => Step::Check(at + 1, Check::Index),
+                Ok(None) if at + 1 < self.stretch.end => {
+                    BeginStep::Check(at + 1, BeginCheck::Index)
+                }
                 Ok(None) => return self.begin_stretch(),
                 Err(failure) => return self.fail(failure),
             },
-            (Step::Undo(at, undo), _) => self.undone(core, at, undo),
-            (Step::Done, _) => {
+            (BeginStep::Undo(at, undo), _) => self.undone(core, at, undo),
+            (BeginStep::Done, _) => {
                 self.entered = false;
-                Step::Done
+                BeginStep::Done
             }
             (
-                Step::IsAlive
-                | Step::Namespace
-                | Step::Room
-                | Step::Known
-                | Step::Forget(..)
-                | Step::Seen
-                | Step::Insert
-                | Step::Devices
-                | Step::Tell
-                | Step::SeenAgain,
+                BeginStep::IsAlive
+                | BeginStep::Namespace
+                | BeginStep::Room
+                | BeginStep::Known
+                | BeginStep::Forget(..)
+                | BeginStep::Seen
+                | BeginStep::Insert
+                | BeginStep::Devices
+                | BeginStep::Tell
+                | BeginStep::SeenAgain,
                 reply,
             ) => return self.fail(Failure::Filter(error_of(reply))),
-            (step @ (Step::Enter | Step::Barrier | Step::Census | Step::BarrierAgain), reply) => {
+            (
+                step @ (BeginStep::Enter
+                | BeginStep::Barrier
+                | BeginStep::Census
+                | BeginStep::BarrierAgain),
+                reply,
+            ) => {
                 debug_assert!(false, "{reply:?} to {step:?}");
                 step
             }
@@ -650,34 +671,35 @@ impl Begin {
         for (watch, _) in all.take_while(|(watch, _)| here(watch)) {
             if !self.items.iter().any(|item| item.name == watch.name) {
                 let wants_inode = self.hook == Hook::Socket;
-                self.items.push(Item::new(watch.name, wants_inode, true));
+                self.items
+                    .push(BeginItem::new(watch.name, wants_inode, true));
             }
         }
     }
 
     /// A name was looked up; the next one, or what comes after the last.
-    fn next_look(&mut self, at: usize) -> Step {
+    fn next_look(&mut self, at: usize) -> BeginStep {
         if self.is_checking {
             // It was begun again alone.
-            Step::Check(at, Check::Index)
+            BeginStep::Check(at, BeginCheck::Index)
         } else {
             self.first_look(at + 1)
         }
     }
 
     /// Begins to look names up, from this one on.
-    fn first_look(&mut self, from: usize) -> Step {
+    fn first_look(&mut self, from: usize) -> BeginStep {
         let Some(census) = &self.census else {
             return if from < self.stretch.end {
-                Step::Look(from, Look::Index)
+                BeginStep::Look(from, BeginLook::Index)
             } else {
-                Step::BarrierAgain
+                BeginStep::BarrierAgain
             };
         };
         if self.inserted_namespace {
             let next = self.unlinked.pop();
-            return next.map_or(Step::Tell, |Unlinked { at, ifindex, id }| {
-                Step::Look(at, Look::InsertLink(ifindex, id))
+            return next.map_or(BeginStep::Tell, |Unlinked { at, ifindex, id }| {
+                BeginStep::Look(at, BeginLook::InsertLink(ifindex, id))
             });
         }
         for at in from..self.stretch.end {
@@ -685,17 +707,17 @@ impl Begin {
             if let Some(Counted { ifindex, inode, .. }) = census.by_name(item.name) {
                 // If nothing has changed meanwhile, both are one device's; else all is read again.
                 item.inode = inode.filter(|_| item.wants_inode);
-                return Step::Look(at, Look::Link(ifindex));
+                return BeginStep::Look(at, BeginLook::Link(ifindex));
             }
         }
-        Step::Tell
+        BeginStep::Tell
     }
 
     /// It was found out who holds a name, and the programs know that device: they are told now, or
     /// with all the others that are looked up in one go.
-    fn found(&mut self, at: usize, ifindex: u32, id: u64) -> Option<Look> {
+    fn found(&mut self, at: usize, ifindex: u32, id: u64) -> Option<BeginLook> {
         if self.census.is_none() {
-            return Some(Look::Tell(ifindex, id));
+            return Some(BeginLook::Tell(ifindex, id));
         }
         self.items[at].holder = Some((ifindex, id));
         None
@@ -706,45 +728,55 @@ impl Begin {
         &mut self,
         core: &mut Bpf,
         at: usize,
-        look: Look,
+        look: BeginLook,
         reply: Reply,
-    ) -> Result<Option<Look>, Failure> {
+    ) -> Result<Option<BeginLook>, Failure> {
         let place = |ifindex| self.place(at, ifindex);
         Ok(match (look, reply) {
-            (Look::Index, Reply::Answer(Answer::Index(found))) => {
+            (BeginLook::Index, Reply::Answer(Answer::Index(found))) => {
                 match found.map_err(Failure::Recheck)? {
-                    Some(ifindex) if self.items[at].wants_inode => Some(Look::Inode(ifindex)),
-                    Some(ifindex) => Some(Look::Link(ifindex)),
+                    Some(ifindex) if self.items[at].wants_inode => Some(BeginLook::Inode(ifindex)),
+                    Some(ifindex) => Some(BeginLook::Link(ifindex)),
                     None => None,
                 }
             }
-            (Look::Inode(ifindex), Reply::Answer(Answer::Identity(found))) => {
+            (BeginLook::Inode(ifindex), Reply::Answer(Answer::Identity(found))) => {
                 let found = found.map_err(Failure::Recheck)?;
                 self.items[at].inode = found.and_then(|found| found.inode_of(ifindex));
-                Some(Look::Link(ifindex))
+                Some(BeginLook::Link(ifindex))
             }
-            (Look::Link(ifindex), Reply::Link(Ok(None))) => Some(Look::InsertDevice(ifindex)),
-            (Look::Link(ifindex), Reply::Link(Ok(Some(id)))) => Some(Look::Device(ifindex, id)),
-            (Look::Device(ifindex, id), Reply::Device(Ok(device))) => match device {
-                Some(device) if device.opened != device.closed => Some(Look::Device(ifindex, id)),
+            (BeginLook::Link(ifindex), Reply::Link(Ok(None))) => {
+                Some(BeginLook::InsertDevice(ifindex))
+            }
+            (BeginLook::Link(ifindex), Reply::Link(Ok(Some(id)))) => {
+                Some(BeginLook::Device(ifindex, id))
+            }
+            (BeginLook::Device(ifindex, id), Reply::Device(Ok(device))) => match device {
+                Some(device) if device.opened != device.closed => {
+                    Some(BeginLook::Device(ifindex, id))
+                }
                 Some(device) if device.place == place(ifindex) => self.found(at, ifindex, id),
-                device if self.items[at].waits < self.most_waits(id, device) => Some(Look::Barrier),
-                _ => Some(Look::RemoveLink(ifindex, id)),
+                device if self.items[at].waits < self.most_waits(id, device) => {
+                    Some(BeginLook::Barrier)
+                }
+                _ => Some(BeginLook::RemoveLink(ifindex, id)),
             },
-            (Look::Barrier, Reply::Answer(Answer::Waited(_))) => {
+            (BeginLook::Barrier, Reply::Answer(Answer::Waited(_))) => {
                 self.items[at].waits += 1;
-                Some(Look::Index)
+                Some(BeginLook::Index)
             }
-            (Look::RemoveLink(ifindex, id), Reply::Done(Ok(()))) => Some(Look::Settle(ifindex, id)),
-            (Look::Settle(ifindex, id), Reply::Answer(Answer::Waited(_))) => {
-                Some(Look::DeviceAgain(ifindex, id))
+            (BeginLook::RemoveLink(ifindex, id), Reply::Done(Ok(()))) => {
+                Some(BeginLook::Settle(ifindex, id))
             }
-            (Look::DeviceAgain(ifindex, id), Reply::Device(Ok(Some(device))))
+            (BeginLook::Settle(ifindex, id), Reply::Answer(Answer::Waited(_))) => {
+                Some(BeginLook::DeviceAgain(ifindex, id))
+            }
+            (BeginLook::DeviceAgain(ifindex, id), Reply::Device(Ok(Some(device))))
                 if device.opened != device.closed =>
             {
-                Some(Look::DeviceAgain(ifindex, id))
+                Some(BeginLook::DeviceAgain(ifindex, id))
             }
-            (Look::DeviceAgain(ifindex, id), Reply::Device(device)) => {
+            (BeginLook::DeviceAgain(ifindex, id), Reply::Device(device)) => {
                 // What could not be read may be anything.
                 let device = device.ok().flatten();
                 let here = self.link(ifindex);
@@ -754,37 +786,37 @@ impl Begin {
                     self.add_all(core);
                 }
                 Some(if is_here {
-                    Look::RemoveDevice(ifindex, id)
+                    BeginLook::RemoveDevice(ifindex, id)
                 } else {
                     // It went elsewhere meanwhile, and is known there.
-                    Look::Index
+                    BeginLook::Index
                 })
             }
-            (Look::RemoveDevice(ifindex, _), Reply::Done(Ok(()))) => {
-                Some(Look::InsertDevice(ifindex))
+            (BeginLook::RemoveDevice(ifindex, _), Reply::Done(Ok(()))) => {
+                Some(BeginLook::InsertDevice(ifindex))
             }
-            (Look::InsertDevice(ifindex), Reply::Done(Ok(()))) => {
+            (BeginLook::InsertDevice(ifindex), Reply::Done(Ok(()))) => {
                 core.devices += 1;
-                Some(Look::InsertLink(ifindex, core.ids | USERSPACE_ID))
+                Some(BeginLook::InsertLink(ifindex, core.ids | USERSPACE_ID))
             }
-            (Look::InsertLink(ifindex, id), Reply::Inserted(Ok(inserted))) => {
+            (BeginLook::InsertLink(ifindex, id), Reply::Inserted(Ok(inserted))) => {
                 if inserted {
                     self.found(at, ifindex, id)
                 } else {
-                    Some(Look::TakeBack(ifindex, id))
+                    Some(BeginLook::TakeBack(ifindex, id))
                 }
             }
-            (Look::TakeBack(ifindex, _), Reply::Done(_)) => {
+            (BeginLook::TakeBack(ifindex, _), Reply::Done(_)) => {
                 core.devices = core.devices.saturating_sub(1);
-                Some(Look::Link(ifindex))
+                Some(BeginLook::Link(ifindex))
             }
-            (Look::Tell(ifindex, id), Reply::Done(Ok(()))) => {
+            (BeginLook::Tell(ifindex, id), Reply::Done(Ok(()))) => {
                 self.items[at].holder = Some((ifindex, id));
                 None
             }
-            (Look::InsertLink(_, id), reply @ Reply::Inserted(Err(_))) => {
+            (BeginLook::InsertLink(_, id), reply @ Reply::Inserted(Err(_))) => {
                 self.failure = Some(Failure::Filter(error_of(reply)));
-                Some(Look::GiveUp(id))
+                Some(BeginLook::GiveUp(id))
             }
             (_, reply) => return Err(Failure::Filter(error_of(reply))),
         })
@@ -803,42 +835,49 @@ impl Begin {
     }
 
     /// Goes on making sure of a name; `None` when that is done.
-    fn checked(&mut self, at: usize, check: Check, reply: Reply) -> Result<Option<Step>, Failure> {
+    fn checked(
+        &mut self,
+        at: usize,
+        check: BeginCheck,
+        reply: Reply,
+    ) -> Result<Option<BeginStep>, Failure> {
         let step = match (check, reply) {
-            (Check::Index, Reply::Answer(Answer::Index(found))) => {
-                Check::Barrier(found.map_err(Failure::Recheck)?)
+            (BeginCheck::Index, Reply::Answer(Answer::Index(found))) => {
+                BeginCheck::Barrier(found.map_err(Failure::Recheck)?)
             }
             // What the answer saw of a change that had not ended yet has ended now, and is counted.
-            (Check::Barrier(found), Reply::Answer(Answer::Waited(_))) => Check::State(found),
-            (Check::State(found), Reply::Name(Ok(Some(state)))) => {
+            (BeginCheck::Barrier(found), Reply::Answer(Answer::Waited(_))) => {
+                BeginCheck::State(found)
+            }
+            (BeginCheck::State(found), Reply::Name(Ok(Some(state)))) => {
                 let holder = (state.ifindex != 0).then_some((state.ifindex, state.id));
                 if !is_whole(&state) {
-                    Check::State(found)
+                    BeginCheck::State(found)
                 } else if holder.map(|(ifindex, _)| ifindex) != found {
                     return Ok(self.settle(at, None));
                 } else if let Some((ifindex, id)) = holder
                     && state.opened == 0
                 {
-                    Check::Holder(ifindex, id)
+                    BeginCheck::Holder(ifindex, id)
                 } else {
                     return Ok(self.settle(at, Some((state.opened, holder))));
                 }
             }
-            (Check::Holder(ifindex, id), Reply::Link(Ok(link))) => {
+            (BeginCheck::Holder(ifindex, id), Reply::Link(Ok(link))) => {
                 let is_known = link == Some(id);
                 return Ok(self.settle(at, is_known.then_some((0, Some((ifindex, id))))));
             }
-            (Check::Insert, Reply::Done(Ok(()))) => {
-                return Ok(Some(Step::Look(at, Look::Index)));
+            (BeginCheck::Insert, Reply::Done(Ok(()))) => {
+                return Ok(Some(BeginStep::Look(at, BeginLook::Index)));
             }
             (_, reply) => return Err(Failure::Filter(error_of(reply))),
         };
-        Ok(Some(Step::Check(at, step)))
+        Ok(Some(BeginStep::Check(at, step)))
     }
 
     /// What the programs know of a name is true: after how many changes, and who holds it. Or not;
     /// then it is begun again. What is left to do.
-    fn settle(&mut self, at: usize, state: Option<(u64, Option<(u32, u64)>)>) -> Option<Step> {
+    fn settle(&mut self, at: usize, state: Option<(u64, Option<(u32, u64)>)>) -> Option<BeginStep> {
         let item = &mut self.items[at];
         if let Some((count, holder)) = state {
             if item.holder != holder {
@@ -851,25 +890,25 @@ impl Begin {
         }
         item.rounds += 1;
         item.waits = 0;
-        (item.rounds <= ROUNDS).then_some(Step::Check(at, Check::Insert))
+        (item.rounds <= ROUNDS).then_some(BeginStep::Check(at, BeginCheck::Insert))
     }
 
     /// Goes on taking back what was done, whether that can be done or not.
-    fn undone(&mut self, core: &mut Bpf, at: usize, undo: Undo) -> Step {
+    fn undone(&mut self, core: &mut Bpf, at: usize, undo: BeginUndo) -> BeginStep {
         match undo {
-            Undo::Device => {
+            BeginUndo::Device => {
                 self.unlinked.pop();
                 core.devices = core.devices.saturating_sub(1);
-                Step::Undo(at, Undo::Device)
+                BeginStep::Undo(at, BeginUndo::Device)
             }
-            Undo::Name => Step::Undo(at + 1, Undo::Name),
-            Undo::Namespace => {
+            BeginUndo::Name => BeginStep::Undo(at + 1, BeginUndo::Name),
+            BeginUndo::Namespace => {
                 core.namespaces.remove(&self.netns);
-                Step::Undo(at, Undo::Leave)
+                BeginStep::Undo(at, BeginUndo::Leave)
             }
-            Undo::Leave => {
+            BeginUndo::Leave => {
                 self.entered = false;
-                Step::Done
+                BeginStep::Done
             }
         }
     }
@@ -935,7 +974,7 @@ impl Begin {
             }
             known.push((
                 watch,
-                Known {
+                ReportedName {
                     count: item.count,
                     id: device.map_or(last, |device| device.id),
                     epoch: item.epoch,
@@ -964,7 +1003,7 @@ impl Begin {
     }
 }
 
-impl Item {
+impl BeginItem {
     fn new(name: InterfaceName, wants_inode: bool, is_again: bool) -> Self {
         Self {
             name,

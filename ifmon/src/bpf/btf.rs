@@ -30,7 +30,7 @@ pub(crate) use self::synth::btf_with_func;
 use self::{
     format::kind,
     reader::{Member, POINTER, Reader},
-    window::Source,
+    window::BtfSource,
 };
 
 /// Where the kernel shows its BTF.
@@ -225,7 +225,7 @@ fn names() -> Vec<&'static str> {
     names
 }
 
-fn layout(source: impl Source) -> Result<Layout, BtfError> {
+fn layout(source: impl BtfSource) -> Result<Layout, BtfError> {
     let mut btf = Reader::open(source, &names())?;
     let mut offset = |field: &Field| locate(&mut btf, field).map(|bits| bits.offset);
     let offsets = Offsets {
@@ -286,7 +286,7 @@ fn agreed<T: PartialEq>(
     Ok(agreed)
 }
 
-fn locate<S: Source>(btf: &mut Reader<S>, field: &Field) -> Result<Bits, BtfError> {
+fn locate<S: BtfSource>(btf: &mut Reader<S>, field: &Field) -> Result<Bits, BtfError> {
     let Field { of, path, shape } = field;
     let name = || format!("{of}.{}", path.join("."));
     let structs = btf.named(of, &[kind::STRUCT]);
@@ -312,7 +312,7 @@ fn locate<S: Source>(btf: &mut Reader<S>, field: &Field) -> Result<Bits, BtfErro
 
 /// How to load the member, provided that it has this shape. (For what is no number, only the offset
 /// means anything.)
-fn bits<S: Source>(
+fn bits<S: BtfSource>(
     btf: &mut Reader<S>,
     member: Member,
     shape: Shape,
@@ -376,7 +376,7 @@ fn bits<S: Source>(
     })
 }
 
-fn event<S: Source>(btf: &mut Reader<S>, name: &'static str) -> Result<u32, BtfError> {
+fn event<S: BtfSource>(btf: &mut Reader<S>, name: &'static str) -> Result<u32, BtfError> {
     let enums = btf.named(EVENTS, &[kind::ENUM, kind::ENUM64]);
     if enums.is_empty() {
         return Err(BtfError::NoType {
@@ -391,7 +391,11 @@ fn event<S: Source>(btf: &mut Reader<S>, name: &'static str) -> Result<u32, BtfE
 }
 
 /// The id of the function of this name, if there is one only, and it has that many parameters.
-fn func<S: Source>(btf: &mut Reader<S>, name: &str, params: u32) -> Result<Option<u32>, BtfError> {
+fn func<S: BtfSource>(
+    btf: &mut Reader<S>,
+    name: &str,
+    params: u32,
+) -> Result<Option<u32>, BtfError> {
     let funcs = btf.named(name, &[kind::FUNC]);
     let [func] = funcs.as_slice() else {
         return Ok(None);

@@ -11,16 +11,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ifmon_ebpf::{
-    Counters as KernelCounters, Name, NameKey, NameState, Place as WirePlace, Record, flag,
-};
+use ifmon_ebpf::{Counters as KernelCounters, Name, NameKey, NameState, Place, Record, flag};
 
 use super::{
     Reply, Request,
     begin::Begin,
-    everywhere::Step as EverywhereStep,
+    everywhere::EverywhereStep,
     identities::Identities,
-    patterns::{Gone, Patterns, Step as PatternStep},
+    patterns::{DepartedDevice, PatternStep, Patterns},
     recognition::{Recognition, Recognized},
 };
 use crate::{
@@ -29,7 +27,7 @@ use crate::{
     machine::{Answer, Command, Machine, Now, Outcome, Question, Source, Step},
     retry,
     signal::Signal,
-    tracker::{Change, Device, Observed, Place, Watch},
+    tracker::{Change, Destination, Device, Observed, Watch},
 };
 
 /// A record that was counted and has neither come nor been counted as dropped is on its way:
@@ -56,7 +54,7 @@ pub(crate) struct Bpf {
     pub(super) hook: Hook,
     /// How many names, and how many devices of userspace's finding, the maps have room for.
     pub(super) room: usize,
-    pub(super) watches: BTreeMap<Watch, Known>,
+    pub(super) watches: BTreeMap<Watch, ReportedName>,
     /// The epochs of the namespaces that have watches.
     pub(super) namespaces: BTreeMap<NetnsId, u32>,
     pub(super) patterns: Patterns,
@@ -96,8 +94,8 @@ pub(crate) struct Bpf {
     /// A record that cannot be told before something was asked.
     half_told: Option<HalfTold>,
     /// The same about a pattern.
-    pub(super) half_gone: Option<Gone>,
-    awaiting: Awaiting,
+    pub(super) half_gone: Option<DepartedDevice>,
+    awaiting: AwaitedOwner,
     pub(super) said: VecDeque<Signal>,
     /// When the last answer came, for people and for deadlines.
     pub(super) time: SystemTime,
@@ -122,7 +120,7 @@ struct Overdue {
 
 /// What was told of a watched name. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
+pub(super) struct ReportedName {
     /// The changes that were delivered or accounted for.
     pub(super) count: u64,
     /// Id of the device that was told last to hold it.
@@ -160,10 +158,10 @@ pub(super) enum Resync {
     /// found to have ended before.
     Device(NameState, u64, bool),
     /// It could have got the name again before that was read.
-    Confirm(NameState, u64, Option<Place>, bool),
+    Confirm(NameState, u64, Option<Destination>, bool),
     /// It is in this namespace. Or has that ended, and it with it, or in another one with this
     /// number?
-    Home(NameState, u64, Place, bool),
+    Home(NameState, u64, Destination, bool),
     /// Is the holder one that was here before?
     Holder(NameState, Recognition),
 }
@@ -194,7 +192,7 @@ struct Taking {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Awaiting {
+enum AwaitedOwner {
     Nothing,
     Record,
     Overflowed(NetnsId),
@@ -207,7 +205,7 @@ enum Awaiting {
 }
 
 /// What a step of a task comes to.
-pub(super) enum Progress {
+pub(super) enum TaskProgress {
     Request(Request),
     Done,
 }
@@ -241,7 +239,7 @@ impl Bpf {
             task: None,
             half_told: None,
             half_gone: None,
-            awaiting: Awaiting::Nothing,
+            awaiting: AwaitedOwner::Nothing,
             said: VecDeque::new(),
             time: SystemTime::UNIX_EPOCH,
             instant: None,
@@ -296,11 +294,11 @@ impl Bpf {
                     Request::Ask(watch.netns, Question::NetnsOf(*nsid))
                 }
             };
-            return Some(self.request(Awaiting::HalfTold, request));
+            return Some(self.request(AwaitedOwner::HalfTold, request));
         }
         if let Some(gone) = &self.half_gone {
             let request = Request::Ask(gone.netns, Question::NetnsOf(gone.nsid));
-            return Some(self.request(Awaiting::HalfGone, request));
+            return Some(self.request(AwaitedOwner::HalfGone, request));
         }
         if let Some(signal) = self.said.pop_front() {
             return Some(Step::Signal(signal));
@@ -313,7 +311,7 @@ impl Bpf {
         }
         if let Some(Command::Count) = self.command {
             self.command = None;
-            return Some(self.request(Awaiting::Count, Request::Counters));
+            return Some(self.request(AwaitedOwner::Count, Request::Counters));
         }
         // A task that has begun goes on: how the looks of a watch that begins stand to the records
         // is told by the counts that these carry.
@@ -321,11 +319,11 @@ impl Bpf {
             return self.go_on(task);
         }
         if self.unread {
-            return Some(self.request(Awaiting::Record, Request::Record));
+            return Some(self.request(AwaitedOwner::Record, Request::Record));
         }
         if let Some(netns) = self.noisy.pop_first() {
             let request = Request::Overflowed(netns);
-            return Some(self.request(Awaiting::Overflowed(netns), request));
+            return Some(self.request(AwaitedOwner::Overflowed(netns), request));
         }
         // Before a namespace with the same inode number can have the same watch.
         if let Some(watch) = self.ended.pop() {
@@ -350,7 +348,7 @@ impl Bpf {
         // Before each wait: the ring buffer was full when a record was lost, so there was something
         // to read, and no loss goes unnoticed.
         if !self.counted {
-            self.awaiting = Awaiting::Counters;
+            self.awaiting = AwaitedOwner::Counters;
             return Some(Step::Background(Request::Counters));
         }
         if let Some(task) = self.next_task() {
@@ -384,7 +382,7 @@ impl Bpf {
         Some(Step::Wait(None))
     }
 
-    fn request(&mut self, awaiting: Awaiting, request: Request) -> Step<Request> {
+    fn request(&mut self, awaiting: AwaitedOwner, request: Request) -> Step<Request> {
         self.awaiting = awaiting;
         Step::Request(request)
     }
@@ -469,8 +467,8 @@ impl Bpf {
     fn go_on(&mut self, mut task: Task) -> Option<Step<Request>> {
         let request = match &mut task {
             Task::Begin(begin) => match begin.next(self) {
-                Progress::Request(request) => request,
-                Progress::Done => return self.begun(task),
+                TaskProgress::Request(request) => request,
+                TaskProgress::Done => return self.begun(task),
             },
             Task::Resync(watch, step) => match step {
                 Resync::State | Resync::Confirm(..) => Request::Name(key_of(watch)),
@@ -496,7 +494,7 @@ impl Bpf {
             _ => false,
         };
         self.task = Some(task);
-        self.awaiting = Awaiting::Task;
+        self.awaiting = AwaitedOwner::Task;
         Some(if is_background {
             Step::Background(request)
         } else {
@@ -648,7 +646,7 @@ impl Bpf {
 
     /// Is this the next change of the name, in the watch that there is now? An earlier one was
     /// accounted for; a later one shows a gap.
-    fn is_next(&mut self, place: &WirePlace, epoch: u32, count: u64) -> Option<Watch> {
+    fn is_next(&mut self, place: &Place, epoch: u32, count: u64) -> Option<Watch> {
         let watch = watch_at(place)?;
         let known = self.watches.get_mut(&watch)?;
         if epoch != known.epoch || count <= known.count {
@@ -747,7 +745,7 @@ impl Machine for Bpf {
     type Answer = Reply;
 
     fn poll(&mut self, now: &Now) -> Step<Request> {
-        debug_assert_eq!(self.awaiting, Awaiting::Nothing);
+        debug_assert_eq!(self.awaiting, AwaitedOwner::Nothing);
         self.time = now.wall;
         self.instant = Some(now.instant);
         loop {
@@ -761,28 +759,30 @@ impl Machine for Bpf {
         self.time = now.wall;
         self.instant = Some(now.instant);
         match (
-            std::mem::replace(&mut self.awaiting, Awaiting::Nothing),
+            std::mem::replace(&mut self.awaiting, AwaitedOwner::Nothing),
             reply,
         ) {
-            (Awaiting::Record, Reply::Record(Some(record))) => {
+            (AwaitedOwner::Record, Reply::Record(Some(record))) => {
                 self.counted = false;
                 self.record(now, &record);
             }
-            (Awaiting::Record, Reply::Record(None)) => self.unread = false,
-            (Awaiting::Overflowed(netns), Reply::Overflowed(Ok(true))) => self.overflowed(netns),
-            (Awaiting::Overflowed(_), Reply::Overflowed(Ok(false))) => {}
-            (Awaiting::Overflowed(netns), Reply::Overflowed(Err(error))) => {
+            (AwaitedOwner::Record, Reply::Record(None)) => self.unread = false,
+            (AwaitedOwner::Overflowed(netns), Reply::Overflowed(Ok(true))) => {
+                self.overflowed(netns)
+            }
+            (AwaitedOwner::Overflowed(_), Reply::Overflowed(Ok(false))) => {}
+            (AwaitedOwner::Overflowed(netns), Reply::Overflowed(Err(error))) => {
                 self.overflowed(netns);
                 self.trouble(error);
             }
-            (Awaiting::Counters, Reply::Counters(Ok(counters))) => self.check(&counters),
-            (Awaiting::Counters, Reply::Counters(Err(error))) => self.trouble(error),
-            (Awaiting::Count, Reply::Counters(counters)) => {
+            (AwaitedOwner::Counters, Reply::Counters(Ok(counters))) => self.check(&counters),
+            (AwaitedOwner::Counters, Reply::Counters(Err(error))) => self.trouble(error),
+            (AwaitedOwner::Count, Reply::Counters(counters)) => {
                 self.outcome = Some(Outcome::Counted(self.counters(counters.ok())));
             }
-            (Awaiting::HalfTold, reply) => self.told(reply),
-            (Awaiting::HalfGone, Reply::Answer(answer)) => self.gone_elsewhere(answer),
-            (Awaiting::Task, reply) => {
+            (AwaitedOwner::HalfTold, reply) => self.told(reply),
+            (AwaitedOwner::HalfGone, Reply::Answer(answer)) => self.gone_elsewhere(answer),
+            (AwaitedOwner::Task, reply) => {
                 if let Some(task) = self.task.take() {
                     self.task = self.task_answered(task, reply);
                 }
@@ -1025,11 +1025,11 @@ impl Bpf {
                 }
             },
             (Resync::Confirm(state, id, place, is_over), Reply::Name(now)) => {
-                let here = |place: &Place| place.netns == Some(watch.netns);
+                let here = |place: &Destination| place.netns == Some(watch.netns);
                 // A program on a socket does not know where a device is that went elsewhere; what
                 // it has of it is from before. Nor was it shown all if the device
                 // has the name.
-                let is_right = |place: &Place| here(place) && place.name != Some(watch.name);
+                let is_right = |place: &Destination| here(place) && place.name != Some(watch.name);
                 let place = place.filter(|place| self.hook == Hook::Function || is_right(place));
                 if now? != Some(state) {
                     Some(Resync::State)
@@ -1046,7 +1046,7 @@ impl Bpf {
                 let is_home = epoch? == self.namespaces.get(&watch.netns).copied();
                 if is_home || is_over {
                     let netns = place.netns.filter(|_| is_home);
-                    self.resynced(watch, &state, Some(Place { netns, ..place }));
+                    self.resynced(watch, &state, Some(Destination { netns, ..place }));
                     None
                 } else {
                     Some(Resync::Device(state, id, true))
@@ -1074,7 +1074,7 @@ impl Bpf {
 
     /// The truth about a name was read; and where the device is that was told as its holder, while
     /// nobody has the name.
-    fn resynced(&mut self, watch: Watch, state: &NameState, place: Option<Place>) {
+    fn resynced(&mut self, watch: Watch, state: &NameState, place: Option<Destination>) {
         let Some(&known) = self.watches.get(&watch) else {
             return;
         };
@@ -1086,7 +1086,7 @@ impl Bpf {
         let id = holder.map_or(known.id, |device| device.id);
         let count = state.opened;
         let ifindex = state.ifindex;
-        let after = Known {
+        let after = ReportedName {
             count,
             id,
             ifindex,
@@ -1161,7 +1161,7 @@ pub(super) fn is_whole(state: &NameState) -> bool {
     state.opened == state.closed
 }
 
-fn watch_at(place: &WirePlace) -> Option<Watch> {
+fn watch_at(place: &Place) -> Option<Watch> {
     Some(Watch {
         netns: NetnsId(place.netns),
         name: InterfaceName::from_kernel(&place.name.to_bytes())?,
@@ -1176,8 +1176,8 @@ pub(super) fn key_of(watch: &Watch) -> NameKey {
     }
 }
 
-pub(super) fn place(place: &WirePlace) -> Option<Place> {
-    (place.netns != 0).then(|| Place {
+pub(super) fn place(place: &Place) -> Option<Destination> {
+    (place.netns != 0).then(|| Destination {
         netns: Some(NetnsId(place.netns)),
         ifindex: Some(place.ifindex),
         name: InterfaceName::from_kernel(&place.name.to_bytes()),
@@ -1185,11 +1185,11 @@ pub(super) fn place(place: &WirePlace) -> Option<Place> {
 }
 
 /// Where a device is that left a name.
-fn destination(record: &Record) -> Option<Place> {
+fn destination(record: &Record) -> Option<Destination> {
     if record.flags & flag::MOVED == 0 {
         return place(&record.to);
     }
-    Some(Place {
+    Some(Destination {
         netns: None,
         ifindex: Some(record.to.ifindex).filter(|&ifindex| ifindex != 0),
         name: None,

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Actor, Error, EventKind, NetnsId, Pattern,
     machine::{Answer, Command, Machine as _, Outcome, Question},
-    pattern::table::{PatternTable, Told},
+    pattern::table::{PatternTable, PatternVerdict},
     signal::Signal,
 };
 
@@ -51,7 +51,7 @@ pub(super) struct Everywhere {
 
 /// What is done about all namespaces.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum EverywhereStep {
     /// Of which namespaces do the programs know something still, after a watch that was refused?
     Leftovers,
     /// That is removed: what it says of their devices may be out of date.
@@ -78,7 +78,7 @@ pub(super) enum Step {
     Forgotten(Option<Error>),
 }
 
-impl Step {
+impl EverywhereStep {
     /// Does nobody wait for it?
     pub(super) const fn is_background(&self) -> bool {
         matches!(self, Self::Count | Self::Forget(_) | Self::Exit(_))
@@ -101,7 +101,7 @@ impl Everywhere {
 
 impl Bpf {
     /// Begins to watch patterns in all namespaces.
-    pub(super) fn begin_everywhere(&mut self, patterns: Vec<Pattern>) -> Option<Step> {
+    pub(super) fn begin_everywhere(&mut self, patterns: Vec<Pattern>) -> Option<EverywhereStep> {
         if self.patterns.are_any() {
             self.outcome = Some(Outcome::Watched(Err(Error::AllNamespaces)));
             return None;
@@ -114,14 +114,14 @@ impl Bpf {
             ..Everywhere::default()
         };
         Some(if is_moving {
-            Step::Undone(None)
+            EverywhereStep::Undone(None)
         } else {
-            Step::Leftovers
+            EverywhereStep::Leftovers
         })
     }
 
     /// Ends the watch of one of them; what is to be done about it.
-    pub(super) fn end_everywhere(&mut self, pattern: &Pattern) -> Option<Step> {
+    pub(super) fn end_everywhere(&mut self, pattern: &Pattern) -> Option<EverywhereStep> {
         let everywhere = &mut self.patterns.everywhere;
         if !everywhere.is_on {
             self.outcome = Some(Outcome::Unwatched);
@@ -134,59 +134,63 @@ impl Bpf {
         Some(if self.patterns.everywhere.patterns.is_empty() {
             self.undo_everywhere(None)
         } else {
-            Step::Narrow
+            EverywhereStep::Narrow
         })
     }
 
-    pub(super) fn next_everywhere(&mut self, step: &Step) -> Request {
+    pub(super) fn next_everywhere(&mut self, step: &EverywhereStep) -> Request {
         match step {
-            Step::State => Request::InsertPatternState(NetnsId::ALL, 0),
-            Step::Set | Step::Narrow => {
+            EverywhereStep::State => Request::InsertPatternState(NetnsId::ALL, 0),
+            EverywhereStep::Set | EverywhereStep::Narrow => {
                 let table = self.patterns.everywhere.table(true);
                 Request::InsertPatterns(NetnsId::ALL, set(&table, false))
             }
-            Step::List => Request::Namespaces,
-            Step::Leftovers | Step::Count => Request::PatternStates,
-            &Step::Forget(netns) => Request::RemovePatterns(netns),
-            &Step::Exit(netns) => Request::Leave(netns),
-            &Step::Settle(netns) => Request::Ask(netns, Question::Barrier),
-            Step::Undone(_) => Request::Ask(NetnsId::ALL, Question::Barrier),
-            Step::Forgotten(_) => Request::RemoveLeaving,
+            EverywhereStep::List => Request::Namespaces,
+            EverywhereStep::Leftovers | EverywhereStep::Count => Request::PatternStates,
+            &EverywhereStep::Forget(netns) => Request::RemovePatterns(netns),
+            &EverywhereStep::Exit(netns) => Request::Leave(netns),
+            &EverywhereStep::Settle(netns) => Request::Ask(netns, Question::Barrier),
+            EverywhereStep::Undone(_) => Request::Ask(NetnsId::ALL, Question::Barrier),
+            EverywhereStep::Forgotten(_) => Request::RemoveLeaving,
             // There is something in it.
-            Step::Clear(left) | Step::Undo(_, left) => {
+            EverywhereStep::Clear(left) | EverywhereStep::Undo(_, left) => {
                 left.front().cloned().unwrap_or(Request::Namespaces)
             }
         }
     }
 
     /// What follows from an answer: the next step, if there is any.
-    pub(super) fn everywhere_answered(&mut self, step: Step, reply: Reply) -> Option<Step> {
+    pub(super) fn everywhere_answered(
+        &mut self,
+        step: EverywhereStep,
+        reply: Reply,
+    ) -> Option<EverywhereStep> {
         match (step, reply) {
-            (Step::Leftovers, Reply::PatternStates(Ok(states))) => {
+            (EverywhereStep::Leftovers, Reply::PatternStates(Ok(states))) => {
                 let left = states.into_iter().flat_map(|(netns, _)| remove(netns));
                 Some(clear(left.collect()))
             }
-            (Step::Leftovers, Reply::PatternStates(Err(error))) => {
+            (EverywhereStep::Leftovers, Reply::PatternStates(Err(error))) => {
                 Some(self.undo_everywhere(Some(Error::Filter(error))))
             }
-            (Step::Clear(mut left), _) => {
+            (EverywhereStep::Clear(mut left), _) => {
                 left.pop_front();
                 Some(clear(left))
             }
-            (Step::State, Reply::Done(Ok(()))) => Some(Step::Set),
+            (EverywhereStep::State, Reply::Done(Ok(()))) => Some(EverywhereStep::Set),
             // Before the look: a namespace that is there by then, and that the programs do not know,
             // is found by it.
-            (Step::Set, Reply::Done(Ok(()))) => Some(Step::List),
-            (Step::State | Step::Set, Reply::Done(Err(error))) => {
+            (EverywhereStep::Set, Reply::Done(Ok(()))) => Some(EverywhereStep::List),
+            (EverywhereStep::State | EverywhereStep::Set, Reply::Done(Err(error))) => {
                 Some(self.undo_everywhere(Some(Error::Filter(error))))
             }
-            (Step::List, Reply::Namespaces(all)) => {
+            (EverywhereStep::List, Reply::Namespaces(all)) => {
                 self.patterns.everywhere.left = all;
                 // Those that are new were told by then.
                 self.read_again();
                 None
             }
-            (Step::Count, Reply::PatternStates(Ok(states))) => {
+            (EverywhereStep::Count, Reply::PatternStates(Ok(states))) => {
                 self.patterns.everywhere.must_count = false;
                 let states: BTreeMap<_, _> = states.into_iter().collect();
                 let known = self.patterns.spaces.iter();
@@ -211,12 +215,12 @@ impl Bpf {
                 }
                 None
             }
-            (Step::Count, Reply::PatternStates(Err(error))) => {
+            (EverywhereStep::Count, Reply::PatternStates(Err(error))) => {
                 self.trouble(error);
                 None
             }
-            (Step::Forget(_), _) => None,
-            (Step::Exit(netns), _) => {
+            (EverywhereStep::Forget(_), _) => None,
+            (EverywhereStep::Exit(netns), _) => {
                 self.patterns.everywhere.entered = None;
                 // Everything was heard by then.
                 if let Some(space) = self.patterns.spaces.get_mut(&netns) {
@@ -224,30 +228,30 @@ impl Bpf {
                 }
                 None
             }
-            (Step::Narrow, _) => {
+            (EverywhereStep::Narrow, _) => {
                 let anywhere = self.patterns.spaces.keys().next();
-                Some(Step::Settle(*anywhere.unwrap_or(&NetnsId::ALL)))
+                Some(EverywhereStep::Settle(*anywhere.unwrap_or(&NetnsId::ALL)))
             }
-            (Step::Settle(_), _) => {
+            (EverywhereStep::Settle(_), _) => {
                 self.outcome = Some(Outcome::Unwatched);
                 None
             }
-            (Step::Undo(error, mut left), reply) => {
+            (EverywhereStep::Undo(error, mut left), reply) => {
                 left.pop_front();
                 // Those that the programs have found meanwhile.
                 if let Reply::PatternStates(Ok(states)) = reply {
                     left.extend(states.into_iter().flat_map(|(netns, _)| remove(netns)));
                 }
                 Some(if left.is_empty() {
-                    Step::Undone(error)
+                    EverywhereStep::Undone(error)
                 } else {
-                    Step::Undo(error, left)
+                    EverywhereStep::Undo(error, left)
                 })
             }
-            (Step::Undone(error), Reply::Answer(Answer::Waited(true))) => {
-                Some(Step::Forgotten(error))
+            (EverywhereStep::Undone(error), Reply::Answer(Answer::Waited(true))) => {
+                Some(EverywhereStep::Forgotten(error))
             }
-            (Step::Undone(error) | Step::Forgotten(error), reply) => {
+            (EverywhereStep::Undone(error) | EverywhereStep::Forgotten(error), reply) => {
                 let is_moving = !matches!(reply, Reply::Done(Ok(())));
                 let error = if !self.patterns.everywhere.is_moving {
                     error
@@ -287,7 +291,7 @@ impl Bpf {
 
     /// What there is to do about all namespaces, before anything is done about one. `is_all`: every
     /// record came that was counted.
-    pub(super) fn next_of_everywhere(&mut self, is_all: bool) -> Option<Step> {
+    pub(super) fn next_of_everywhere(&mut self, is_all: bool) -> Option<EverywhereStep> {
         if let Some(error) = self.patterns.everywhere.refused.take() {
             return Some(self.undo_everywhere(Some(error)));
         }
@@ -296,25 +300,25 @@ impl Bpf {
         }
         let everywhere = &mut self.patterns.everywhere;
         if everywhere.must_count {
-            return Some(Step::Count);
+            return Some(EverywhereStep::Count);
         }
         if let Some(netns) = everywhere.ended.pop() {
-            return Some(Step::Forget(netns));
+            return Some(EverywhereStep::Forget(netns));
         }
         let entered = everywhere.entered.filter(|_| is_all)?;
         let space = self.patterns.spaces.get(&entered);
         space
             .is_none_or(Space::is_settled)
-            .then_some(Step::Exit(entered))
+            .then_some(EverywhereStep::Exit(entered))
     }
 
-    fn undo_everywhere(&self, error: Option<Error>) -> Step {
+    fn undo_everywhere(&self, error: Option<Error>) -> EverywhereStep {
         // First that of all, so that no more are found.
         let all = std::iter::once(NetnsId::ALL).chain(self.patterns.spaces.keys().copied());
         let Everywhere { entered, ended, .. } = &self.patterns.everywhere;
         let all = all.chain(ended.iter().copied());
         let left = all.flat_map(remove).chain([Request::PatternStates]);
-        Step::Undo(error, left.chain(entered.map(Request::Leave)).collect())
+        EverywhereStep::Undo(error, left.chain(entered.map(Request::Leave)).collect())
     }
 
     /// Have they begun?
@@ -339,7 +343,7 @@ impl Bpf {
             let matches = spaces.map(|space| space.table.matches(pattern)).sum();
             self.said.push_back(Signal::Pattern {
                 netns: NetnsId::ALL,
-                told: Told {
+                told: PatternVerdict {
                     pattern: pattern.clone(),
                     name: None,
                     link_kind: None,
@@ -411,11 +415,11 @@ impl Bpf {
 }
 
 /// The patterns begin when all of this is removed.
-fn clear(left: VecDeque<Request>) -> Step {
+fn clear(left: VecDeque<Request>) -> EverywhereStep {
     if left.is_empty() {
-        Step::State
+        EverywhereStep::State
     } else {
-        Step::Clear(left)
+        EverywhereStep::Clear(left)
     }
 }
 

@@ -8,9 +8,9 @@ use crate::Unavailable;
 
 /// Where the kernel keeps what the programs read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout(btf::Layout);
+pub(crate) struct KernelLayout(btf::Layout);
 
-impl Layout {
+impl KernelLayout {
     /// From the BTF of the running kernel.
     pub(crate) fn read() -> Result<Self, Unavailable> {
         btf::read_layout(btf::VMLINUX)

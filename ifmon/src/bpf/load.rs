@@ -14,7 +14,7 @@ use aya::{
 use ifmon_ebpf::{OBJECT, OBJECT_OF_NAMES, OBJECT_WITH_LOG};
 use rustix::thread::{CapabilitySet, UnshareFlags, unshare_unsafe};
 
-use super::{btf::VMLINUX, layout::Layout, shared};
+use super::{btf::VMLINUX, layout::KernelLayout, shared};
 use crate::{
     Unavailable,
     error::again,
@@ -222,7 +222,7 @@ impl Pid {
 /// What an object is loaded with.
 pub(crate) struct Load<'a> {
     /// Where the kernel keeps what tracing programs read.
-    pub(crate) layout: Option<&'a Layout>,
+    pub(crate) layout: Option<&'a KernelLayout>,
     pub(crate) who: Who,
     pub(crate) watches: usize,
     /// In how many namespaces there may be patterns.

@@ -12,8 +12,8 @@ use aya::{
     maps::{HashMap, IterableMap as _, Map, MapData, MapError},
 };
 use ifmon_ebpf::{
-    DeviceState, Link, Match, Name, NameKey, NameState, PatternSet, PatternState,
-    Place as WirePlace, USERSPACE_ID,
+    DeviceState, Link, Match, Name, NameKey, NameState, PatternSet, PatternState, Place,
+    USERSPACE_ID,
 };
 
 use super::{Matching, Reply, Request, shared::Shared};
@@ -234,7 +234,7 @@ impl Maps {
         Ok(())
     }
 
-    fn insert_devices(&mut self, devices: Vec<(u64, WirePlace)>) -> io::Result<()> {
+    fn insert_devices(&mut self, devices: Vec<(u64, Place)>) -> io::Result<()> {
         let devices = devices.into_iter().map(|(id, place)| {
             debug_assert!(id & USERSPACE_ID != 0);
             let state = DeviceState {

@@ -6,14 +6,14 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     core::Bpf,
-    layout::Layout,
+    layout::KernelLayout,
     load,
-    shell::{Programs, Wanted},
+    shell::{LoadFor, Programs},
 };
 use crate::{
     BackendKind, Unavailable,
     backend::Options,
-    driver::{self, Command, Shared},
+    driver::{self, HandleCommand, Mailbox},
     engine::Engine,
 };
 
@@ -22,14 +22,14 @@ pub(crate) const HAS_OBJECT: bool = ifmon_ebpf::OBJECT.is_some();
 
 /// Looks up where the kernel keeps what the programs read.
 pub(crate) fn read_layout() -> Result<(), Unavailable> {
-    Layout::read().map(drop)
+    KernelLayout::read().map(drop)
 }
 
 /// Opens backends, and remembers what it learnt of the kernel from one to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Loader {
     /// Read once for both hooks.
-    layout: Option<Result<Layout, Unavailable>>,
+    layout: Option<Result<KernelLayout, Unavailable>>,
 }
 
 impl Loader {
@@ -39,7 +39,7 @@ impl Loader {
         kind: BackendKind,
         options: Options,
     ) -> Result<Running, Unavailable> {
-        let wanted = Wanted {
+        let wanted = LoadFor {
             watches: options.capacity,
             patterns: options.patterns,
             everywhere: options.everywhere,
@@ -49,12 +49,12 @@ impl Loader {
         let programs = if kind == BackendKind::NetlinkEbpf {
             load::check_socket_filter()?;
             let known = self.layout.as_ref().and_then(|layout| layout.as_ref().ok());
-            let layout = || known.copied().or_else(|| Layout::read().ok());
+            let layout = || known.copied().or_else(|| KernelLayout::read().ok());
             Programs::socket_filter(layout, wanted)?
         } else {
             let layout = self.layout.get_or_insert_with(|| {
                 load::check_tracing()?;
-                Layout::read()
+                KernelLayout::read()
             });
             let layout = layout.as_ref().map_err(Unavailable::again)?;
             Programs::tracing(kind, layout, wanted)?
@@ -81,8 +81,8 @@ impl Running {
     pub(crate) fn spawn(
         self,
         kind: BackendKind,
-        commands: mpsc::Receiver<Command>,
-        shared: Arc<Shared>,
+        commands: mpsc::Receiver<HandleCommand>,
+        shared: Arc<Mailbox>,
     ) -> JoinHandle<()> {
         let engine = Engine::new(kind, Bpf::new(self.programs.hook, self.programs.room));
         tokio::spawn(driver::run(engine, *self.programs, commands, shared))

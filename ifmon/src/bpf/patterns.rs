@@ -28,7 +28,7 @@ use crate::{
     machine::{Answer, LinkTable, Named, Outcome, Question},
     pattern::{Mask, kind_masks, table::PatternTable},
     signal::Signal,
-    tracker::{Place, Watch},
+    tracker::{Destination, Watch},
 };
 
 /// The patterns of all namespaces.
@@ -70,7 +70,7 @@ pub(super) struct Space {
 
 /// What is done about the patterns of a namespace.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum PatternStep {
     /// Of all namespaces: this one is entered,
     Enter,
     /// the programs begin to count in it, unless they do already,
@@ -107,7 +107,7 @@ pub(super) enum Step {
 
 /// A device that matched went to the namespace that has this id in the numbering of its own.
 #[derive(Debug)]
-pub(super) struct Gone {
+pub(super) struct DepartedDevice {
     pub(super) netns: NetnsId,
     pub(super) nsid: i32,
     ifindex: u32,
@@ -143,14 +143,14 @@ impl Patterns {
     }
 
     /// Ends a watch; what is to be done about it.
-    pub(super) fn remove(&mut self, netns: NetnsId, pattern: &Pattern) -> Option<Step> {
+    pub(super) fn remove(&mut self, netns: NetnsId, pattern: &Pattern) -> Option<PatternStep> {
         let space = self.spaces.get_mut(&netns)?;
         space.table.remove(pattern);
         self.outcome = Some(Outcome::Unwatched);
         Some(if space.table.is_empty() {
-            Step::Remove
+            PatternStep::Remove
         } else {
-            Step::Narrow
+            PatternStep::Narrow
         })
     }
 
@@ -191,9 +191,9 @@ impl Patterns {
     }
 
     /// What there is to do. `is_all`: every record came that was counted.
-    pub(super) fn next(&mut self, is_all: bool) -> Option<(NetnsId, Step)> {
+    pub(super) fn next(&mut self, is_all: bool) -> Option<(NetnsId, PatternStep)> {
         if let Some(netns) = self.suspects.pop_first() {
-            return Some((netns, Step::Count));
+            return Some((netns, PatternStep::Count));
         }
         let Self {
             spaces, everywhere, ..
@@ -209,18 +209,18 @@ impl Patterns {
             let step = if space.is_of_all && space.must_open {
                 // One after the other, and none for long: it is kept alive meanwhile.
                 let is_free = everywhere.entered.is_none_or(|entered| entered == netns);
-                is_free.then_some(Step::Enter)
+                is_free.then_some(PatternStep::Enter)
             } else if space.table.is_reading() {
                 let is_ready = is_all || space.table.question().is_some();
-                is_ready.then_some(Step::Read)
+                is_ready.then_some(PatternStep::Read)
             } else if space.table.needs_table() {
                 Some(if space.must_open {
-                    Step::Open
+                    PatternStep::Open
                 } else {
-                    Step::Read
+                    PatternStep::Read
                 })
             } else {
-                let mark = || Step::Mark(space.table.indexes().collect());
+                let mark = || PatternStep::Mark(space.table.indexes().collect());
                 space.closes.then(mark)
             };
             Some((netns, step?))
@@ -228,10 +228,10 @@ impl Patterns {
     }
 
     /// The same when there is nothing else to do.
-    pub(super) fn identify(&mut self) -> Option<(NetnsId, Step)> {
-        self.spaces
-            .iter_mut()
-            .find_map(|(&netns, space)| space.table.identify().then_some((netns, Step::Read)))
+    pub(super) fn identify(&mut self) -> Option<(NetnsId, PatternStep)> {
+        self.spaces.iter_mut().find_map(|(&netns, space)| {
+            space.table.identify().then_some((netns, PatternStep::Read))
+        })
     }
 
     /// Is this a change of the namespace that was not accounted for? A later one than the next
@@ -369,32 +369,39 @@ impl Bpf {
     }
 
     /// What is to be asked for this step; `None` when it needs nothing, or another one comes first.
-    pub(super) fn next_of_patterns(&mut self, netns: NetnsId, step: &Step) -> Option<Request> {
+    pub(super) fn next_of_patterns(
+        &mut self,
+        netns: NetnsId,
+        step: &PatternStep,
+    ) -> Option<Request> {
         let ask = |question| Some(Request::Ask(netns, question));
         let is_entered = self.patterns.everywhere.entered == Some(netns);
         let space = self.patterns.spaces.get_mut(&netns)?;
         let next = match step {
-            Step::Enter => return Some(Request::Enter(netns)),
-            Step::Adopt if space.is_counted => Step::Verify,
-            Step::Adopt => {
+            PatternStep::Enter => return Some(Request::Enter(netns)),
+            PatternStep::Adopt if space.is_counted => PatternStep::Verify,
+            PatternStep::Adopt => {
                 self.epoch = self.epoch.wrapping_add(1);
                 return Some(Request::AddPatternState(netns, self.epoch));
             }
-            Step::State if space.is_counted => Step::Open,
-            Step::State => {
+            PatternStep::State if space.is_counted => PatternStep::Open,
+            PatternStep::State => {
                 self.epoch = self.epoch.wrapping_add(1);
                 space.epoch = self.epoch;
                 return Some(Request::InsertPatternState(netns, self.epoch));
             }
-            Step::Open => {
+            PatternStep::Open => {
                 space.is_open = true;
                 return Some(Request::InsertPatterns(netns, space.set()));
             }
-            Step::Wait | Step::Settle | Step::NarrowWait | Step::RemoveWait => {
+            PatternStep::Wait
+            | PatternStep::Settle
+            | PatternStep::NarrowWait
+            | PatternStep::RemoveWait => {
                 return ask(Question::Barrier);
             }
-            Step::Count | Step::Verify => return Some(Request::PatternState(netns)),
-            Step::Read => {
+            PatternStep::Count | PatternStep::Verify => return Some(Request::PatternState(netns)),
+            PatternStep::Read => {
                 if !space.table.is_reading() {
                     space.table.read_table();
                 }
@@ -409,14 +416,14 @@ impl Bpf {
                 self.say_patterns(netns, self.time, None);
                 return None;
             }
-            Step::Mark(left) => match left.last() {
+            PatternStep::Mark(left) => match left.last() {
                 Some(&ifindex) => {
                     let netns = netns.0;
                     return Some(Request::InsertMatching(Link { netns, ifindex }));
                 }
-                None => Step::Close,
+                None => PatternStep::Close,
             },
-            Step::Close => {
+            PatternStep::Close => {
                 space.is_open = false;
                 return Some(if space.is_of_all {
                     Request::RemovePatterns(netns)
@@ -424,14 +431,16 @@ impl Bpf {
                     Request::InsertPatterns(netns, space.set())
                 });
             }
-            Step::Narrow => return Some(Request::InsertPatterns(netns, space.set())),
-            Step::Remove => return Some(Request::RemovePatterns(netns)),
+            PatternStep::Narrow => return Some(Request::InsertPatterns(netns, space.set())),
+            PatternStep::Remove => return Some(Request::RemovePatterns(netns)),
             // That one was deleted cannot be missed where all namespaces are heard of.
-            Step::Clear if space.is_of_all => Step::Wait,
-            Step::Clear | Step::RemoveMatching => return Some(Request::RemoveMatching(netns)),
-            Step::RemoveState => return Some(Request::RemovePatternState(netns)),
-            Step::Namespace => return Some(Request::RemoveNamespace(netns)),
-            Step::Leave => return Some(Request::Leave(netns)),
+            PatternStep::Clear if space.is_of_all => PatternStep::Wait,
+            PatternStep::Clear | PatternStep::RemoveMatching => {
+                return Some(Request::RemoveMatching(netns));
+            }
+            PatternStep::RemoveState => return Some(Request::RemovePatternState(netns)),
+            PatternStep::Namespace => return Some(Request::RemoveNamespace(netns)),
+            PatternStep::Leave => return Some(Request::Leave(netns)),
         };
         self.task = Some(Task::Patterns(netns, next));
         None
@@ -441,18 +450,18 @@ impl Bpf {
     pub(super) fn patterns_answered(
         &mut self,
         netns: NetnsId,
-        step: Step,
+        step: PatternStep,
         reply: Reply,
-    ) -> Option<Step> {
+    ) -> Option<PatternStep> {
         let is_everywhere = self.is_everywhere();
         let space = self.patterns.spaces.get_mut(&netns)?;
         match (step, reply) {
-            (Step::Enter, Reply::Done(Ok(()))) => {
+            (PatternStep::Enter, Reply::Done(Ok(()))) => {
                 self.patterns.everywhere.entered = Some(netns);
                 space.is_closed = false;
-                Some(Step::Adopt)
+                Some(PatternStep::Adopt)
             }
-            (Step::Enter, Reply::Done(Err(error))) => {
+            (PatternStep::Enter, Reply::Done(Err(error))) => {
                 log::debug!("network namespace {netns} cannot be entered: {error}");
                 let may_not = error.kind() == io::ErrorKind::PermissionDenied;
                 let is_away = error.kind() == io::ErrorKind::NotFound || may_not && !space.is_full;
@@ -475,12 +484,12 @@ impl Bpf {
                 }
                 None
             }
-            (Step::Adopt, Reply::Inserted(Ok(_))) => Some(Step::Verify),
-            (Step::Adopt, Reply::Inserted(Err(error))) => {
+            (PatternStep::Adopt, Reply::Inserted(Ok(_))) => Some(PatternStep::Verify),
+            (PatternStep::Adopt, Reply::Inserted(Err(error))) => {
                 self.refuse_everywhere(Error::Filter(error));
                 None
             }
-            (Step::Verify, Reply::PatternState(Ok(state))) => {
+            (PatternStep::Verify, Reply::PatternState(Ok(state))) => {
                 let is_it = |epoch| !space.is_counted || epoch == space.epoch;
                 match state.filter(|state| is_it(state.epoch)) {
                     Some(state) => {
@@ -490,7 +499,7 @@ impl Bpf {
                             space.epoch = state.epoch;
                             space.count = state.changes;
                         }
-                        Some(Step::Open)
+                        Some(PatternStep::Open)
                     }
                     None => {
                         self.patterns_gone(netns, self.time, None);
@@ -498,26 +507,29 @@ impl Bpf {
                     }
                 }
             }
-            (Step::Verify, Reply::PatternState(Err(error))) => {
+            (PatternStep::Verify, Reply::PatternState(Err(error))) => {
                 self.trouble(error);
                 None
             }
-            (Step::State, Reply::Done(Ok(()))) => {
+            (PatternStep::State, Reply::Done(Ok(()))) => {
                 space.is_counted = true;
                 space.count = 0;
-                Some(Step::Open)
+                Some(PatternStep::Open)
             }
-            (Step::Open, Reply::Done(Ok(()))) => {
+            (PatternStep::Open, Reply::Done(Ok(()))) => {
                 space.closes = true;
                 space.is_sure = false;
                 space.must_open = !space.is_of_all;
-                Some(Step::Clear)
+                Some(PatternStep::Clear)
             }
-            (Step::Clear, Reply::Done(Ok(()))) => {
+            (PatternStep::Clear, Reply::Done(Ok(()))) => {
                 space.must_open = false;
-                Some(Step::Wait)
+                Some(PatternStep::Wait)
             }
-            (Step::State | Step::Open | Step::Clear, Reply::Done(Err(error))) => {
+            (
+                PatternStep::State | PatternStep::Open | PatternStep::Clear,
+                Reply::Done(Err(error)),
+            ) => {
                 // What was let through before is let through still.
                 space.is_open &= space.is_of_all;
                 if space.joins {
@@ -526,12 +538,12 @@ impl Bpf {
                 self.trouble(error);
                 None
             }
-            (Step::Wait, Reply::Answer(_)) => {
+            (PatternStep::Wait, Reply::Answer(_)) => {
                 // What was sent before is not all that happened, and comes before anything is read.
                 self.read_again();
                 None
             }
-            (Step::Count, Reply::PatternState(Ok(state))) if space.is_of_all => {
+            (PatternStep::Count, Reply::PatternState(Ok(state))) if space.is_of_all => {
                 let state = state.filter(|state| state.epoch == space.epoch);
                 if let Some(state) = state {
                     space.is_full |= state.full != 0;
@@ -543,16 +555,16 @@ impl Bpf {
                 }
                 None
             }
-            (Step::Count, Reply::PatternState(Ok(Some(state)))) => {
+            (PatternStep::Count, Reply::PatternState(Ok(Some(state)))) => {
                 space.catch_up(state.changes);
                 None
             }
-            (Step::Count, Reply::PatternState(state)) => {
+            (PatternStep::Count, Reply::PatternState(state)) => {
                 let error = state.err();
                 self.trouble(error.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
                 None
             }
-            (Step::Read, Reply::Matching(Ok(Matching { devices, state }))) => {
+            (PatternStep::Read, Reply::Matching(Ok(Matching { devices, state }))) => {
                 let Some(state) = state.filter(|state| state.epoch == space.epoch) else {
                     self.patterns_gone(netns, self.time, None);
                     self.patterns.everywhere.must_count = true;
@@ -570,12 +582,12 @@ impl Bpf {
                 }
                 None
             }
-            (Step::Read, Reply::Matching(Err(error))) => {
+            (PatternStep::Read, Reply::Matching(Err(error))) => {
                 space.table.abandon();
                 self.trouble(error);
                 None
             }
-            (Step::Read, Reply::Answer(answer)) => {
+            (PatternStep::Read, Reply::Answer(answer)) => {
                 let result = space.table.answer(answer);
                 let is_answered = space.table.question().is_none();
                 match result {
@@ -593,50 +605,50 @@ impl Bpf {
                 }
                 None
             }
-            (Step::Mark(mut left), Reply::Done(Ok(()))) => {
+            (PatternStep::Mark(mut left), Reply::Done(Ok(()))) => {
                 left.pop();
-                Some(Step::Mark(left))
+                Some(PatternStep::Mark(left))
             }
-            (Step::Close, Reply::Done(Ok(()))) => Some(Step::Settle),
+            (PatternStep::Close, Reply::Done(Ok(()))) => Some(PatternStep::Settle),
             // There is no room for all of them: everything is let through from now on.
-            (Step::Mark(_), Reply::Done(Err(error))) => {
+            (PatternStep::Mark(_), Reply::Done(Err(error))) => {
                 space.is_full = true;
                 log::warn!("the programs let every interface through from now on: {error}");
                 self.have_begun(netns);
                 None
             }
-            (Step::Close, Reply::Done(Err(error))) => {
+            (PatternStep::Close, Reply::Done(Err(error))) => {
                 log::warn!("the programs let every interface through from now on: {error}");
                 space.is_open = true;
                 self.have_begun(netns);
                 None
             }
-            (Step::Settle, _) => {
+            (PatternStep::Settle, _) => {
                 self.have_begun(netns);
                 self.read_again();
                 None
             }
-            (Step::Narrow, _) => Some(Step::NarrowWait),
-            (Step::NarrowWait, _) => {
+            (PatternStep::Narrow, _) => Some(PatternStep::NarrowWait),
+            (PatternStep::NarrowWait, _) => {
                 self.outcome = self.patterns.outcome.take();
                 None
             }
-            (Step::Remove, _) => Some(Step::RemoveWait),
-            (Step::RemoveWait, _) => Some(Step::RemoveMatching),
-            (Step::RemoveMatching, _) => Some(Step::RemoveState),
-            (Step::RemoveState, _) => {
+            (PatternStep::Remove, _) => Some(PatternStep::RemoveWait),
+            (PatternStep::RemoveWait, _) => Some(PatternStep::RemoveMatching),
+            (PatternStep::RemoveMatching, _) => Some(PatternStep::RemoveState),
+            (PatternStep::RemoveState, _) => {
                 let watch = self.watches.range(Watch::first_of(netns)..).next();
                 let has_names = watch.is_some_and(|(watch, _)| watch.netns == netns);
                 if !has_names && self.namespaces.remove(&netns).is_some() {
-                    Some(Step::Namespace)
+                    Some(PatternStep::Namespace)
                 } else if self.hook == Hook::Function {
-                    Some(Step::Leave)
+                    Some(PatternStep::Leave)
                 } else {
                     self.have_ended(netns)
                 }
             }
-            (Step::Namespace, _) => Some(Step::Leave),
-            (Step::Leave, _) => self.have_ended(netns),
+            (PatternStep::Namespace, _) => Some(PatternStep::Leave),
+            (PatternStep::Leave, _) => self.have_ended(netns),
             (step, reply) => {
                 debug_assert!(false, "{reply:?} to {step:?}");
                 None
@@ -645,13 +657,13 @@ impl Bpf {
     }
 
     /// The patterns that were to begin do not: nothing is left of them.
-    fn refuse_patterns(&mut self, netns: NetnsId, error: Error) -> Option<Step> {
+    fn refuse_patterns(&mut self, netns: NetnsId, error: Error) -> Option<PatternStep> {
         let space = self.patterns.spaces.get_mut(&netns)?;
         space.give_up();
         let outcome = Outcome::Watched(Err(error));
         if space.table.is_empty() {
             self.patterns.outcome = Some(outcome);
-            return Some(Step::Remove);
+            return Some(PatternStep::Remove);
         }
         // What the others were told meanwhile is all that there was, and nothing of it is lost; the
         // programs are told of them anew.
@@ -674,7 +686,7 @@ impl Bpf {
     }
 
     /// No pattern of the namespace is watched any more.
-    fn have_ended(&mut self, netns: NetnsId) -> Option<Step> {
+    fn have_ended(&mut self, netns: NetnsId) -> Option<PatternStep> {
         self.patterns.spaces.remove(&netns);
         self.patterns.suspects.remove(&netns);
         self.outcome = self.patterns.outcome.take();
@@ -700,7 +712,7 @@ impl Bpf {
                 table.gone(from.ifindex, None, place(to));
                 self.say_patterns(from_netns, time, by);
             } else if table.knows(from.ifindex) {
-                self.half_gone = Some(Gone {
+                self.half_gone = Some(DepartedDevice {
                     netns: from_netns,
                     nsid: record.nsid,
                     ifindex: from.ifindex,
@@ -746,7 +758,7 @@ impl Bpf {
     /// The rest of a record.
     pub(super) fn gone_elsewhere(&mut self, answer: Answer) {
         if let (
-            Some(Gone {
+            Some(DepartedDevice {
                 netns,
                 ifindex,
                 to_ifindex,
@@ -758,7 +770,7 @@ impl Bpf {
         ) = (self.half_gone.take(), answer)
             && let Some(space) = self.patterns.spaces.get_mut(&netns)
         {
-            let place = Place {
+            let place = Destination {
                 netns: to,
                 ifindex: to_ifindex,
                 name: None,

@@ -19,11 +19,11 @@ pub(super) struct Recognition {
     ifindex: u32,
     /// The epoch of the watch, and the change by which the device took the name.
     took: (u32, u64),
-    step: Step,
+    step: RecognitionStep,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum RecognitionStep {
     Inode,
     /// sysfs can show who has the name next before the program is shown that, or without: was all
     /// shown to it by then? Nothing, where sysfs shows another device.
@@ -53,32 +53,32 @@ impl Recognition {
             watch,
             ifindex,
             took,
-            step: Step::Inode,
+            step: RecognitionStep::Inode,
         }
     }
 
     pub(super) fn request(&self) -> Request {
         let Watch { netns, name } = self.watch;
         match self.step {
-            Step::Inode => Request::Ask(netns, Question::IdentityOf(name)),
-            Step::Heard(_) => Request::Overflowed(netns),
-            Step::Confirm(_) => Request::Name(key_of(&self.watch)),
+            RecognitionStep::Inode => Request::Ask(netns, Question::IdentityOf(name)),
+            RecognitionStep::Heard(_) => Request::Overflowed(netns),
+            RecognitionStep::Confirm(_) => Request::Name(key_of(&self.watch)),
         }
     }
 
     /// Goes on with the answer to the request.
     pub(super) fn answer(mut self, reply: Reply) -> Result<Self, Recognized> {
         self.step = match (self.step, reply) {
-            (Step::Inode, Reply::Answer(Answer::Identity(found))) => {
+            (RecognitionStep::Inode, Reply::Answer(Answer::Identity(found))) => {
                 let found = found.map_err(Recognized::Failed)?;
                 let found = found.ok_or(Recognized::Nothing)?;
-                Step::Heard(found.inode_of(self.ifindex))
+                RecognitionStep::Heard(found.inode_of(self.ifindex))
             }
-            (Step::Heard(inode), Reply::Overflowed(Ok(false))) => {
-                Step::Confirm(inode.ok_or(Recognized::Nothing)?)
+            (RecognitionStep::Heard(inode), Reply::Overflowed(Ok(false))) => {
+                RecognitionStep::Confirm(inode.ok_or(Recognized::Nothing)?)
             }
-            (Step::Heard(_), Reply::Overflowed(_)) => return Err(Recognized::Unheard),
-            (Step::Confirm(inode), Reply::Name(state)) => {
+            (RecognitionStep::Heard(_), Reply::Overflowed(_)) => return Err(Recognized::Unheard),
+            (RecognitionStep::Confirm(inode), Reply::Name(state)) => {
                 let state = state.map_err(Recognized::Failed)?;
                 let is_it = state.is_some_and(|state| {
                     is_whole(&state) && (state.epoch, state.opened) == self.took

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ifmon_ebpf::{LOOPBACK_IFINDEX, NETREG_REGISTERED, Name, Place as WirePlace, Record, flag};
+use ifmon_ebpf::{LOOPBACK_IFINDEX, NETREG_REGISTERED, Name, Place, Record, flag};
 use rustix::thread::{UnshareFlags, set_name, unshare_unsafe};
 
 use super::shared::Shared;
@@ -46,7 +46,7 @@ pub(super) fn run(
             return Ok(None);
         }
     };
-    let expected = WirePlace {
+    let expected = Place {
         name: Name::new(b"lo").unwrap_or_default(),
         netns: netns.id().0,
         ifindex: LOOPBACK_IFINDEX,
@@ -66,7 +66,7 @@ pub(super) fn run(
     Err(Unavailable::Misread {
         netns: netns.id(),
         seen: seen.map(|record| {
-            let WirePlace {
+            let Place {
                 name,
                 netns,
                 ifindex,

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Reply, Request,
     core::Hook,
-    layout::Layout,
+    layout::KernelLayout,
     load::{self, Load, Pid, Who},
     maps::{self, Maps},
     selftest,
@@ -77,7 +77,7 @@ impl fmt::Debug for Programs {
 
 /// What the programs are to be loaded for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct LoadFor {
     pub(crate) watches: usize,
     pub(crate) patterns: usize,
     /// There may be some for all namespaces.
@@ -91,8 +91,8 @@ impl Programs {
     /// Loads and attaches a tracing program, and proves that it reads the kernel right.
     pub(crate) fn tracing(
         kind: BackendKind,
-        layout: &Layout,
-        wanted: Wanted,
+        layout: &KernelLayout,
+        wanted: LoadFor,
     ) -> Result<Self, Unavailable> {
         if wanted.patterns > 0 && layout.constants_for_patterns().is_none() {
             return Err(Unavailable::NoKind);
@@ -121,8 +121,8 @@ impl Programs {
     /// Loads a program to be the filter of netlink sockets. `layout` is asked for where nothing but
     /// the kernel's own structures say who makes a change.
     pub(crate) fn socket_filter(
-        layout: impl Fn() -> Option<Layout>,
-        wanted: Wanted,
+        layout: impl Fn() -> Option<KernelLayout>,
+        wanted: LoadFor,
     ) -> Result<Self, Unavailable> {
         let Filter {
             object,
@@ -344,13 +344,13 @@ struct Filter {
 
 /// Loads the socket filter with as much of "who" as this kernel and these capabilities allow.
 fn load_socket_filter(
-    layout: impl Fn() -> Option<Layout>,
-    wanted: Wanted,
+    layout: impl Fn() -> Option<KernelLayout>,
+    wanted: LoadFor,
 ) -> Result<Filter, Unavailable> {
     let who = load::who_by_helpers()?;
     // A structure is read where no helper says it, since that takes the kernel's BTF.
     let of_task = match who.pid {
-        Pid::OfTask => layout().filter(Layout::has_tgid),
+        Pid::OfTask => layout().filter(KernelLayout::has_tgid),
         _ => None,
     };
     let who = match (who.pid, &of_task) {
@@ -468,7 +468,11 @@ fn follow_log(object: &mut Object) -> Option<AbortHandle> {
     Some(task.abort_handle())
 }
 
-fn attach(object: &mut Object, kind: BackendKind, layout: &Layout) -> Result<(), Unavailable> {
+fn attach(
+    object: &mut Object,
+    kind: BackendKind,
+    layout: &KernelLayout,
+) -> Result<(), Unavailable> {
     if kind == BackendKind::Kprobe {
         let program: &mut KProbe = program(object, KPROBE_PROGRAM)?;
         program.load().map_err(|error| load::refused(&error))?;

@@ -14,7 +14,7 @@ use super::{
     Exit, complain,
     mine::Mine,
     service::Rule,
-    target::{self, Target, What},
+    target::{self, Selection, WatchArgument},
 };
 
 /// Say at once, and for certain, when a network interface is deleted, recreated, renamed or moved.
@@ -44,7 +44,7 @@ pub(crate) struct Args {
 
     /// The interfaces, taken apart
     #[arg(skip)]
-    pub(crate) interfaces: Vec<Target>,
+    pub(crate) interfaces: Vec<WatchArgument>,
 
     /// How to hear of changes
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
@@ -364,7 +364,7 @@ impl Args {
         }
         // There may be thousands: the words are taken out.
         for word in std::mem::take(&mut args.words) {
-            let target = Target::parse(&word, args.literal).map_err(|error| {
+            let target = WatchArgument::parse(&word, args.literal).map_err(|error| {
                 refuse(format!(
                     "{:?} is no interface: {error}",
                     word.to_string_lossy()
@@ -392,7 +392,7 @@ impl Args {
                  write ./{name} if {name} is to be that socket"
             )));
         }
-        let is_pattern = |target: &Target| matches!(target.what, What::Pattern(_));
+        let is_pattern = |target: &WatchArgument| matches!(target.what, Selection::Pattern(_));
         if args.interfaces.iter().any(is_pattern) {
             for (option, is_given) in [
                 ("--on-restart", args.on_restart.is_some()),
@@ -407,7 +407,7 @@ impl Args {
         }
         if let Some(ifindex) = args.expect_ifindex {
             let [
-                Target {
+                WatchArgument {
                     expected: expected @ None,
                     ..
                 },

@@ -36,11 +36,11 @@ const MARK: &str = "_IFMON_COMMAND";
 /// Runs commands and waits for all children, also those that others left.
 #[derive(Clone, Debug)]
 pub(crate) struct Children {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ChildrenState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ChildrenState {
     /// Who waits for the end of which command.
     running: HashMap<Pid, oneshot::Sender<ExitStatus>>,
     /// Children that came before a command ended by itself, and may be what it left to stay.
@@ -70,7 +70,7 @@ impl Job {
 
 /// A command, and how long it may run.
 #[derive(Clone, Debug)]
-pub(crate) struct Shell {
+pub(crate) struct ShellCommand {
     pub(crate) command: OsString,
     pub(crate) limit: Duration,
 }
@@ -106,7 +106,7 @@ impl Children {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ChildrenState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,7 +124,7 @@ impl Children {
 
     /// Runs a command through sh, until it ends or its time is over. When the future is dropped,
     /// the command ends too.
-    pub(crate) async fn run(&self, shell: &Shell, job: Job) {
+    pub(crate) async fn run(&self, shell: &ShellCommand, job: Job) {
         let Job { what, environment } = job;
         let mut child = match self.start(&shell.command, environment) {
             Ok(child) => child,

@@ -13,7 +13,7 @@ const VARLINK: &str = include_str!("../../io.ifmon.varlink");
 
 /// What to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum What {
+pub(crate) enum Generated {
     /// ifmon(1)
     Man,
     /// ifmon.varlink(5)
@@ -23,7 +23,7 @@ pub(crate) enum What {
     Fish,
 }
 
-impl What {
+impl Generated {
     pub(crate) fn write(self, out: &mut impl Write) -> io::Result<()> {
         let text = match self {
             Self::Man => return man(Args::command(), out),
@@ -474,7 +474,7 @@ ifmon web/eth0
 mod tests {
     use super::*;
 
-    fn written(what: What) -> String {
+    fn written(what: Generated) -> String {
         let mut text = Vec::new();
         what.write(&mut text).expect("memory can be written");
         String::from_utf8(text).expect("text")
@@ -483,12 +483,12 @@ mod tests {
     #[test]
     fn options_are_offered_but_for_the_hidden_ones() {
         let command = Args::command();
-        for shell in [What::Bash, What::Zsh, What::Fish] {
+        for shell in [Generated::Bash, Generated::Zsh, Generated::Fish] {
             let text = written(shell);
             for arg in command.get_arguments() {
                 let Some(long) = arg.get_long() else { continue };
                 let option = match shell {
-                    What::Fish => format!("-l {long} "),
+                    Generated::Fish => format!("-l {long} "),
                     _ => format!("--{long}"),
                 };
                 let offered = text.contains(&option) || text.contains(option.trim_end());
@@ -500,9 +500,9 @@ mod tests {
     #[test]
     fn names_are_offered() {
         for (shell, interfaces, namespaces) in [
-            (What::Bash, "/sys/class/net", "/run/netns"),
-            (What::Zsh, ":_net_interfaces", ":_files -W /run/netns"),
-            (What::Fish, "/sys/class/net/*", "/run/netns/*"),
+            (Generated::Bash, "/sys/class/net", "/run/netns"),
+            (Generated::Zsh, ":_net_interfaces", ":_files -W /run/netns"),
+            (Generated::Fish, "/sys/class/net/*", "/run/netns/*"),
         ] {
             let text = written(shell);
             assert!(text.contains(interfaces), "{text}");
@@ -519,7 +519,7 @@ mod tests {
             _ifmon_with_names ifmon "${word#=}" "${COMP_WORDS[COMP_CWORD - 1]}"
             echo "${COMPREPLY[*]}""#;
         let output = std::process::Command::new("bash")
-            .args(["-c", &(written(What::Bash) + script), "bash"])
+            .args(["-c", &(written(Generated::Bash) + script), "bash"])
             .args(words.split(' '))
             .output()
             .expect("there is a bash");
@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn fish_takes_no_word_for_the_state_to_wait_for() {
-        let text = written(What::Fish);
+        let text = written(Generated::Fish);
         let line = text.lines().find(|line| line.contains("-l wait "));
         let line = line.expect("it is offered");
         assert!(!line.contains(" -r "), "{line}");
@@ -575,7 +575,7 @@ mod tests {
 
     #[test]
     fn the_synopsis_has_the_values() {
-        let text = written(What::Man);
+        let text = written(Generated::Man);
         for shown in [
             "\n[\\fB\\-\\-backend\\fR \\fIBACKEND\\fR]\n",
             "\n[\\fB\\-\\-wait\\fR[=\\fISTATE\\fR]]\n",
@@ -592,7 +592,7 @@ mod tests {
     /// The service tells what lines tell, and its definition is held against the code.
     #[test]
     fn the_man_page_names_every_event_and_every_field() {
-        let text = written(What::Man);
+        let text = written(Generated::Man);
         let (_, reply) = VARLINK.split_once("-> (").expect("it answers");
         let (reply, _) = reply.split_once("\n)").expect("it has an end");
         let (_, actor) = VARLINK.split_once("type Actor (").expect("there is one");
@@ -626,7 +626,7 @@ mod tests {
 
     #[test]
     fn the_service_is_described_by_its_definition() {
-        let text = written(What::ManVarlink);
+        let text = written(Generated::ManVarlink);
         for line in ["method List() ", "error TooMany ", "type Actor ("] {
             assert!(text.contains(&format!("\\&{line}")), "{text}");
         }

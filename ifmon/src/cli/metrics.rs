@@ -43,20 +43,20 @@ pub(crate) struct Listener(TcpListener);
 /// What was counted so far.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Totals>>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Totals {
     watches: Watches,
     /// How often the state of a watch was read again, patterns as well.
     resyncs: u64,
 }
 
-type Watches = BTreeMap<(NetnsId, InterfaceName), Watched>;
+type Watches = BTreeMap<(NetnsId, InterfaceName), WatchTotals>;
 
 #[derive(Clone, Debug)]
-struct Watched {
+struct WatchTotals {
     /// Its namespace, as a label: the name that it had when the watch began, which must not change
     /// when the namespace loses it.
     netns: String,
@@ -66,7 +66,7 @@ struct Watched {
     events: BTreeMap<&'static str, u64>,
 }
 
-impl Watched {
+impl WatchTotals {
     fn new(netns: String) -> Self {
         Self {
             netns,
@@ -140,7 +140,7 @@ impl Metrics {
     /// Counts an event.
     pub(crate) fn event(&self, event: &Event) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let Told { watches, resyncs } = &mut *told;
+        let Totals { watches, resyncs } = &mut *told;
         *resyncs += u64::from(matches!(event.kind, EventKind::Resynced { .. }));
         if event.pattern.is_some() {
             // Of a pattern there is no other metric.
@@ -149,7 +149,7 @@ impl Metrics {
         let key = (event.netns, event.interface);
         if !watches.contains_key(&key) {
             let netns = label(event.netns, watches);
-            watches.insert(key, Watched::new(netns));
+            watches.insert(key, WatchTotals::new(netns));
         }
         if let Some(watched) = watches.get_mut(&key) {
             watched.up = event.kind.holder().is_some();
@@ -161,7 +161,7 @@ impl Metrics {
 async fn converse(
     stream: TcpStream,
     monitor: &Handle,
-    told: &Mutex<Told>,
+    told: &Mutex<Totals>,
     backend: BackendKind,
 ) -> hyper::Result<()> {
     let answer = service_fn(async |request: Request<Incoming>| {
@@ -216,7 +216,7 @@ fn scrape(snapshot: &Snapshot, format: Format) -> Response<Full<Bytes>> {
 /// Everything at one moment.
 #[derive(Debug)]
 struct Snapshot {
-    told: Told,
+    told: Totals,
     counters: Counters,
     backend: BackendKind,
 }
@@ -224,7 +224,7 @@ struct Snapshot {
 impl Snapshot {
     fn expose(&self, format: Format) -> String {
         let Self {
-            told: Told { watches, resyncs },
+            told: Totals { watches, resyncs },
             counters,
             backend,
         } = self;
@@ -287,7 +287,7 @@ impl Snapshot {
 /// and two names must not become one series.
 fn labels(
     interface: InterfaceName,
-    watched: &Watched,
+    watched: &WatchTotals,
     event: Option<&str>,
 ) -> Vec<(&'static str, String)> {
     let mut labels = vec![
@@ -322,10 +322,10 @@ mod tests {
     fn snapshot(names: &[&[u8]]) -> Snapshot {
         let watches = names.iter().map(|name| {
             let name = InterfaceName::new(name).expect("a good name");
-            ((NetnsId(7), name), Watched::new("web".to_owned()))
+            ((NetnsId(7), name), WatchTotals::new("web".to_owned()))
         });
         Snapshot {
-            told: Told {
+            told: Totals {
                 watches: watches.collect(),
                 resyncs: 0,
             },

@@ -17,7 +17,7 @@ pub(crate) type Time = Duration;
 
 /// What a line means for who holds the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum HolderChange {
     /// Nobody has the name any more.
     Gone,
     /// A device has the name that is not the last one.
@@ -39,7 +39,7 @@ pub(crate) enum Action {
 
 /// A device, told from all others that held the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Device(u64);
+struct HolderNumber(u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -53,9 +53,9 @@ enum Phase {
 #[derive(Debug)]
 pub(crate) struct Restart {
     /// Who held the name last, and whether it still does.
-    last: Device,
+    last: HolderNumber,
     held: bool,
-    baseline: Option<Device>,
+    baseline: Option<HolderNumber>,
     phase: Phase,
     /// When the last run ended.
     ended: Option<Time>,
@@ -67,7 +67,7 @@ impl Restart {
     /// A watch that begins, and whether the name is held.
     pub(crate) fn new(held: bool) -> Self {
         let mut restart = Self {
-            last: Device(0),
+            last: HolderNumber(0),
             held,
             baseline: None,
             phase: Phase::Quiet,
@@ -78,20 +78,20 @@ impl Restart {
         restart
     }
 
-    fn holder(&self) -> Option<Device> {
+    fn holder(&self) -> Option<HolderNumber> {
         self.held.then_some(self.last)
     }
 
     /// A change was told; `own` when it is known to be the engine's own doing.
-    pub(crate) fn change(&mut self, now: Time, change: Change, own: bool) -> Action {
+    pub(crate) fn change(&mut self, now: Time, change: HolderChange, own: bool) -> Action {
         let before = self.holder();
         match change {
-            Change::Gone => self.held = false,
-            Change::New => {
-                self.last = Device(self.last.0 + 1);
+            HolderChange::Gone => self.held = false,
+            HolderChange::New => {
+                self.last = HolderNumber(self.last.0 + 1);
                 self.held = true;
             }
-            Change::Back => self.held = true,
+            HolderChange::Back => self.held = true,
         }
         match self.phase {
             Phase::Running => return Action::Nothing,
@@ -105,9 +105,9 @@ impl Restart {
         }
         if self.baseline.is_none() && before.is_none() {
             match change {
-                Change::New | Change::Back => self.baseline = self.holder(),
+                HolderChange::New | HolderChange::Back => self.baseline = self.holder(),
                 // It was gone before the watch began: there was one to be expected.
-                Change::Gone => self.baseline = Some(self.last),
+                HolderChange::Gone => self.baseline = Some(self.last),
             }
         }
         if self.holder() == self.baseline {
@@ -161,14 +161,14 @@ impl Restart {
 
 #[cfg(test)]
 mod tests {
-    use super::{Action::*, Change::*, *};
+    use super::{Action::*, HolderChange::*, *};
 
     fn at(seconds: u64) -> Time {
         Duration::from_secs(seconds)
     }
 
     /// A change from outside.
-    fn change(restart: &mut Restart, seconds: u64, change: Change) -> Action {
+    fn change(restart: &mut Restart, seconds: u64, change: HolderChange) -> Action {
         restart.change(at(seconds), change, false)
     }
 

@@ -13,10 +13,10 @@ use tokio::{
 };
 
 use super::{
-    children::{Children, Environment, Job, Shell},
-    restart::{Action, Change, Restart},
-    state::Told,
-    watches::Watch,
+    children::{Children, Environment, Job, ShellCommand},
+    restart::{Action, HolderChange, Restart},
+    state::Unfinished,
+    watches::WatchKey,
 };
 
 /// Commands at a time: with a namespace, thousands of devices may go at once.
@@ -24,31 +24,31 @@ const AT_ONCE: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Restarts {
-    shell: Shell,
+    shell: ShellCommand,
     children: Children,
     monitor: Handle,
-    watches: HashMap<Watch, Watched>,
-    timers: BTreeSet<(Instant, Watch)>,
+    watches: HashMap<WatchKey, WatchRestart>,
+    timers: BTreeSet<(Instant, WatchKey)>,
     /// Commands that run, or wait for their turn; whether they had it.
-    commands: JoinSet<(Watch, bool)>,
+    commands: JoinSet<(WatchKey, bool)>,
     /// Watches whose command has ended, until all that happened before was told.
-    ended: BTreeSet<Watch>,
-    syncs: JoinSet<Watch>,
+    ended: BTreeSet<WatchKey>,
+    syncs: JoinSet<WatchKey>,
     turns: Arc<Semaphore>,
     begin: Instant,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchRestart {
     restart: Restart,
     /// What the command will be told: the last change that called for it.
     job: Option<Job>,
     /// Held until what is there is what is meant to be there.
-    told: Option<Told>,
+    told: Option<Unfinished>,
 }
 
 impl Restarts {
-    pub(crate) fn new(children: Children, shell: Shell, monitor: Handle) -> Self {
+    pub(crate) fn new(children: Children, shell: ShellCommand, monitor: Handle) -> Self {
         Self {
             shell,
             children,
@@ -70,14 +70,15 @@ impl Restarts {
         event: &Event,
         own: bool,
         environment: Option<Environment>,
-        told: Option<Told>,
+        told: Option<Unfinished>,
     ) {
         let watch = (event.netns, event.interface);
         let Some(change) = change(event) else {
             if let EventKind::Watching { ifindex } = event.kind {
                 let restart = Restart::new(ifindex.is_some());
                 let (job, told) = (None, None);
-                self.watches.insert(watch, Watched { restart, job, told });
+                self.watches
+                    .insert(watch, WatchRestart { restart, job, told });
             }
             return;
         };
@@ -96,7 +97,7 @@ impl Restarts {
         self.act(watch, action);
     }
 
-    fn act(&mut self, watch: Watch, action: Action) {
+    fn act(&mut self, watch: WatchKey, action: Action) {
         match action {
             Action::Nothing => {}
             Action::WakeAt(time) => {
@@ -190,7 +191,7 @@ impl Restarts {
     }
 
     /// Watches whose command has ended, and about which not all that happened until then was told.
-    pub(crate) const fn ended(&self) -> &BTreeSet<Watch> {
+    pub(crate) const fn ended(&self) -> &BTreeSet<WatchKey> {
         &self.ended
     }
 
@@ -201,13 +202,13 @@ impl Restarts {
 }
 
 /// What an event means for who holds the name.
-fn change(event: &Event) -> Option<Change> {
+fn change(event: &Event) -> Option<HolderChange> {
     if let EventKind::Returned { .. } = event.kind {
-        return Some(Change::Back);
+        return Some(HolderChange::Back);
     }
     let is_new = event.should_restart() || matches!(event.kind, EventKind::Appeared { .. });
     is_new.then_some(match event.kind.holder() {
-        Some(_) => Change::New,
-        None => Change::Gone,
+        Some(_) => HolderChange::New,
+        None => HolderChange::Gone,
     })
 }

@@ -11,7 +11,7 @@ use super::metrics::{self, Metrics};
 use super::{
     Exit,
     args::{Args, WaitArg},
-    children::{Children, Shell},
+    children::{Children, ShellCommand},
     complain, memory, mine,
     notify::Notifier,
     output::{Output, facts::Reason, stdout::Stdout},
@@ -19,8 +19,8 @@ use super::{
     restarts::Restarts,
     service,
     signals::Signals,
-    state::{Directory, State},
-    target::{self, Target},
+    state::{Directory, StateRecords},
+    target::{self, WatchArgument},
     top::terminal::Terminal,
     watches::{self, Watches},
 };
@@ -65,7 +65,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         Some(address) => Some(metrics::Listener::open(address).await?),
         None => None,
     };
-    let is_elsewhere = |target: &Target| target.netns.is_some() && !target.is_everywhere();
+    let is_elsewhere = |target: &WatchArgument| target.netns.is_some() && !target.is_everywhere();
     let is_named = |netns: &OsString| netns != target::EVERYWHERE;
     let elsewhere = args.netns.iter().any(is_named) || args.interfaces.iter().any(is_elsewhere);
     let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
@@ -112,7 +112,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         .zip(children.clone())
         .map(|(command, children)| {
             let limit = args.exec_timeout;
-            Restarts::new(children, Shell { command, limit }, monitor.handle())
+            Restarts::new(children, ShellCommand { command, limit }, monitor.handle())
         });
     let output = Output::open(&args, places, children.as_ref(), &monitor.handle(), backend)?;
     notifier.watch_over(monitor.handle());
@@ -123,7 +123,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
         args,
         output,
         restarts,
-        state: directory.map(|directory| State::new(directory, monitor.handle())),
+        state: directory.map(|directory| StateRecords::new(directory, monitor.handle())),
         watches,
         notifier,
         signals,
@@ -185,7 +185,7 @@ struct Run {
     monitor: Monitor,
     output: Output,
     restarts: Option<Restarts>,
-    state: Option<State>,
+    state: Option<StateRecords>,
     watches: Watches,
     notifier: Notifier,
     signals: Signals,
@@ -528,7 +528,7 @@ async fn next_restart(restarts: &mut Option<Restarts>) {
 }
 
 /// Writes down what was told, for `--state`.
-async fn next_record(state: &mut Option<State>, watches: &Watches) {
+async fn next_record(state: &mut Option<StateRecords>, watches: &Watches) {
     match state {
         Some(state) => state.next(watches).await,
         None => std::future::pending().await,
@@ -538,10 +538,10 @@ async fn next_record(state: &mut Option<State>, watches: &Watches) {
 /// Writes down what is left. What happens meanwhile is not told any more, and not written down, but
 /// for what the command of `--on-restart` did itself to interfaces that it was run for.
 async fn finish_records(
-    state: &mut Option<State>,
+    state: &mut Option<StateRecords>,
     watches: &mut Watches,
     monitor: &mut Monitor,
-    restarted: Option<&BTreeSet<watches::Watch>>,
+    restarted: Option<&BTreeSet<watches::WatchKey>>,
 ) {
     let Some(state) = state else {
         return;

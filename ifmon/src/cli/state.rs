@@ -25,7 +25,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
     refused::refused,
-    watches::{Watch, Watches},
+    watches::{WatchKey, Watches},
 };
 
 /// The one that uses the directory holds a lock on this file.
@@ -36,14 +36,14 @@ const NEW: &str = ":new";
 /// What is known of one watch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    place: Place,
+    place: RecordScope,
     /// Null while nobody has the name.
-    holder: Option<Holder>,
+    holder: Option<RecordedHolder>,
 }
 
 /// Where what a record says is true.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct RecordScope {
     /// The kernel makes one up at each boot (`random(4)`).
     boot_id: String,
     netns: u32,
@@ -54,13 +54,13 @@ pub(crate) struct Place {
 
 /// A device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Holder {
+struct RecordedHolder {
     ifindex: u32,
     /// Of its directory in sysfs, where that is known.
     inode: Option<u64>,
 }
 
-impl Holder {
+impl RecordedHolder {
     const fn identity(self) -> Identity {
         let identity = Identity::of_ifindex(self.ifindex);
         match self.inode {
@@ -72,9 +72,9 @@ impl Holder {
 
 /// What a file says about a watch that begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum RecordSays {
     /// This device is to be expected.
-    Expect(Holder),
+    Expect(RecordedHolder),
     /// Nobody had the name, so nobody is missing.
     Absent,
     /// Nothing: it is about another namespace, which had the same number.
@@ -86,17 +86,17 @@ enum Said {
 }
 
 /// What a stored record and the present state lead to.
-fn compare(stored: &[u8], here: &Place) -> Said {
+fn compare(stored: &[u8], here: &RecordScope) -> RecordSays {
     let Ok(Record { place, holder }) = serde_json::from_slice(stored) else {
-        return Said::Damaged;
+        return RecordSays::Damaged;
     };
     if place.boot_id != here.boot_id {
-        return Said::OtherBoot;
+        return RecordSays::OtherBoot;
     }
     if place != *here {
-        return Said::ElsewhereThen;
+        return RecordSays::ElsewhereThen;
     }
-    holder.map_or(Said::Absent, Said::Expect)
+    holder.map_or(RecordSays::Absent, RecordSays::Expect)
 }
 
 /// The directory.
@@ -104,7 +104,7 @@ fn compare(stored: &[u8], here: &Place) -> Said {
 pub(crate) struct Directory {
     path: PathBuf,
     boot_id: String,
-    places: BTreeMap<NetnsId, Place>,
+    places: BTreeMap<NetnsId, RecordScope>,
     /// Opened while there is the right to do so.
     inspectors: BTreeMap<NetnsId, Inspector>,
     /// Why files that are there say nothing, and how many.
@@ -116,29 +116,32 @@ pub(crate) struct Directory {
 
 /// The records, which follow what is told.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct StateRecords {
     directory: Directory,
     monitor: Handle,
     /// What is still to be done about events that were told.
-    unfinished: HashMap<Watch, Weak<Done>>,
-    finished: (mpsc::UnboundedSender<Watch>, mpsc::UnboundedReceiver<Watch>),
-    questions: JoinSet<Result<Answer, ifmon::Error>>,
+    unfinished: HashMap<WatchKey, Weak<Done>>,
+    finished: (
+        mpsc::UnboundedSender<WatchKey>,
+        mpsc::UnboundedReceiver<WatchKey>,
+    ),
+    questions: JoinSet<Result<HolderAnswer, ifmon::Error>>,
     /// What will never be told by this process.
-    untold: Vec<Told>,
+    untold: Vec<Unfinished>,
 }
 
 /// Who holds a name, and how many lines of it there were when that was asked.
-type Answer = (Watch, u64, Option<Identity>);
+type HolderAnswer = (WatchKey, u64, Option<Identity>);
 
 /// Is held by whoever has something to do about an event that was told. When nobody has any more,
 /// the record follows.
 #[derive(Clone, Debug)]
-pub(crate) struct Told(#[expect(dead_code, reason = "it counts who holds it")] Arc<Done>);
+pub(crate) struct Unfinished(#[expect(dead_code, reason = "it counts who holds it")] Arc<Done>);
 
 #[derive(Debug)]
 struct Done {
-    watch: Watch,
-    to: mpsc::UnboundedSender<Watch>,
+    watch: WatchKey,
+    to: mpsc::UnboundedSender<WatchKey>,
 }
 
 impl Drop for Done {
@@ -195,7 +198,7 @@ impl Directory {
     }
 
     /// Something is watched in this namespace.
-    pub(crate) fn enter(&mut self, netns: &Netns) -> Place {
+    pub(crate) fn enter(&mut self, netns: &Netns) -> RecordScope {
         let NetnsId(inum) = netns.id();
         if !self.inspectors.contains_key(&netns.id())
             && let Ok(inspector) = Inspector::new(netns)
@@ -203,16 +206,19 @@ impl Directory {
             self.inspectors.insert(netns.id(), inspector);
         }
         let boot_id = &self.boot_id;
-        let place = self.places.entry(netns.id()).or_insert_with(|| Place {
-            boot_id: boot_id.clone(),
-            netns: inum,
-            netns_cookie: netns.cookie().ok(),
-        });
+        let place = self
+            .places
+            .entry(netns.id())
+            .or_insert_with(|| RecordScope {
+                boot_id: boot_id.clone(),
+                netns: inum,
+                netns_cookie: netns.cookie().ok(),
+            });
         place.clone()
     }
 
     /// The device that is to be expected for a watch that begins.
-    pub(crate) fn expected(&mut self, netns: &Netns, watch: Watch) -> Option<Identity> {
+    pub(crate) fn expected(&mut self, netns: &Netns, watch: WatchKey) -> Option<Identity> {
         let stored = match fs::read(self.file(watch)) {
             Ok(stored) => stored,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -224,10 +230,10 @@ impl Directory {
         };
         let here = self.enter(netns);
         match compare(&stored, &here) {
-            Said::Expect(holder) => return Some(holder.identity()),
-            Said::Absent | Said::ElsewhereThen => {}
-            Said::OtherBoot => self.other_boot += 1,
-            Said::Damaged => self.damaged += 1,
+            RecordSays::Expect(holder) => return Some(holder.identity()),
+            RecordSays::Absent | RecordSays::ElsewhereThen => {}
+            RecordSays::OtherBoot => self.other_boot += 1,
+            RecordSays::Damaged => self.damaged += 1,
         }
         None
     }
@@ -253,7 +259,7 @@ impl Directory {
     }
 
     /// Which device has the name now, as far as that can be read.
-    fn identity(&mut self, (netns, interface): Watch) -> Option<Identity> {
+    fn identity(&mut self, (netns, interface): WatchKey) -> Option<Identity> {
         let inspector = self.inspectors.get_mut(&netns)?;
         match inspector.identity(interface) {
             Ok(identity) => identity,
@@ -265,14 +271,14 @@ impl Directory {
     }
 
     /// An interface's name has neither a slash nor a colon in it.
-    fn file(&self, (NetnsId(netns), interface): Watch) -> PathBuf {
+    fn file(&self, (NetnsId(netns), interface): WatchKey) -> PathBuf {
         let mut name = OsString::from(format!("{netns}:"));
         name.push(OsStr::from_bytes(interface.as_bytes()));
         self.path.join(name)
     }
 
     /// Replaces a record, whole or not at all.
-    fn write(&self, watch: Watch, record: &Record) -> io::Result<()> {
+    fn write(&self, watch: WatchKey, record: &Record) -> io::Result<()> {
         let path = self.file(watch);
         let mut new = path.clone().into_os_string();
         new.push(NEW);
@@ -283,7 +289,7 @@ impl Directory {
     }
 }
 
-impl State {
+impl StateRecords {
     pub(crate) fn new(directory: Directory, monitor: Handle) -> Self {
         directory.warn();
         Self {
@@ -297,23 +303,23 @@ impl State {
     }
 
     /// An event is told. The record follows when nobody holds what this returns any more.
-    pub(crate) fn told(&mut self, watch: Watch) -> Told {
+    pub(crate) fn told(&mut self, watch: WatchKey) -> Unfinished {
         let unfinished = self.unfinished.entry(watch).or_default();
         let done = unfinished.upgrade().unwrap_or_else(|| {
             let to = self.finished.0.clone();
             Arc::new(Done { watch, to })
         });
         *unfinished = Arc::downgrade(&done);
-        Told(done)
+        Unfinished(done)
     }
 
     /// Something happened that will not be told any more: the record stays as it is.
-    pub(crate) fn leave_untold(&mut self, watch: Watch) {
+    pub(crate) fn leave_untold(&mut self, watch: WatchKey) {
         let told = self.told(watch);
         self.untold.push(told);
     }
 
-    fn is_finished(&self, watch: Watch) -> bool {
+    fn is_finished(&self, watch: WatchKey) -> bool {
         let unfinished = self.unfinished.get(&watch);
         unfinished.is_none_or(|done| done.strong_count() == 0)
     }
@@ -347,7 +353,7 @@ impl State {
                     let inode_of = |ifindex| {
                         identity.filter(|identity| identity.ifindex == ifindex)?.inode
                     };
-                    let holder = account.holder().map(|ifindex| Holder {
+                    let holder = account.holder().map(|ifindex| RecordedHolder {
                         ifindex,
                         inode: inode_of(ifindex),
                     });
@@ -357,7 +363,7 @@ impl State {
         }
     }
 
-    fn write(&self, watch: Watch, holder: Option<Holder>) {
+    fn write(&self, watch: WatchKey, holder: Option<RecordedHolder>) {
         let (netns, interface) = watch;
         let Some(place) = self.directory.places.get(&netns).cloned() else {
             return;
@@ -380,38 +386,38 @@ impl State {
 mod tests {
     use super::*;
 
-    fn here() -> Place {
-        Place {
+    fn here() -> RecordScope {
+        RecordScope {
             boot_id: "b2".to_owned(),
             netns: 7,
             netns_cookie: Some(3),
         }
     }
 
-    fn record(place: Place, holder: Option<Holder>) -> Vec<u8> {
+    fn record(place: RecordScope, holder: Option<RecordedHolder>) -> Vec<u8> {
         serde_json::to_vec(&Record { place, holder }).expect("it can be written")
     }
 
-    const HOLDER: Holder = Holder {
+    const HOLDER: RecordedHolder = RecordedHolder {
         ifindex: 5,
         inode: Some(99),
     };
 
     #[test]
     fn a_record_of_another_time_or_place_says_nothing() {
-        let other_boot = Place {
+        let other_boot = RecordScope {
             boot_id: "b1".to_owned(),
             ..here()
         };
-        let same_number = Place {
+        let same_number = RecordScope {
             netns_cookie: Some(2),
             ..here()
         };
         for (stored, said) in [
-            (record(here(), Some(HOLDER)), Said::Expect(HOLDER)),
-            (record(here(), None), Said::Absent),
-            (record(other_boot, Some(HOLDER)), Said::OtherBoot),
-            (record(same_number, Some(HOLDER)), Said::ElsewhereThen),
+            (record(here(), Some(HOLDER)), RecordSays::Expect(HOLDER)),
+            (record(here(), None), RecordSays::Absent),
+            (record(other_boot, Some(HOLDER)), RecordSays::OtherBoot),
+            (record(same_number, Some(HOLDER)), RecordSays::ElsewhereThen),
         ] {
             assert_eq!(compare(&stored, &here()), said);
         }
@@ -423,12 +429,12 @@ mod tests {
         for length in 0..whole.len() {
             assert_eq!(
                 compare(&whole[..length], &here()),
-                Said::Damaged,
+                RecordSays::Damaged,
                 "{length}"
             );
         }
         for other in [&b"{}"[..], b"\xff", b"null", b"[]"] {
-            assert_eq!(compare(other, &here()), Said::Damaged);
+            assert_eq!(compare(other, &here()), RecordSays::Damaged);
         }
     }
 

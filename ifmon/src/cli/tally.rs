@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, hash::Hash};
 use ifmon::{Container, Event, EventKind, LinkKind, NetnsId, Origin};
 use serde::Serialize;
 
-use super::output::{facts::Facts, stderr::printable, text::container};
+use super::output::{facts::EventFacts, stderr::printable, text::container};
 
 /// How many makers are told apart, and how many namespaces and kinds. A host has hundreds of containers;
 /// whoever comes after these many is counted all the same, under nobody's name.
@@ -104,7 +104,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn event(&mut self, event: &Event, facts: &Facts) {
+    pub(crate) fn event(&mut self, event: &Event, facts: &EventFacts) {
         if let EventKind::Resynced { lost, .. } = event.kind {
             match lost {
                 Some(lost) => self.lost += lost,

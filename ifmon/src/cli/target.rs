@@ -13,24 +13,24 @@ pub(crate) const EVERYWHERE: &str = "*";
 
 /// A name, or all that match.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum Selection {
     Name(InterfaceName),
     Pattern(Pattern),
 }
 
 /// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct WatchArgument {
     /// Where it was named with its namespace.
     pub(crate) netns: Option<OsString>,
-    pub(crate) what: What,
+    pub(crate) what: Selection,
     /// The device that its user set up.
     pub(crate) expected: Option<u32>,
 }
 
 /// Why a word names no interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Malformed {
+pub(crate) enum NoInterface {
     #[error(transparent)]
     Name(#[from] InvalidName),
     #[error(transparent)]
@@ -51,11 +51,11 @@ pub(crate) enum Malformed {
     Backslash,
 }
 
-impl Target {
+impl WatchArgument {
     /// Takes a word apart. No interface name has a slash in it, so the last one ends the namespace,
     /// which is taken as it is. In the name a backslash takes the next character as it is;
     /// `literal` takes all of them so.
-    pub(crate) fn parse(word: &OsStr, literal: bool) -> Result<Self, Malformed> {
+    pub(crate) fn parse(word: &OsStr, literal: bool) -> Result<Self, NoInterface> {
         let bytes = word.as_bytes();
         let slash = bytes.iter().rposition(|&byte| byte == b'/');
         let (netns, name) = match slash.and_then(|slash| bytes.split_at_checked(slash)) {
@@ -66,15 +66,15 @@ impl Target {
             None => (None, bytes),
         };
         let (what, expected) = if literal {
-            (What::Name(InterfaceName::new(name)?), None)
+            (Selection::Name(InterfaceName::new(name)?), None)
         } else if is_pattern(name) {
             if has_equals_sign(name) {
-                return Err(Malformed::PatternIndex);
+                return Err(NoInterface::PatternIndex);
             }
-            (What::Pattern(Pattern::new(name)?), None)
+            (Selection::Pattern(Pattern::new(name)?), None)
         } else {
             let (name, expected) = unescape(name)?;
-            (What::Name(InterfaceName::new(name)?), expected)
+            (Selection::Name(InterfaceName::new(name)?), expected)
         };
         Ok(Self {
             netns,
@@ -84,7 +84,7 @@ impl Target {
     }
 }
 
-impl Target {
+impl WatchArgument {
     /// Is it meant in all namespaces?
     pub(crate) fn is_everywhere(&self) -> bool {
         self.netns.as_deref() == Some(OsStr::new(EVERYWHERE))
@@ -93,7 +93,7 @@ impl Target {
 
 /// Takes the names in all namespaces as the patterns that they are there. `all`: so it is with those
 /// that were named without a namespace.
-pub(crate) fn spread(targets: &mut [Target], all: bool) -> Result<(), Malformed> {
+pub(crate) fn spread(targets: &mut [WatchArgument], all: bool) -> Result<(), NoInterface> {
     for target in targets {
         if all && target.netns.is_none() {
             target.netns = Some(EVERYWHERE.into());
@@ -101,11 +101,11 @@ pub(crate) fn spread(targets: &mut [Target], all: bool) -> Result<(), Malformed>
         if !target.is_everywhere() {
             continue;
         }
-        if let What::Name(name) = target.what {
+        if let Selection::Name(name) = target.what {
             if target.expected.is_some() {
-                return Err(Malformed::EverywhereIndex);
+                return Err(NoInterface::EverywhereIndex);
             }
-            target.what = What::Pattern(Pattern::from(name));
+            target.what = Selection::Pattern(Pattern::from(name));
         }
     }
     Ok(())
@@ -113,19 +113,22 @@ pub(crate) fn spread(targets: &mut [Target], all: bool) -> Result<(), Malformed>
 
 /// Narrows every pattern to these kinds. Where there is no pattern, all interfaces of these kinds are
 /// meant.
-pub(crate) fn narrow(targets: &mut Vec<Target>, kinds: &[LinkKind]) -> Result<(), InvalidPattern> {
+pub(crate) fn narrow(
+    targets: &mut Vec<WatchArgument>,
+    kinds: &[LinkKind],
+) -> Result<(), InvalidPattern> {
     let mut has_pattern = false;
     for target in targets.iter_mut() {
-        if let What::Pattern(pattern) = &mut target.what {
+        if let Selection::Pattern(pattern) = &mut target.what {
             *pattern = pattern.clone().of_kinds(kinds.iter().copied());
             has_pattern = true;
         }
     }
     if !has_pattern {
         let all = Pattern::new("*")?.of_kinds(kinds.iter().copied());
-        targets.push(Target {
+        targets.push(WatchArgument {
             netns: None,
-            what: What::Pattern(all),
+            what: Selection::Pattern(all),
             expected: None,
         });
     }
@@ -160,12 +163,12 @@ fn has_equals_sign(pattern: &[u8]) -> bool {
 }
 
 /// The name as it is, and the index after an equals sign.
-fn unescape(word: &[u8]) -> Result<(Vec<u8>, Option<u32>), Malformed> {
+fn unescape(word: &[u8]) -> Result<(Vec<u8>, Option<u32>), NoInterface> {
     let mut name = Vec::new();
     let mut bytes = word.iter();
     while let Some(&byte) = bytes.next() {
         match byte {
-            b'\\' => name.push(*bytes.next().ok_or(Malformed::Backslash)?),
+            b'\\' => name.push(*bytes.next().ok_or(NoInterface::Backslash)?),
             b'=' => {
                 let index = std::str::from_utf8(bytes.as_slice()).unwrap_or_default();
                 return ifindex(index).map(|index| (name, Some(index)));
@@ -177,37 +180,41 @@ fn unescape(word: &[u8]) -> Result<(Vec<u8>, Option<u32>), Malformed> {
 }
 
 /// The index of a device, which the kernel keeps in an `int`.
-pub(crate) fn ifindex(word: &str) -> Result<u32, Malformed> {
+pub(crate) fn ifindex(word: &str) -> Result<u32, NoInterface> {
     word.parse::<i32>()
         .ok()
         .and_then(|index| u32::try_from(index).ok())
         .filter(|&index| index > 0)
-        .ok_or(Malformed::Index)
+        .ok_or(NoInterface::Index)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn target(netns: Option<&str>, name: &str, expected: Option<u32>) -> Result<Target, Malformed> {
-        Ok(Target {
+    fn target(
+        netns: Option<&str>,
+        name: &str,
+        expected: Option<u32>,
+    ) -> Result<WatchArgument, NoInterface> {
+        Ok(WatchArgument {
             netns: netns.map(OsString::from),
-            what: What::Name(InterfaceName::new(name).expect("a good name")),
+            what: Selection::Name(InterfaceName::new(name).expect("a good name")),
             expected,
         })
     }
 
-    fn pattern(netns: Option<&str>, pattern: &str) -> Result<Target, Malformed> {
-        Ok(Target {
+    fn pattern(netns: Option<&str>, pattern: &str) -> Result<WatchArgument, NoInterface> {
+        Ok(WatchArgument {
             netns: netns.map(OsString::from),
-            what: What::Pattern(Pattern::new(pattern).expect("a good pattern")),
+            what: Selection::Pattern(Pattern::new(pattern).expect("a good pattern")),
             expected: None,
         })
     }
 
     #[test]
     fn words_are_taken_apart() {
-        let parse = |word: &str| Target::parse(OsStr::new(word), false);
+        let parse = |word: &str| WatchArgument::parse(OsStr::new(word), false);
         for (word, expected) in [
             ("wg0", target(None, "wg0", None)),
             ("web/wg0", target(Some("web"), "wg0", None)),
@@ -223,18 +230,18 @@ mod tests {
             (r"\*\?\[\]\\", target(None, r"*?[]\", None)),
             (r"\w\g0", target(None, "wg0", None)),
             ("a]", target(None, "a]", None)),
-            ("", Err(Malformed::Name(InvalidName::Empty))),
-            ("web/", Err(Malformed::Name(InvalidName::Empty))),
-            ("=7", Err(Malformed::Name(InvalidName::Empty))),
-            (r"a\", Err(Malformed::Backslash)),
+            ("", Err(NoInterface::Name(InvalidName::Empty))),
+            ("web/", Err(NoInterface::Name(InvalidName::Empty))),
+            ("=7", Err(NoInterface::Name(InvalidName::Empty))),
+            (r"a\", Err(NoInterface::Backslash)),
             ("wg*", pattern(None, "wg*")),
             ("web/wg?", pattern(Some("web"), "wg?")),
             ("wg[=0]", pattern(None, "wg[=0]")),
             (r"\*a\=*", pattern(None, r"\*a\=*")),
-            ("wg*=7", Err(Malformed::PatternIndex)),
-            ("a=wg*", Err(Malformed::PatternIndex)),
-            ("wg[", Err(Malformed::Pattern(InvalidPattern::Unclosed))),
-            (r"*\", Err(Malformed::Pattern(InvalidPattern::Backslash))),
+            ("wg*=7", Err(NoInterface::PatternIndex)),
+            ("a=wg*", Err(NoInterface::PatternIndex)),
+            ("wg[", Err(NoInterface::Pattern(InvalidPattern::Unclosed))),
+            (r"*\", Err(NoInterface::Pattern(InvalidPattern::Backslash))),
         ] {
             assert_eq!(parse(word), expected, "{word}");
         }
@@ -246,7 +253,7 @@ mod tests {
             "wg0=2147483648",
             "a=b=7",
         ] {
-            assert_eq!(parse(word), Err(Malformed::Index), "{word}");
+            assert_eq!(parse(word), Err(NoInterface::Index), "{word}");
         }
     }
 
@@ -254,13 +261,13 @@ mod tests {
     fn kinds_narrow_patterns_and_not_names() {
         let kinds = ["veth", "bridge"].map(|kind| LinkKind::new(kind).expect("a good kind"));
         let narrowed = |words: &[&str]| {
-            let parse = |word: &&str| Target::parse(OsStr::new(word), false);
-            let targets: Result<Vec<Target>, _> = words.iter().map(parse).collect();
+            let parse = |word: &&str| WatchArgument::parse(OsStr::new(word), false);
+            let targets: Result<Vec<WatchArgument>, _> = words.iter().map(parse).collect();
             let mut targets = targets.expect("good words");
             narrow(&mut targets, &kinds).expect("a good pattern");
-            let said = |target: &Target| match &target.what {
-                What::Name(name) => name.to_string(),
-                What::Pattern(pattern) => format!("{pattern} of {:?}", pattern.kinds()),
+            let said = |target: &WatchArgument| match &target.what {
+                Selection::Name(name) => name.to_string(),
+                Selection::Pattern(pattern) => format!("{pattern} of {:?}", pattern.kinds()),
             };
             targets.iter().map(said).collect::<Vec<_>>()
         };
@@ -274,8 +281,8 @@ mod tests {
     #[test]
     fn names_in_all_namespaces_are_patterns() {
         let everywhere = |words: &[&str], all| {
-            let parse = |word: &&str| Target::parse(OsStr::new(word), false);
-            let targets: Result<Vec<Target>, _> = words.iter().map(parse).collect();
+            let parse = |word: &&str| WatchArgument::parse(OsStr::new(word), false);
+            let targets: Result<Vec<WatchArgument>, _> = words.iter().map(parse).collect();
             let mut targets = targets.expect("good words");
             spread(&mut targets, all).map(|()| targets)
         };
@@ -317,7 +324,7 @@ mod tests {
         }
         for (words, is_all) in [(&["*/wg0=7"][..], false), (&["wg1", "wg0=7"], true)] {
             let said = everywhere(words, is_all);
-            assert_eq!(said, Err(Malformed::EverywhereIndex), "{words:?}");
+            assert_eq!(said, Err(NoInterface::EverywhereIndex), "{words:?}");
         }
     }
 
@@ -325,7 +332,7 @@ mod tests {
     fn literally_everything_is_a_name() {
         for word in [r"\*", "wg0=7", "wg[0]", r"a\"] {
             assert_eq!(
-                Target::parse(OsStr::new(word), true),
+                WatchArgument::parse(OsStr::new(word), true),
                 target(None, word, None)
             );
         }
@@ -333,9 +340,10 @@ mod tests {
 
     #[test]
     fn neither_name_nor_namespace_need_be_utf_8() {
-        let parsed = Target::parse(OsStr::from_bytes(b"n\xff/w\xff"), false).expect("a target");
+        let parsed =
+            WatchArgument::parse(OsStr::from_bytes(b"n\xff/w\xff"), false).expect("a target");
         assert_eq!(parsed.netns.as_deref(), Some(OsStr::from_bytes(b"n\xff")));
         let name = InterfaceName::new(b"w\xff").expect("any byte");
-        assert_eq!(parsed.what, What::Name(name));
+        assert_eq!(parsed.what, Selection::Name(name));
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     namespaces::Namespaces,
-    output::{facts::Facts, json::timestamp, stderr::printable, text::losses},
+    output::{facts::EventFacts, json::timestamp, stderr::printable, text::losses},
     tally::{Counts, Tally, busiest},
 };
 
@@ -129,7 +129,7 @@ impl Top {
     }
 
     /// Takes an event, and what a line would say of it.
-    pub(crate) fn event(&mut self, event: &Event, facts: &Facts, line: &str) {
+    pub(crate) fn event(&mut self, event: &Event, facts: &EventFacts, line: &str) {
         let Shown {
             total,
             recent,

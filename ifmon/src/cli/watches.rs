@@ -13,16 +13,16 @@ use super::{
     args::Args,
     namespaces::Namespaces,
     state::Directory,
-    target::{EVERYWHERE, Target, What},
+    target::{EVERYWHERE, Selection, WatchArgument},
 };
 
 /// A name in a namespace.
-pub(crate) type Watch = (NetnsId, InterfaceName);
+pub(crate) type WatchKey = (NetnsId, InterfaceName);
 
 /// What is remembered of a watch for its last line. There may be thousands, so it is kept small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Account {
-    pub(crate) watch: Watch,
+    pub(crate) watch: WatchKey,
     /// Its place among the watches that have begun, from 1.
     began: Option<NonZeroU32>,
     ifindex: Option<NonZeroU32>,
@@ -58,7 +58,7 @@ pub(crate) struct Watches {
 }
 
 impl Watches {
-    fn new(mut watches: Vec<Watch>, mut patterns: Vec<(NetnsId, Pattern)>) -> Self {
+    fn new(mut watches: Vec<WatchKey>, mut patterns: Vec<(NetnsId, Pattern)>) -> Self {
         watches.sort_unstable();
         watches.dedup();
         patterns.sort_unstable();
@@ -85,14 +85,14 @@ impl Watches {
         }
     }
 
-    fn find(&self, watch: Watch) -> Option<usize> {
+    fn find(&self, watch: WatchKey) -> Option<usize> {
         self.accounts
             .binary_search_by_key(&watch, |account| account.watch)
             .ok()
     }
 
     /// What is remembered of a watch.
-    pub(crate) fn account(&self, watch: Watch) -> Option<&Account> {
+    pub(crate) fn account(&self, watch: WatchKey) -> Option<&Account> {
         self.accounts.get(self.find(watch)?)
     }
 
@@ -214,14 +214,14 @@ pub(crate) fn builder(
     }
     let mut targets = Vec::new();
     // The devices that were named, each of one watch: it may be named again without.
-    let mut named: HashMap<Watch, u32> = HashMap::new();
+    let mut named: HashMap<WatchKey, u32> = HashMap::new();
     let mut place =
-        |netns: &Netns, asked: Option<&OsStr>, wanted: &[Target]| -> Result<(), Misused> {
+        |netns: &Netns, asked: Option<&OsStr>, wanted: &[WatchArgument]| -> Result<(), Misused> {
             namespaces.add(netns.id(), asked);
             if let Some(state) = &mut state {
                 state.enter(netns);
             }
-            let has_pattern = |target: &Target| matches!(target.what, What::Pattern(_));
+            let has_pattern = |target: &WatchArgument| matches!(target.what, Selection::Pattern(_));
             if wanted.iter().any(has_pattern)
                 && let Err(error) = peers.enter(netns)
             {
@@ -229,8 +229,8 @@ pub(crate) fn builder(
             }
             for target in wanted {
                 let name = match &target.what {
-                    What::Name(name) => *name,
-                    What::Pattern(pattern) => {
+                    Selection::Name(name) => *name,
+                    Selection::Pattern(pattern) => {
                         patterns.push((netns.id(), pattern.clone()));
                         let target = ifmon::Target::from(pattern.clone()).in_netns(netns.clone());
                         targets.push((target, None));
@@ -277,7 +277,7 @@ pub(crate) fn builder(
         }
     }
     for target in everywhere {
-        let What::Pattern(pattern) = target.what else {
+        let Selection::Pattern(pattern) = target.what else {
             continue;
         };
         patterns.push((NetnsId::ALL, pattern.clone()));

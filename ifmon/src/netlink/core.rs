@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Reply, Request,
-    subscription::{Next, Subscription, Tally},
+    subscription::{MessageTally, Next, Subscription},
 };
 use crate::{
     Counters, NetnsId,
@@ -30,7 +30,7 @@ pub(crate) struct Netlink {
     closing: VecDeque<NetnsId>,
     command: Option<Command>,
     /// What subscriptions have counted that are no more.
-    tally: Tally,
+    tally: MessageTally,
 }
 
 impl Netlink {
@@ -43,7 +43,7 @@ impl Netlink {
             awaiting: None,
             closing: VecDeque::new(),
             command: None,
-            tally: Tally::default(),
+            tally: MessageTally::default(),
         }
     }
 
@@ -68,7 +68,7 @@ impl Netlink {
         for subscription in self.subscriptions.values() {
             sum.add(subscription.tally);
         }
-        let Tally {
+        let MessageTally {
             seen,
             matched,
             has_lost,
@@ -169,7 +169,7 @@ impl Netlink {
     }
 }
 
-impl Tally {
+impl MessageTally {
     fn add(&mut self, other: Self) {
         let Self {
             seen,

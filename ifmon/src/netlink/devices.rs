@@ -17,12 +17,12 @@ use crate::{
         message::{LinkMessage, Moved},
     },
     packed,
-    tracker::{Change, Device, Observed, Place, Watch},
+    tracker::{Change, Destination, Device, Observed, Watch},
 };
 
 /// A device that holds a watched name, or was the last to do so.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct NamedDevice {
     id: NonZeroU64,
     name: InterfaceName,
     /// Of its directory in sysfs, once it was read.
@@ -91,9 +91,9 @@ pub(crate) struct Lookup {
 pub(crate) struct DeviceTable {
     netns: NetnsId,
     names: BTreeMap<InterfaceName, WatchedName>,
-    devices: BTreeMap<u32, Known>,
+    devices: BTreeMap<u32, NamedDevice>,
     /// Devices that were moved to another namespace and may come back, by id.
-    elsewhere: BTreeMap<NonZeroU64, Known>,
+    elsewhere: BTreeMap<NonZeroU64, NamedDevice>,
     /// Where the devices are that came back with another index than they had with their last name.
     relocated: BTreeMap<NonZeroU64, u32>,
     /// Names that were looked up and not entered yet, with the index of who was found to have
@@ -180,8 +180,8 @@ impl DeviceTable {
         }
     }
 
-    fn place(&self, ifindex: u32, name: InterfaceName) -> Place {
-        Place {
+    fn place(&self, ifindex: u32, name: InterfaceName) -> Destination {
+        Destination {
             netns: Some(self.netns),
             ifindex: Some(ifindex),
             name: Some(name),
@@ -312,7 +312,7 @@ impl DeviceTable {
             self.elsewhere.insert(known.id, known);
         }
         let to = match moved {
-            Some(moved) => Some(Place {
+            Some(moved) => Some(Destination {
                 netns: None,
                 ifindex: moved.ifindex,
                 name: None,
@@ -349,7 +349,7 @@ impl DeviceTable {
         let known = inode
             .and_then(|inode| self.take_from_elsewhere(inode))
             .unwrap_or_else(|| self.new_device(name, None));
-        self.insert(ifindex, Known { name, ..known });
+        self.insert(ifindex, NamedDevice { name, ..known });
         Transition {
             left: None,
             nsid: None,
@@ -357,8 +357,8 @@ impl DeviceTable {
         }
     }
 
-    fn new_device(&mut self, name: InterfaceName, inode: Option<NonZeroU64>) -> Known {
-        Known {
+    fn new_device(&mut self, name: InterfaceName, inode: Option<NonZeroU64>) -> NamedDevice {
+        NamedDevice {
             id: self.new_id(),
             name,
             inode,
@@ -366,7 +366,7 @@ impl DeviceTable {
         }
     }
 
-    fn take_from_elsewhere(&mut self, inode: NonZeroU64) -> Option<Known> {
+    fn take_from_elsewhere(&mut self, inode: NonZeroU64) -> Option<NamedDevice> {
         let (&id, _) = self
             .elsewhere
             .iter()
@@ -375,7 +375,7 @@ impl DeviceTable {
     }
 
     /// Enters a device, which may have had another index.
-    fn insert(&mut self, ifindex: u32, known: Known) {
+    fn insert(&mut self, ifindex: u32, known: NamedDevice) {
         if known.last_of > 0 {
             self.relocated.insert(known.id, ifindex);
         }
@@ -384,7 +384,7 @@ impl DeviceTable {
         self.has_grown |= !self.spare.remove(&ifindex);
     }
 
-    fn forget_device(&mut self, ifindex: u32) -> Option<Known> {
+    fn forget_device(&mut self, ifindex: u32) -> Option<NamedDevice> {
         let known = self.devices.remove(&ifindex)?;
         self.relocated.remove(&known.id);
         // Where it is to be exchanged anyhow, or there is none, nothing is kept of it.
@@ -593,7 +593,7 @@ impl DeviceTable {
         &mut self,
         ifindex: u32,
         away: Option<(InterfaceName, Option<NonZeroU64>)>,
-    ) -> Option<(u64, Place)> {
+    ) -> Option<(u64, Destination)> {
         let known = self.devices.get_mut(&ifindex)?;
         if let Some((name, inode)) = away
             && known.may_be(inode)
@@ -609,7 +609,7 @@ impl DeviceTable {
     /// The devices that hold no watched name, which may not be what they were after a loss: their
     /// names and inodes are to be read, and given to [`DeviceTable::keep_only`].
     pub(crate) fn without_watch(&self) -> Vec<u32> {
-        let holds = |ifindex: u32, known: &Known| {
+        let holds = |ifindex: u32, known: &NamedDevice| {
             let watched = self.names.get(&known.name);
             watched.is_some_and(|watched| watched.holder() == Some(ifindex))
         };
@@ -634,7 +634,7 @@ impl DeviceTable {
 
     /// From here on devices are known again by their inodes alone, for many names at a time.
     pub(crate) fn index_inodes(&mut self) {
-        let inode = |(&ifindex, known): (&u32, &Known)| Some((known.inode?, ifindex));
+        let inode = |(&ifindex, known): (&u32, &NamedDevice)| Some((known.inode?, ifindex));
         self.inodes = Some(self.devices.iter().filter_map(inode).collect());
     }
 
@@ -643,8 +643,8 @@ impl DeviceTable {
     }
 
     /// Takes out the known device that has this inode.
-    fn take_by_inode(&mut self, inode: NonZeroU64) -> Option<Known> {
-        let same = |known: &Known| known.inode == Some(inode);
+    fn take_by_inode(&mut self, inode: NonZeroU64) -> Option<NamedDevice> {
+        let same = |known: &NamedDevice| known.inode == Some(inode);
         let ifindex = match &self.inodes {
             Some(inodes) => *inodes.get(&inode)?,
             None => *self.devices.iter().find(|(_, known)| same(known))?.0,
@@ -655,7 +655,7 @@ impl DeviceTable {
 
     /// Enters who was found to hold a name: a known device where the inode says so, else a new one.
     fn enter_holder(&mut self, name: InterfaceName, ifindex: u32, inode: Option<NonZeroU64>) {
-        let same = |known: &Known| inode.is_some() && known.inode == inode;
+        let same = |known: &NamedDevice| inode.is_some() && known.inode == inode;
         let here = self.forget_device(ifindex);
         let known = here
             .filter(|known| same(known) || known.name == name && known.may_be(inode))
@@ -668,7 +668,7 @@ impl DeviceTable {
         }
         self.insert(
             ifindex,
-            Known {
+            NamedDevice {
                 name,
                 inode,
                 ..known
@@ -685,7 +685,7 @@ impl WatchedName {
     }
 }
 
-impl Known {
+impl NamedDevice {
     /// Nothing speaks against it that the device with this inode is this one.
     fn may_be(&self, inode: Option<NonZeroU64>) -> bool {
         self.inode.is_none() || inode.is_none() || self.inode == inode

@@ -25,7 +25,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Sockets {
     receive_buffer: usize,
-    connections: HashMap<NetnsId, Connection>,
+    connections: HashMap<NetnsId, NetnsSockets>,
     /// The namespace in which watches are about to begin.
     offered: Option<Netns>,
     readiness: Readiness,
@@ -34,7 +34,7 @@ pub(crate) struct Sockets {
 
 /// A namespace: the socket that hears, and whom to ask.
 #[derive(Debug)]
-struct Connection {
+struct NetnsSockets {
     /// None while it is to be opened again.
     socket: Option<Socket>,
     inquiry: Inquiry,
@@ -82,7 +82,7 @@ impl Sockets {
                 inquiry.open_sysfs()?;
                 let socket = Some(socket);
                 self.connections
-                    .insert(netns, Connection { socket, inquiry });
+                    .insert(netns, NetnsSockets { socket, inquiry });
             }
         }
         Ok(())

@@ -27,7 +27,7 @@ use crate::{
     pattern::table::PatternTable,
     retry,
     signal::Signal,
-    tracker::{Change, Observed, Place, Watch},
+    tracker::{Change, Destination, Observed, Watch},
 };
 
 /// Names of new watches that are looked up one by one at a stretch: so few that the messages that come
@@ -53,7 +53,7 @@ pub(crate) struct Subscription {
     joins_patterns: bool,
     /// They have begun, and whoever asked is still to be told.
     has_joined_patterns: bool,
-    socket: Socket,
+    socket: SocketState,
     /// The filter in the kernel is on the socket.
     has_filter: bool,
     /// There may be something in the queue.
@@ -61,7 +61,7 @@ pub(crate) struct Subscription {
     /// Names are being looked up.
     pass: Option<Pass>,
     /// What the request is for whose answer is awaited.
-    awaiting: Awaiting,
+    awaiting: AwaitedReply,
     /// A message that cannot be understood before something was asked.
     half_heard: Option<HalfHeard>,
     /// A device that matches a pattern went elsewhere; where to is still to be asked.
@@ -75,12 +75,12 @@ pub(crate) struct Subscription {
     dead: Option<Error>,
     /// How often in a row the subscription was opened and failed.
     attempts: u32,
-    pub(super) tally: Tally,
+    pub(super) tally: MessageTally,
 }
 
 /// What was read and lost.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct MessageTally {
     /// Messages.
     pub(super) seen: u64,
     /// Those that concerned a watch.
@@ -91,7 +91,7 @@ pub(super) struct Tally {
 
 /// The socket that hears of links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Socket {
+enum SocketState {
     /// It is to be opened now.
     New,
     Open,
@@ -119,13 +119,13 @@ struct Pass {
     names: std::vec::IntoIter<(InterfaceName, bool)>,
     /// Looked up.
     looks: Vec<Look>,
-    stage: Stage,
+    stage: PassStage,
     /// Messages were lost before it.
     after_loss: bool,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum PassStage {
     /// All names in one go.
     Census,
     /// The next name.
@@ -162,7 +162,7 @@ struct Look {
 
 /// What an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Awaiting {
+enum AwaitedReply {
     Nothing,
     Open,
     Unsubscribe,
@@ -208,11 +208,11 @@ impl Subscription {
             joining: None,
             joins_patterns: false,
             has_joined_patterns: false,
-            socket: Socket::New,
+            socket: SocketState::New,
             has_filter: false,
             unread: true,
             pass: None,
-            awaiting: Awaiting::Nothing,
+            awaiting: AwaitedReply::Nothing,
             half_heard: None,
             half_gone: None,
             said: VecDeque::new(),
@@ -220,7 +220,7 @@ impl Subscription {
             refused: None,
             dead: None,
             attempts: 0,
-            tally: Tally::default(),
+            tally: MessageTally::default(),
         }
     }
 
@@ -251,7 +251,7 @@ impl Subscription {
     pub(super) fn is_drained(&self) -> bool {
         self.said.is_empty()
             && self.pass.is_none()
-            && self.awaiting == Awaiting::Nothing
+            && self.awaiting == AwaitedReply::Nothing
             && self.half_heard.is_none()
             && self.half_gone.is_none()
             && !self.patterns.is_reading()
@@ -267,7 +267,7 @@ impl Subscription {
     }
 
     fn is_open(&self) -> bool {
-        self.socket == Socket::Open
+        self.socket == SocketState::Open
     }
 
     /// Begins to watch names. It must be drained.
@@ -320,7 +320,7 @@ impl Subscription {
     }
 
     pub(super) fn next(&mut self, now: &Now) -> Next {
-        debug_assert_eq!(self.awaiting, Awaiting::Nothing);
+        debug_assert_eq!(self.awaiting, AwaitedReply::Nothing);
         loop {
             if let Some(next) = self.step(now) {
                 return next;
@@ -335,11 +335,11 @@ impl Subscription {
                 HalfHeard::Newcomer(_, name) => Question::IdentityOf(name),
                 HalfHeard::Netns(_, nsid) => Question::NetnsOf(nsid),
             };
-            return Some(Next::Request(self.ask(Awaiting::HalfHeard, question)));
+            return Some(Next::Request(self.ask(AwaitedReply::HalfHeard, question)));
         }
         if let Some((_, Moved { nsid, .. })) = self.half_gone {
             let question = Question::NetnsOf(nsid);
-            return Some(Next::Request(self.ask(Awaiting::HalfGone, question)));
+            return Some(Next::Request(self.ask(AwaitedReply::HalfGone, question)));
         }
         // A device that has just taken a watched name can be renamed in the next moment. Until the
         // filter knows its index, nothing is dropped.
@@ -357,23 +357,23 @@ impl Subscription {
             return Some(Next::Joined(Err(error)));
         }
         match self.socket {
-            Socket::Open => {}
-            Socket::Failing(_) => {
-                self.awaiting = Awaiting::Unsubscribe;
+            SocketState::Open => {}
+            SocketState::Failing(_) => {
+                self.awaiting = AwaitedReply::Unsubscribe;
                 return Some(Next::Background(Request::Unsubscribe(self.netns)));
             }
-            Socket::Failed(at) if now.instant < at => {
+            SocketState::Failed(at) if now.instant < at => {
                 let error = self.fail_join(&io::ErrorKind::NotConnected.into());
                 return Some(match error {
                     Some(error) => Next::Joined(Err(error)),
                     None => Next::Rest(Some(at)),
                 });
             }
-            Socket::New | Socket::Failed(_) => {
-                self.awaiting = Awaiting::Open;
+            SocketState::New | SocketState::Failed(_) => {
+                self.awaiting = AwaitedReply::Open;
                 return Some(Next::Request(Request::Open(self.netns)));
             }
-            Socket::Dead => {
+            SocketState::Dead => {
                 return Some(match self.dead.take() {
                     Some(error) => Next::Failed(error),
                     None => Next::Rest(None),
@@ -382,10 +382,10 @@ impl Subscription {
         }
         let reads = match &self.pass {
             None => true,
-            Some(pass) => matches!(pass.stage, Stage::Drain),
+            Some(pass) => matches!(pass.stage, PassStage::Drain),
         };
         if self.unread && reads {
-            self.awaiting = Awaiting::Read;
+            self.awaiting = AwaitedReply::Read;
             return Some(Next::Request(Request::Read(self.netns)));
         }
         if self.pass.is_some() {
@@ -455,7 +455,7 @@ impl Subscription {
             self.say_patterns();
             return None;
         };
-        let request = self.ask(Awaiting::Patterns, question);
+        let request = self.ask(AwaitedReply::Patterns, question);
         Some(if self.joins_patterns {
             Next::Request(request)
         } else {
@@ -479,7 +479,7 @@ impl Subscription {
     }
 
     fn set_filter(&mut self, on: bool) -> Request {
-        self.awaiting = Awaiting::Filter(on);
+        self.awaiting = AwaitedReply::Filter(on);
         let interest = on.then(|| {
             let mut interest = self.table.interest();
             if self.patterns.is_dropping() {
@@ -492,7 +492,7 @@ impl Subscription {
         Request::Filter(self.netns, interest)
     }
 
-    fn ask(&mut self, awaiting: Awaiting, question: Question) -> Request {
+    fn ask(&mut self, awaiting: AwaitedReply, question: Question) -> Request {
         self.awaiting = awaiting;
         Request::Ask(self.netns, question)
     }
@@ -542,13 +542,13 @@ impl Subscription {
         self.abandon_pass();
         self.patterns.abandon();
         self.refused = self.fail_join(&error);
-        if self.socket == Socket::New {
+        if self.socket == SocketState::New {
             return;
         }
         self.suspect_all();
         self.attempts += 1;
         let Some(wait) = retry::wait_after(self.attempts) else {
-            self.socket = Socket::Dead;
+            self.socket = SocketState::Dead;
             self.dead = Some(Error::Ended(error));
             return;
         };
@@ -556,7 +556,7 @@ impl Subscription {
             "the subscription to link messages failed ({error}); opening it again in {} ms",
             wait.as_millis()
         );
-        self.socket = Socket::Failing(now.instant + wait);
+        self.socket = SocketState::Failing(now.instant + wait);
     }
 
     /// Gives up a look half way: what it was about is as suspect as before.
@@ -572,13 +572,13 @@ impl Subscription {
             return;
         };
         let current = match stage {
-            Stage::Looking(look, _) => Some(look),
-            Stage::Census
-            | Stage::Next
-            | Stage::Barrier
-            | Stage::Drain
-            | Stage::Untracked(_)
-            | Stage::UntrackedInode(..) => None,
+            PassStage::Looking(look, _) => Some(look),
+            PassStage::Census
+            | PassStage::Next
+            | PassStage::Barrier
+            | PassStage::Drain
+            | PassStage::Untracked(_)
+            | PassStage::UntrackedInode(..) => None,
         };
         let looks = looks.into_iter().chain(current);
         let names = looks.map(|look| (look.name, look.lost)).chain(names);
@@ -635,9 +635,9 @@ impl Subscription {
             looks: Vec::with_capacity(names.len()),
             names: names.into_iter(),
             stage: if is_many && in_one_go {
-                Stage::Census
+                PassStage::Census
             } else {
-                Stage::Next
+                PassStage::Next
             },
             after_loss,
         });
@@ -678,35 +678,35 @@ impl Subscription {
         let mut pass = self.pass.take()?;
         let question = loop {
             match &pass.stage {
-                Stage::Census => break Question::Census(Census::worth(pass.names.len())),
-                Stage::Next => match pass.names.next() {
+                PassStage::Census => break Question::Census(Census::worth(pass.names.len())),
+                PassStage::Next => match pass.names.next() {
                     Some((name, lost)) => {
                         let look = self.begin_look(name, lost);
-                        pass.stage = Stage::Looking(look, LookStep::Index);
+                        pass.stage = PassStage::Looking(look, LookStep::Index);
                     }
-                    None if self.wants_barrier(&pass) => pass.stage = Stage::Barrier,
+                    None if self.wants_barrier(&pass) => pass.stage = PassStage::Barrier,
                     None => {
-                        pass.stage = Stage::Drain;
+                        pass.stage = PassStage::Drain;
                         self.unread = true;
                         self.pass = Some(pass);
                         return None;
                     }
                 },
-                Stage::Looking(look, LookStep::Index) => break Question::IndexOf(look.name),
-                Stage::Looking(_, LookStep::Name(ifindex)) => break Question::NameOf(*ifindex),
-                Stage::Looking(_, LookStep::AwayInode(name)) => break Question::InodeOf(*name),
-                Stage::Looking(look, LookStep::Inode) => break Question::InodeOf(look.name),
-                Stage::Barrier => break Question::Barrier,
-                Stage::Drain => {
+                PassStage::Looking(look, LookStep::Index) => break Question::IndexOf(look.name),
+                PassStage::Looking(_, LookStep::Name(ifindex)) => break Question::NameOf(*ifindex),
+                PassStage::Looking(_, LookStep::AwayInode(name)) => break Question::InodeOf(*name),
+                PassStage::Looking(look, LookStep::Inode) => break Question::InodeOf(look.name),
+                PassStage::Barrier => break Question::Barrier,
+                PassStage::Drain => {
                     self.enter(std::mem::take(&mut pass.looks));
                     let untracked = if pass.after_loss {
                         self.table.without_watch()
                     } else {
                         Vec::new()
                     };
-                    pass.stage = Stage::Untracked(untracked);
+                    pass.stage = PassStage::Untracked(untracked);
                 }
-                Stage::Untracked(ifindexes) => match ifindexes.last() {
+                PassStage::Untracked(ifindexes) => match ifindexes.last() {
                     Some(&ifindex) => break Question::NameOf(ifindex),
                     None => {
                         self.table.drop_inodes();
@@ -714,11 +714,11 @@ impl Subscription {
                         return None;
                     }
                 },
-                Stage::UntrackedInode(_, name) => break Question::InodeOf(*name),
+                PassStage::UntrackedInode(_, name) => break Question::InodeOf(*name),
             }
         };
         self.pass = Some(pass);
-        Some(Next::Background(self.ask(Awaiting::Pass, question)))
+        Some(Next::Background(self.ask(AwaitedReply::Pass, question)))
     }
 
     /// Can what was looked up be ahead of what was told? Newer kernels answer before a change is
@@ -780,36 +780,36 @@ impl Subscription {
     /// The answer to the request that was made last.
     pub(super) fn answer(&mut self, now: &Now, reply: Reply) {
         self.time = now.wall;
-        let awaiting = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
+        let awaiting = std::mem::replace(&mut self.awaiting, AwaitedReply::Nothing);
         match (awaiting, reply) {
-            (Awaiting::Open, Reply::Done(Ok(()))) => {
-                if self.socket != Socket::New {
+            (AwaitedReply::Open, Reply::Done(Ok(()))) => {
+                if self.socket != SocketState::New {
                     self.suspect_all();
                 }
-                self.socket = Socket::Open;
+                self.socket = SocketState::Open;
                 self.has_filter = false;
                 self.patterns.set_filtered(false);
                 self.unread = true;
             }
-            (Awaiting::Unsubscribe, _) => {
-                if let Socket::Failing(at) = self.socket {
-                    self.socket = Socket::Failed(at);
+            (AwaitedReply::Unsubscribe, _) => {
+                if let SocketState::Failing(at) = self.socket {
+                    self.socket = SocketState::Failed(at);
                 }
             }
-            (Awaiting::Read, Reply::Read(Ok(received))) => self.received(received),
-            (Awaiting::Filter(on), Reply::Done(Ok(()))) => {
+            (AwaitedReply::Read, Reply::Read(Ok(received))) => self.received(received),
+            (AwaitedReply::Filter(on), Reply::Done(Ok(()))) => {
                 self.has_filter = on;
                 // What was queued under the old filter is not all that happened, and comes before
                 // anything is read.
                 self.unread |= !on;
                 self.patterns.set_filtered(on);
             }
-            (Awaiting::Patterns, Reply::Answer(answer)) => match self.patterns.answer(answer) {
+            (AwaitedReply::Patterns, Reply::Answer(answer)) => match self.patterns.answer(answer) {
                 Ok(()) if self.patterns.question().is_none() => self.unread = true,
                 Ok(()) => {}
                 Err(error) => self.look_failed(now, error),
             },
-            (Awaiting::HalfGone, Reply::Answer(answer)) => {
+            (AwaitedReply::HalfGone, Reply::Answer(answer)) => {
                 if let (Some((ifindex, moved)), Answer::Netns(netns)) =
                     (self.half_gone.take(), answer)
                 {
@@ -818,10 +818,10 @@ impl Subscription {
                     self.say_patterns();
                 }
             }
-            (Awaiting::Pass, Reply::Answer(answer)) => self.looked(now, answer),
-            (Awaiting::HalfHeard, Reply::Answer(answer)) => self.heard(answer),
-            (Awaiting::Open | Awaiting::Filter(_), Reply::Done(Err(error)))
-            | (Awaiting::Read, Reply::Read(Err(error))) => self.fail(now, error),
+            (AwaitedReply::Pass, Reply::Answer(answer)) => self.looked(now, answer),
+            (AwaitedReply::HalfHeard, Reply::Answer(answer)) => self.heard(answer),
+            (AwaitedReply::Open | AwaitedReply::Filter(_), Reply::Done(Err(error)))
+            | (AwaitedReply::Read, Reply::Read(Err(error))) => self.fail(now, error),
             (awaiting, reply) => debug_assert!(false, "{reply:?} to {awaiting:?}"),
         }
     }
@@ -972,44 +972,44 @@ impl Subscription {
         let Some(mut pass) = self.pass.take() else {
             return;
         };
-        let stage = std::mem::replace(&mut pass.stage, Stage::Next);
+        let stage = std::mem::replace(&mut pass.stage, PassStage::Next);
         let (stage, error) = match (stage, answer) {
-            (Stage::Census, Answer::Census(Ok(Some(census)))) => {
+            (PassStage::Census, Answer::Census(Ok(Some(census)))) => {
                 self.counted(&mut pass, &census);
-                (Stage::Next, None)
+                (PassStage::Next, None)
             }
             // There are too many others, or too much happens; or there is no descriptor for it, which one
             // by one needs none. New names are looked up at a stretch each.
-            (Stage::Census, Answer::Census(Ok(None) | Err(_))) => {
+            (PassStage::Census, Answer::Census(Ok(None) | Err(_))) => {
                 if self.joining.is_some() && !pass.after_loss {
                     self.pass = Some(pass);
                     return self.abandon_pass();
                 }
-                (Stage::Next, None)
+                (PassStage::Next, None)
             }
-            (Stage::Looking(look, step), answer) => {
+            (PassStage::Looking(look, step), answer) => {
                 match look.answered(step, answer, &mut self.table) {
-                    Ok((look, Some(step))) => (Stage::Looking(look, step), None),
+                    Ok((look, Some(step))) => (PassStage::Looking(look, step), None),
                     Ok((look, None)) => {
                         pass.looks.push(look);
-                        (Stage::Next, None)
+                        (PassStage::Next, None)
                     }
-                    Err((look, step, error)) => (Stage::Looking(look, step), Some(error)),
+                    Err((look, step, error)) => (PassStage::Looking(look, step), Some(error)),
                 }
             }
-            (Stage::Barrier, _) => {
+            (PassStage::Barrier, _) => {
                 self.unread = true;
-                (Stage::Drain, None)
+                (PassStage::Drain, None)
             }
-            (Stage::Untracked(mut ifindexes), Answer::Name(name)) => match name {
-                Ok(Some(Named { name, .. })) => (Stage::UntrackedInode(ifindexes, name), None),
+            (PassStage::Untracked(mut ifindexes), Answer::Name(name)) => match name {
+                Ok(Some(Named { name, .. })) => (PassStage::UntrackedInode(ifindexes, name), None),
                 Ok(None) => {
                     self.forget_untracked(&mut ifindexes, None);
-                    (Stage::Untracked(ifindexes), None)
+                    (PassStage::Untracked(ifindexes), None)
                 }
-                Err(error) => (Stage::Untracked(ifindexes), Some(error)),
+                Err(error) => (PassStage::Untracked(ifindexes), Some(error)),
             },
-            (Stage::UntrackedInode(mut ifindexes, _), Answer::Inode(inode)) => {
+            (PassStage::UntrackedInode(mut ifindexes, _), Answer::Inode(inode)) => {
                 let error = match inode {
                     Ok(inode) => {
                         self.forget_untracked(&mut ifindexes, inode);
@@ -1017,7 +1017,7 @@ impl Subscription {
                     }
                     Err(error) => Some(error),
                 };
-                (Stage::Untracked(ifindexes), error)
+                (PassStage::Untracked(ifindexes), error)
             }
             (stage, answer) => {
                 debug_assert!(false, "{answer:?} to {stage:?}");
@@ -1050,8 +1050,8 @@ impl Subscription {
 }
 
 /// Where a device went.
-fn elsewhere(moved: Moved, netns: Option<NetnsId>) -> Place {
-    Place {
+fn elsewhere(moved: Moved, netns: Option<NetnsId>) -> Destination {
+    Destination {
         netns,
         ifindex: moved.ifindex,
         name: None,

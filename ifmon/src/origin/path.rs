@@ -25,7 +25,7 @@ pub(super) fn origin(path: &str) -> Origin {
     let components: Vec<&str> = path.split('/').filter(|word| !word.is_empty()).collect();
     // The innermost of each: containers, pods and service managers are nested in one another.
     for (at, &component) in components.iter().enumerate() {
-        let place = Place {
+        let place = Component {
             above: &components[..at],
             component,
             below: components.get(at + 1).copied(),
@@ -44,13 +44,13 @@ pub(super) fn origin(path: &str) -> Origin {
 
 /// A component of a path, with what is around it.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Component<'a> {
     above: &'a [&'a str],
     component: &'a str,
     below: Option<&'a str>,
 }
 
-impl Place<'_> {
+impl Component<'_> {
     fn container(self) -> Option<Container> {
         by_name(self.component)
             .or_else(|| self.lxc())
@@ -92,7 +92,7 @@ impl Place<'_> {
             // The namespaces of containerd that `ctr`, `nerdctl` and Kubernetes use.
             "default" | "k8s.io" => Some("containerd"),
             component => {
-                let parent = Place {
+                let parent = Component {
                     above,
                     component,
                     below: Some(self.component),

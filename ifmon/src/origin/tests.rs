@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Budget, Memory, Origin, REMEMBERED,
+    Budget, CgroupMemory, Origin, REMEMBERED,
     hierarchy::{Hierarchy, Tree},
 };
 
@@ -472,7 +472,7 @@ impl<'a> Host<'a> {
     }
 
     /// Asks for a cgroup whose process has ended.
-    fn ask(&self, memory: &mut Memory, cgroup: u64) -> Option<String> {
+    fn ask(&self, memory: &mut CgroupMemory, cgroup: u64) -> Option<String> {
         let search = || {
             self.searches.set(self.searches.get() + 1);
             self.now.set(self.now.get() + self.search_takes);
@@ -494,7 +494,7 @@ impl<'a> Host<'a> {
 fn a_cgroup_that_is_gone_costs_one_search() {
     let folder = Folder::new("origin-gone");
     let host = Host::new(&folder, Duration::ZERO);
-    let mut memory = Memory::default();
+    let mut memory = CgroupMemory::default();
     for _ in 0..100 {
         assert_eq!(host.ask(&mut memory, u64::MAX), None);
     }
@@ -515,7 +515,7 @@ fn a_cgroup_that_is_gone_costs_one_search() {
 fn one_search_serves_all_cgroups_that_there_are() {
     let folder = Folder::new("origin-all");
     let host = Host::new(&folder, Duration::ZERO);
-    let mut memory = Memory::default();
+    let mut memory = CgroupMemory::default();
     let cgroups: Vec<_> = (0..100)
         .map(|each| host.make(&format!("{each}.service")))
         .collect();
@@ -533,7 +533,7 @@ fn one_search_serves_all_cgroups_that_there_are() {
 fn searches_take_a_small_part_of_the_time() {
     let folder = Folder::new("origin-budget");
     let host = Host::new(&folder, Budget::<20>::BURST / 2);
-    let mut memory = Memory::default();
+    let mut memory = CgroupMemory::default();
     let late = host.make("late.service");
     for gone in 0..100 {
         host.ask(&mut memory, u64::MAX - gone);

@@ -16,7 +16,7 @@ use super::{Mask, Pattern, kinds, masks};
 use crate::{
     EventKind, InterfaceName, LinkKind,
     machine::{Answer, Named, Question},
-    tracker::Place,
+    tracker::Destination,
 };
 
 /// How often a table is read that links came to or went from meanwhile, whereby kernels before 6.9
@@ -25,7 +25,7 @@ const ROUNDS: u32 = 8;
 
 /// A verdict on a device whose name matches a pattern, or on the pattern as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct PatternVerdict {
     pub(crate) pattern: Pattern,
     /// Of the device.
     pub(crate) name: Option<InterfaceName>,
@@ -40,8 +40,8 @@ pub(crate) struct Told {
 /// The patterns of a namespace, and the devices that match any.
 #[derive(Debug, Default)]
 pub(crate) struct PatternTable {
-    patterns: Vec<Watched>,
-    devices: BTreeMap<u32, Known>,
+    patterns: Vec<WatchedPattern>,
+    devices: BTreeMap<u32, MatchingDevice>,
     /// The same by name, which two have where it was not heard how one lost it.
     names: BTreeSet<(InterfaceName, u32)>,
     /// Something was lost since the table was read.
@@ -64,11 +64,11 @@ pub(crate) struct PatternTable {
     unidentified: BTreeSet<u32>,
     /// Nobody enters the namespace to read any.
     is_hidden: bool,
-    said: VecDeque<Told>,
+    said: VecDeque<PatternVerdict>,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchedPattern {
     pattern: Pattern,
     /// The table was read since it is watched.
     is_read: bool,
@@ -77,7 +77,7 @@ struct Watched {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct MatchingDevice {
     name: InterfaceName,
     kind: Option<LinkKind>,
     /// Of its directory in sysfs, once it was read.
@@ -102,14 +102,14 @@ struct Deferred {
 /// What is being read.
 #[derive(Debug)]
 struct Reading {
-    stage: Stage,
+    stage: ReadingStage,
     rounds: u32,
     /// What it is to make good.
     loss: Option<Loss>,
     /// Devices of which something was heard since it began.
     touched: BTreeSet<u32>,
     /// What was read, by index; `None` where no device has it.
-    found: BTreeMap<u32, Option<Known>>,
+    found: BTreeMap<u32, Option<MatchingDevice>>,
 }
 
 /// What was read and not heard.
@@ -117,11 +117,11 @@ struct Reading {
 struct News {
     gone: Vec<u32>,
     renamed: Vec<(u32, InterfaceName)>,
-    appeared: Vec<(u32, Known)>,
+    appeared: Vec<(u32, MatchingDevice)>,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum ReadingStage {
     /// All links.
     Table,
     /// The names of these.
@@ -221,7 +221,7 @@ impl PatternTable {
     }
 
     /// The next verdict.
-    pub(crate) fn take(&mut self) -> Option<Told> {
+    pub(crate) fn take(&mut self) -> Option<PatternVerdict> {
         self.said.pop_front()
     }
 
@@ -234,7 +234,7 @@ impl PatternTable {
     pub(crate) fn add(&mut self, patterns: impl IntoIterator<Item = Pattern>) {
         self.abandon();
         self.patterns
-            .extend(patterns.into_iter().map(|pattern| Watched {
+            .extend(patterns.into_iter().map(|pattern| WatchedPattern {
                 pattern,
                 is_read: false,
                 has_begun: false,
@@ -244,7 +244,7 @@ impl PatternTable {
     /// The new patterns, for which the table was read, have begun.
     pub(crate) fn begin(&mut self) {
         for at in 0..self.patterns.len() {
-            let Watched {
+            let WatchedPattern {
                 pattern, has_begun, ..
             } = &mut self.patterns[at];
             if !std::mem::replace(has_begun, true) {
@@ -264,7 +264,7 @@ impl PatternTable {
     ) {
         self.is_hidden = true;
         self.patterns
-            .extend(patterns.into_iter().map(|pattern| Watched {
+            .extend(patterns.into_iter().map(|pattern| WatchedPattern {
                 pattern,
                 is_read,
                 has_begun,
@@ -280,14 +280,14 @@ impl PatternTable {
 
     /// How many devices match a pattern.
     pub(crate) fn matches(&self, pattern: &Pattern) -> u32 {
-        let accepts = |known: &&Known| pattern.accepts(&known.name, known.kind);
+        let accepts = |known: &&MatchingDevice| pattern.accepts(&known.name, known.kind);
         let matches = self.devices.values().filter(accepts).count();
         u32::try_from(matches).unwrap_or(u32::MAX)
     }
 
     /// What is known of a device.
     pub(crate) fn named(&self, ifindex: u32) -> Option<Named> {
-        self.devices.get(&ifindex).map(Known::named)
+        self.devices.get(&ifindex).map(MatchingDevice::named)
     }
 
     /// Ends a watch.
@@ -378,7 +378,7 @@ impl PatternTable {
         match old {
             // Who has its name as far as is known has lost it, and is told of first.
             None if is_taken && self.is_after_loss() => self.defer(ifindex, Some(named), true),
-            None => self.appear(ifindex, Known::new(named), false),
+            None => self.appear(ifindex, MatchingDevice::new(named), false),
             // Something else about it has changed; or what was read was ahead of this.
             Some(old) if old == named.name && !is_other && !(is_new && self.is_after_loss()) => {
                 self.skip();
@@ -386,7 +386,7 @@ impl PatternTable {
             Some(_) if self.is_after_loss() => self.defer(ifindex, Some(named), is_new),
             Some(_) if is_new => {
                 self.go(ifindex, None, false);
-                self.appear(ifindex, Known::new(named), false);
+                self.appear(ifindex, MatchingDevice::new(named), false);
             }
             Some(_) => self.rename(ifindex, named.name, false),
         }
@@ -421,7 +421,7 @@ impl PatternTable {
     /// A device is gone, or went elsewhere.
     ///
     /// `last`: what it was called at the end, where that is certain.
-    pub(crate) fn gone(&mut self, ifindex: u32, last: Option<Named>, to: Option<Place>) {
+    pub(crate) fn gone(&mut self, ifindex: u32, last: Option<Named>, to: Option<Destination>) {
         self.touch(ifindex);
         if self.deferred.contains_key(&ifindex) {
             // Whoever has its index next is another one.
@@ -461,13 +461,13 @@ impl PatternTable {
         };
     }
 
-    fn appear(&mut self, ifindex: u32, device: Known, recovered: bool) {
+    fn appear(&mut self, ifindex: u32, device: MatchingDevice, recovered: bool) {
         if !matches(&self.patterns, &device.named()) {
             return;
         }
         self.devices.insert(ifindex, device);
         self.names.insert((device.name, ifindex));
-        let Known { name, kind, inode } = device;
+        let MatchingDevice { name, kind, inode } = device;
         // What is heard or read with no filter in place may have been queued, or read, when there was
         // one.
         if self.is_dropping() && (self.was_filtered || !recovered) {
@@ -513,7 +513,7 @@ impl PatternTable {
         });
     }
 
-    fn go(&mut self, ifindex: u32, to: Option<Place>, recovered: bool) {
+    fn go(&mut self, ifindex: u32, to: Option<Destination>, recovered: bool) {
         let Some(known) = self.forget(ifindex) else {
             return;
         };
@@ -530,7 +530,7 @@ impl PatternTable {
         });
     }
 
-    fn forget(&mut self, ifindex: u32) -> Option<Known> {
+    fn forget(&mut self, ifindex: u32) -> Option<MatchingDevice> {
         self.unfiltered.remove(&ifindex);
         self.unheard.remove(&ifindex);
         self.unidentified.remove(&ifindex);
@@ -547,8 +547,8 @@ impl PatternTable {
         kind: impl Fn(&Pattern) -> Option<EventKind>,
     ) {
         let begun = self.patterns.iter().filter(|watched| watched.has_begun);
-        for Watched { pattern, .. } in begun {
-            self.said.extend(kind(pattern).map(|kind| Told {
+        for WatchedPattern { pattern, .. } in begun {
+            self.said.extend(kind(pattern).map(|kind| PatternVerdict {
                 pattern: pattern.clone(),
                 name: Some(named.name),
                 link_kind: named.kind.filter(|_| {
@@ -578,7 +578,7 @@ impl PatternTable {
     /// Begins to read the kernel's table.
     pub(crate) fn read_table(&mut self) {
         let loss = self.loss.take();
-        self.read(Stage::Table, loss);
+        self.read(ReadingStage::Table, loss);
     }
 
     /// Begins to read what became of devices of which something may have been dropped; false when
@@ -591,7 +591,7 @@ impl PatternTable {
         if new.is_empty() {
             return false;
         }
-        self.read(Stage::Names(new.into_iter().collect()), None);
+        self.read(ReadingStage::Names(new.into_iter().collect()), None);
         true
     }
 
@@ -607,11 +607,11 @@ impl PatternTable {
         if new.is_empty() {
             return false;
         }
-        self.read(Stage::Inodes(new), None);
+        self.read(ReadingStage::Inodes(new), None);
         true
     }
 
-    fn read(&mut self, stage: Stage, loss: Option<Loss>) {
+    fn read(&mut self, stage: ReadingStage, loss: Option<Loss>) {
         self.was_filtered = self.is_filtered;
         self.reading = Some(Reading {
             stage,
@@ -633,11 +633,11 @@ impl PatternTable {
         };
         let known = self.devices.iter();
         let is_hidden = self.is_hidden;
-        let is_open = |(_, known): &(&u32, &Known)| known.inode.is_none() && !is_hidden;
+        let is_open = |(_, known): &(&u32, &MatchingDevice)| known.inode.is_none() && !is_hidden;
         self.unidentified
             .extend(known.filter(is_open).map(|(&ifindex, _)| ifindex));
         // Which of them it was about is not remembered: all are looked at once more.
-        if self.is_filtered && !matches!(reading.stage, Stage::Table) {
+        if self.is_filtered && !matches!(reading.stage, ReadingStage::Table) {
             self.unheard.extend(self.devices.keys());
         }
     }
@@ -648,20 +648,20 @@ impl PatternTable {
         let reading = self.reading.as_mut()?;
         loop {
             match &reading.stage {
-                Stage::Table => return Some(Question::Table),
-                Stage::Names(left) => match left.last() {
+                ReadingStage::Table => return Some(Question::Table),
+                ReadingStage::Names(left) => match left.last() {
                     Some(&ifindex) => return Some(Question::NameOf(ifindex)),
-                    None => reading.stage = Stage::Inodes(reading.unsure(&self.devices)),
+                    None => reading.stage = ReadingStage::Inodes(reading.unsure(&self.devices)),
                 },
-                Stage::Inodes(left) => match left.last() {
+                ReadingStage::Inodes(left) => match left.last() {
                     Some((_, named)) => return Some(Question::InodeOf(named.name)),
                     None if reading.is_news(&self.devices) || !self.deferred.is_empty() => {
-                        reading.stage = Stage::Barrier;
+                        reading.stage = ReadingStage::Barrier;
                     }
-                    None => reading.stage = Stage::Drain,
+                    None => reading.stage = ReadingStage::Drain,
                 },
-                Stage::Barrier => return Some(Question::Barrier),
-                Stage::Drain => return None,
+                ReadingStage::Barrier => return Some(Question::Barrier),
+                ReadingStage::Drain => return None,
             }
         }
     }
@@ -675,11 +675,13 @@ impl PatternTable {
             return Ok(());
         };
         match (&mut reading.stage, answer) {
-            (Stage::Table, Answer::Table(table)) => {
+            (ReadingStage::Table, Answer::Table(table)) => {
                 let table = table?;
                 for (ifindex, named) in table.links {
                     if matches(&self.patterns, &named) || self.devices.contains_key(&ifindex) {
-                        reading.found.insert(ifindex, Some(Known::new(named)));
+                        reading
+                            .found
+                            .insert(ifindex, Some(MatchingDevice::new(named)));
                     } else {
                         // It matched a moment ago, perhaps.
                         reading.found.remove(&ifindex);
@@ -696,25 +698,28 @@ impl PatternTable {
                         .copied()
                         .collect();
                     reading.rounds = 0;
-                    reading.stage = Stage::Names(known.into_iter().filter(is_missing).collect());
+                    reading.stage =
+                        ReadingStage::Names(known.into_iter().filter(is_missing).collect());
                 }
             }
-            (Stage::Names(left), Answer::Name(named)) => {
+            (ReadingStage::Names(left), Answer::Name(named)) => {
                 let named = named?;
                 if let Some(ifindex) = left.pop() {
-                    reading.found.insert(ifindex, named.map(Known::new));
-                }
-            }
-            (Stage::Inodes(left), Answer::Inode(inode)) => {
-                let inode = inode?.and_then(NonZeroU64::new);
-                if let Some((ifindex, named)) = left.pop() {
-                    let known = Known::new(named);
                     reading
                         .found
-                        .insert(ifindex, Some(Known { inode, ..known }));
+                        .insert(ifindex, named.map(MatchingDevice::new));
                 }
             }
-            (Stage::Barrier, _) => reading.stage = Stage::Drain,
+            (ReadingStage::Inodes(left), Answer::Inode(inode)) => {
+                let inode = inode?.and_then(NonZeroU64::new);
+                if let Some((ifindex, named)) = left.pop() {
+                    let known = MatchingDevice::new(named);
+                    reading
+                        .found
+                        .insert(ifindex, Some(MatchingDevice { inode, ..known }));
+                }
+            }
+            (ReadingStage::Barrier, _) => reading.stage = ReadingStage::Drain,
             (stage, answer) => debug_assert!(false, "{answer:?} to {stage:?}"),
         }
         Ok(())
@@ -736,7 +741,7 @@ impl PatternTable {
         else {
             return;
         };
-        debug_assert!(matches!(stage, Stage::Drain));
+        debug_assert!(matches!(stage, ReadingStage::Drain));
         // What is said by now was heard.
         let heard = std::mem::take(&mut self.said);
         let mut read = found;
@@ -760,14 +765,14 @@ impl PatternTable {
                 named => {
                     news.gone.push(ifindex);
                     news.appeared
-                        .extend(named.map(|named| (ifindex, Known::new(named))));
+                        .extend(named.map(|named| (ifindex, MatchingDevice::new(named))));
                 }
             }
         }
         self.tell_news(news);
         if !self.is_hidden {
             // What was read of these is not entered, and whose inode was read may be another one.
-            let is_open = |known: &Known| known.inode.is_none();
+            let is_open = |known: &MatchingDevice| known.inode.is_none();
             let is_unread = |ifindex: &u32| self.devices.get(ifindex).is_some_and(is_open);
             let unread = touched.iter().copied().filter(is_unread);
             self.unidentified.extend(unread);
@@ -809,7 +814,7 @@ impl PatternTable {
             reading.found.remove(ifindex);
         }
         reading.rounds += 1;
-        reading.stage = Stage::Names(again.into_iter().collect());
+        reading.stage = ReadingStage::Names(again.into_iter().collect());
         true
     }
 
@@ -839,7 +844,7 @@ impl PatternTable {
     }
 
     /// Compares what was read of a device, of which nothing was heard meanwhile, with what is known.
-    fn compare(&mut self, ifindex: u32, found: Option<Known>, news: &mut News) {
+    fn compare(&mut self, ifindex: u32, found: Option<MatchingDevice>, news: &mut News) {
         let known = self.devices.get_mut(&ifindex);
         match (known, found) {
             (Some(known), Some(found)) if known.may_be(&found) => {
@@ -890,16 +895,16 @@ impl PatternTable {
     }
 
     /// Tells each pattern of a loss, and of what was found to have changed.
-    fn tell_changes(&mut self, loss: Option<Loss>, changes: Vec<Told>) {
+    fn tell_changes(&mut self, loss: Option<Loss>, changes: Vec<PatternVerdict>) {
         for at in 0..self.patterns.len() {
-            let Watched {
+            let WatchedPattern {
                 ref pattern,
                 has_begun,
                 ..
             } = self.patterns[at];
             let pattern = pattern.clone();
             let own = changes.iter().filter(|told| told.pattern == pattern);
-            let own: Vec<Told> = own.cloned().collect();
+            let own: Vec<PatternVerdict> = own.cloned().collect();
             let changed = !own.is_empty();
             if has_begun && (loss.is_some() || changed) {
                 let lost = loss.and_then(|loss| loss.lost);
@@ -917,7 +922,7 @@ impl PatternTable {
     /// Tells something about a pattern as a whole.
     fn tell_whole(&mut self, pattern: Pattern, kind: EventKind) {
         let matches = Some(self.matches(&pattern));
-        self.said.push_back(Told {
+        self.said.push_back(PatternVerdict {
             pattern,
             name: None,
             link_kind: None,
@@ -930,11 +935,11 @@ impl PatternTable {
 
 impl Reading {
     /// Devices of which only the inode says whether they are what they were.
-    fn unsure(&self, devices: &BTreeMap<u32, Known>) -> Vec<(u32, Named)> {
+    fn unsure(&self, devices: &BTreeMap<u32, MatchingDevice>) -> Vec<(u32, Named)> {
         if self.loss.is_none() {
             return Vec::new();
         }
-        let unsure = |(&ifindex, found): (&u32, &Option<Known>)| {
+        let unsure = |(&ifindex, found): (&u32, &Option<MatchingDevice>)| {
             let found = (*found)?;
             devices.get(&ifindex)?.inode?;
             found.inode.is_none().then_some((ifindex, found.named()))
@@ -944,7 +949,7 @@ impl Reading {
 
     /// Was anything found that was not told? Newer kernels answer before a change is over, and tell
     /// of it at its end.
-    fn is_news(&self, devices: &BTreeMap<u32, Known>) -> bool {
+    fn is_news(&self, devices: &BTreeMap<u32, MatchingDevice>) -> bool {
         self.loss.is_some()
             || self
                 .found
@@ -956,7 +961,7 @@ impl Reading {
     }
 }
 
-impl Known {
+impl MatchingDevice {
     fn new(Named { name, kind }: Named) -> Self {
         let inode = None;
         Self { name, kind, inode }
@@ -983,7 +988,7 @@ impl Loss {
     }
 }
 
-fn matches(patterns: &[Watched], &Named { name, kind }: &Named) -> bool {
+fn matches(patterns: &[WatchedPattern], &Named { name, kind }: &Named) -> bool {
     patterns
         .iter()
         .any(|watched| watched.pattern.accepts(&name, kind))

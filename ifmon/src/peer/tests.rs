@@ -5,13 +5,13 @@ const HERE: NetnsId = NetnsId(1);
 /// What is there, and how often it was searched for.
 #[derive(Default)]
 struct Host {
-    place: Place,
+    place: NetnsFacts,
     searches: u32,
 }
 
-impl Look for Host {
-    fn by(&mut self, name: Option<&OsStr>, process: Option<u32>) -> Place {
-        let Place {
+impl FindNetns for Host {
+    fn by(&mut self, name: Option<&OsStr>, process: Option<u32>) -> NetnsFacts {
+        let NetnsFacts {
             netns,
             netns_name,
             container,
@@ -19,7 +19,7 @@ impl Look for Host {
         } = self.place.clone();
         let name = netns_name.filter(|known| name == Some(known));
         let process = process.filter(|_| process == self.place.process);
-        Place {
+        NetnsFacts {
             netns: netns.filter(|_| name.is_some() || process.is_some()),
             netns_name: name,
             process,
@@ -27,14 +27,14 @@ impl Look for Host {
         }
     }
 
-    fn search(&mut self) -> Place {
+    fn search(&mut self) -> NetnsFacts {
         self.searches += 1;
         self.place.clone()
     }
 }
 
-fn place(pid: u32, id: &str) -> Place {
-    Place {
+fn place(pid: u32, id: &str) -> NetnsFacts {
+    NetnsFacts {
         netns: Some(NetnsId(pid)),
         netns_name: None,
         process: Some(pid),
@@ -47,7 +47,7 @@ fn place(pid: u32, id: &str) -> Place {
 
 #[test]
 fn a_container_is_searched_for_once_and_again_when_it_is_not_there_any_more() {
-    let (mut memory, mut host, now) = (Memory::default(), Host::default(), Instant::now());
+    let (mut memory, mut host, now) = (NetnsMemory::default(), Host::default(), Instant::now());
     host.place = place(7, "one");
     for later in 0..5 {
         let now = now + IN_VAIN * later;
@@ -57,7 +57,7 @@ fn a_container_is_searched_for_once_and_again_when_it_is_not_there_any_more() {
     // The same number of another namespace is another namespace.
     memory.place((NetnsId(2), 0), now, &mut host);
     assert_eq!(host.searches, 2);
-    for next in [place(8, "one"), place(8, "two"), Place::default()] {
+    for next in [place(8, "one"), place(8, "two"), NetnsFacts::default()] {
         host.place = next;
         let before = host.searches;
         assert_eq!(memory.place((HERE, 0), now, &mut host), host.place);
@@ -67,7 +67,7 @@ fn a_container_is_searched_for_once_and_again_when_it_is_not_there_any_more() {
 
 #[test]
 fn where_there_is_no_container_it_is_searched_again_after_a_while() {
-    let (mut memory, mut host, now) = (Memory::default(), Host::default(), Instant::now());
+    let (mut memory, mut host, now) = (NetnsMemory::default(), Host::default(), Instant::now());
     host.place.netns = Some(NetnsId(9));
     host.place.netns_name = Some("web".into());
     for part in 0..3 {
@@ -85,7 +85,7 @@ fn where_there_is_no_container_it_is_searched_again_after_a_while() {
 
 #[test]
 fn the_namespaces_that_are_remembered_are_those_that_were_asked_for_last() {
-    let (mut memory, mut host, now) = (Memory::default(), Host::default(), Instant::now());
+    let (mut memory, mut host, now) = (NetnsMemory::default(), Host::default(), Instant::now());
     host.place = place(7, "one");
     for nsid in (0..=REMEMBERED as i32).chain([1, 0]) {
         memory.place((HERE, nsid), now, &mut host);

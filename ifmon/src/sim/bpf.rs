@@ -9,8 +9,8 @@ use std::{
 use ifmon_ebpf::{
     Counters as KernelCounters, DeviceState, EVERYWHERE, LOOPBACK_IFINDEX, Leaving, Link, Match,
     NETREG_REGISTERED, NETREG_UNREGISTERING, Name, NameKey, NameState, PatternSet, PatternState,
-    Place as WirePlace, Record, USERSPACE_ID,
-    filter::{self, Change, Event, Kernel},
+    Place, Record, USERSPACE_ID,
+    filter::{self, DeviceChange, DeviceEvent, Kernel},
 };
 
 use super::{
@@ -101,7 +101,7 @@ impl Maps {
         self.names.insert(key, state);
     }
 
-    fn insert_device(&mut self, room: usize, id: u64, place: WirePlace) -> io::Result<()> {
+    fn insert_device(&mut self, room: usize, id: u64, place: Place) -> io::Result<()> {
         if self.devices.len() >= 2 * room || self.devices.contains_key(&id) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
@@ -250,7 +250,7 @@ impl Kernel for Maps {
         false
     }
 
-    fn send(&mut self, change: &Change) -> bool {
+    fn send(&mut self, change: &DeviceChange) -> bool {
         self.deliver();
         let has_room = self.ring.len() < self.ring_room;
         if has_room {
@@ -261,8 +261,8 @@ impl Kernel for Maps {
     }
 }
 
-fn place(device: &Device) -> WirePlace {
-    WirePlace {
+fn place(device: &Device) -> Place {
+    Place {
         name: Name::from_bytes(device.name.padded()),
         netns: netns(device.space).0,
         ifindex: device.ifindex,
@@ -302,16 +302,22 @@ impl Programs {
     fn trace(&mut self, host: &Host, notice: Notice) {
         let (event, device, reg_state) = match notice {
             Notice::Registered(device) | Notice::Arrived(device) => {
-                (Event::Registered, device, NETREG_REGISTERED)
+                (DeviceEvent::Registered, device, NETREG_REGISTERED)
             }
-            Notice::Renamed(device) => (Event::Renamed, device, NETREG_REGISTERED),
-            Notice::Unregistered(device) => (Event::Unregistered, device, NETREG_UNREGISTERING),
-            Notice::Leaving(old, _) => (Event::Leaving, old, NETREG_REGISTERED),
-            Notice::Repeated(device) => (Event::Repeated, device, NETREG_UNREGISTERED),
-            Notice::NetnsGone(space) => {
-                (Event::Unregistered, loopback(space), NETREG_UNREGISTERING)
+            Notice::Renamed(device) => (DeviceEvent::Renamed, device, NETREG_REGISTERED),
+            Notice::Unregistered(device) => {
+                (DeviceEvent::Unregistered, device, NETREG_UNREGISTERING)
             }
-            Notice::NetnsNew(space) => (Event::Registered, loopback(space), NETREG_REGISTERED),
+            Notice::Leaving(old, _) => (DeviceEvent::Leaving, old, NETREG_REGISTERED),
+            Notice::Repeated(device) => (DeviceEvent::Repeated, device, NETREG_UNREGISTERED),
+            Notice::NetnsGone(space) => (
+                DeviceEvent::Unregistered,
+                loopback(space),
+                NETREG_UNREGISTERING,
+            ),
+            Notice::NetnsNew(space) => {
+                (DeviceEvent::Registered, loopback(space), NETREG_REGISTERED)
+            }
             Notice::Altered(_) | Notice::Released(_) => return,
         };
         let seen = filter::Notice {
@@ -337,10 +343,10 @@ impl Programs {
             Notice::Registered(device)
             | Notice::Renamed(device)
             | Notice::Altered(device)
-            | Notice::Arrived(device) => seen(Event::Exists, device),
-            Notice::Unregistered(device) => seen(Event::Deleted, device),
+            | Notice::Arrived(device) => seen(DeviceEvent::Exists, device),
+            Notice::Unregistered(device) => seen(DeviceEvent::Deleted, device),
             Notice::Leaving(old, new) => {
-                let (seen, device) = seen(Event::Moved, old);
+                let (seen, device) = seen(DeviceEvent::Moved, old);
                 let seen = filter::Notice {
                     nsid: new.space as i32,
                     to_ifindex: new.ifindex,

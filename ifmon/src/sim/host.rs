@@ -576,14 +576,14 @@ impl Host {
 
 /// What a watch was last told, as states of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct HostEvent {
     pub(crate) spot: Spot,
     pub(crate) holder: Option<Device>,
     /// Id and index of who held the name last.
     pub(crate) last: Option<(u32, u32)>,
 }
 
-impl Told {
+impl HostEvent {
     pub(crate) fn new(spot: Spot, state: &State) -> Self {
         let holder = state.holder(spot);
         Self {

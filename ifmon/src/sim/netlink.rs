@@ -21,7 +21,7 @@ use crate::{
         filter::Interest,
         message::{LinkMessage, Moved},
     },
-    tracker::Place,
+    tracker::Destination,
 };
 
 /// Sockets in the namespaces that were opened.
@@ -162,7 +162,7 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
         Question::NetnsOf(nsid) => Answer::Netns(Some(netns(nsid as usize))),
         Question::WhereIs(inode) => {
             let found = host.now.by_id(inode as u32);
-            Answer::Place(found.map(|device| Place {
+            Answer::Place(found.map(|device| Destination {
                 netns: Some(netns(device.space)),
                 ifindex: Some(device.ifindex),
                 name: Some(device.name),

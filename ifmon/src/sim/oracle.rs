@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use super::host::{Device, Host, Spot, Told, departure};
+use super::host::{Device, Host, HostEvent, Spot, departure};
 use crate::{EventKind, Identity};
 
 /// What a side can know of a host, and how strict its reader may be.
@@ -89,7 +89,7 @@ pub(crate) struct Follower {
 /// What was told, if the last verdict belonged to this moment.
 #[derive(Clone, Copy, Debug)]
 struct Belief {
-    told: Told,
+    told: HostEvent,
     /// The state that comes next.
     at: usize,
 }
@@ -129,7 +129,7 @@ impl Follower {
             .take(window.1 + 1)
             .skip(window.0)
         {
-            let told = Told::new(spot, state);
+            let told = HostEvent::new(spot, state);
             if told.holder.map(|device| device.ifindex) == ifindex {
                 follower.add(Belief { told, at: at + 1 }, host);
             }
@@ -268,7 +268,7 @@ impl Follower {
         if !self.means.is_certain {
             return;
         }
-        let is_it = |told: &Told| told.holder.map(|device| device.ifindex) == ifindex;
+        let is_it = |told: &HostEvent| told.holder.map(|device| device.ifindex) == ifindex;
         let mut before = std::mem::take(&mut self.beliefs);
         before.sort_by_key(|belief| belief.at);
         let mut followed = HashSet::new();
@@ -332,7 +332,7 @@ impl Follower {
                     there.is_some() && *kind == departure(self.spot, ifindex, there, state)
                 });
             if is_elsewhere {
-                let told = Told {
+                let told = HostEvent {
                     holder: None,
                     ..told
                 };
@@ -359,7 +359,7 @@ impl Follower {
     }
 
     /// Is it the device that had the name before, and was forgotten, or is back from elsewhere?
-    fn is_not_known_again(&self, kind: &EventKind, told: Told, host: &Host) -> bool {
+    fn is_not_known_again(&self, kind: &EventKind, told: HostEvent, host: &Host) -> bool {
         let EventKind::Recreated { ifindex, .. } = *kind else {
             return false;
         };
@@ -488,7 +488,7 @@ impl Follower {
             .iter()
             .filter(|belief| belief.told.holder.is_none())
             .map(|belief| Belief {
-                told: Told {
+                told: HostEvent {
                     last,
                     ..belief.told
                 },
@@ -626,7 +626,7 @@ impl Follower {
 }
 
 /// What makes two the same, whenever they were told.
-fn key(told: &Told) -> (Option<u32>, Option<(u32, u32)>) {
+fn key(told: &HostEvent) -> (Option<u32>, Option<(u32, u32)>) {
     (told.holder.map(|device| device.id), told.last)
 }
 

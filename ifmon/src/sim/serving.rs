@@ -17,12 +17,12 @@ use super::{
 use crate::{
     EventKind, InterfaceName, Netns, NetnsId,
     cli::{
-        output::facts::Facts,
+        output::facts::EventFacts,
         service::{
             call::{Call, Fault, Method, reply},
-            hub::{self, ClientId, Hub, Next, Place, Refusal},
+            event_reply::Trust,
+            hub::{self, ClientId, ClientItem, Hub, Refusal, ServedNetns},
             limits::Owner,
-            told::Trust,
         },
     },
     engine::{Ask, Engine, Output, Reply},
@@ -119,7 +119,7 @@ type Watch = (NetnsId, InterfaceName);
 enum Asker {
     /// At the start.
     Anchor,
-    Hub(hub::Request),
+    Hub(hub::LibraryRequest),
     Sync(WireId),
 }
 
@@ -133,7 +133,7 @@ struct Connection {
     /// What the client has not had room for.
     output: VecDeque<u8>,
     /// The names that are watched, from the call on.
-    watching: Option<BTreeMap<InterfaceName, Told>>,
+    watching: Option<BTreeMap<InterfaceName, ServedEvent>>,
     is_woken: bool,
     /// It says what there is to say.
     is_telling: bool,
@@ -147,12 +147,12 @@ struct Connection {
 enum Sync {
     /// The client asks.
     Asked,
-    Call(crate::cli::service::call::Watch),
+    Call(crate::cli::service::call::WatchParameters),
 }
 
 /// What was told of a name on a connection.
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct ServedEvent {
     has_begun: bool,
     /// What was told of what the hub was told, or said to be lost of it.
     heard: u64,
@@ -168,8 +168,8 @@ fn weight(kind: &EventKind) -> u64 {
     }
 }
 
-fn place(space: usize) -> Place {
-    Place {
+fn place(space: usize) -> ServedNetns {
+    ServedNetns {
         netns: Netns::simulated(host::netns(space)),
         name: None,
     }
@@ -247,7 +247,7 @@ impl<A: Side> Process<A> {
     pub(crate) fn is_holding(&self, space: usize) -> bool {
         let asks = self.asks.iter().chain(&self.asked);
         let mut asked = asks.filter_map(|asker| match asker {
-            Asker::Hub(hub::Request::Watch { place, .. }) => Some(place.netns.id()),
+            Asker::Hub(hub::LibraryRequest::Watch { place, .. }) => Some(place.netns.id()),
             _ => None,
         });
         self.side.is_holding(space)
@@ -372,11 +372,11 @@ impl<A: Side> Process<A> {
                 netns: host::netns(0),
                 targets: targets(&[anchor()]),
             },
-            Asker::Hub(hub::Request::Watch { place, names, .. }) => Ask::Watch {
+            Asker::Hub(hub::LibraryRequest::Watch { place, names, .. }) => Ask::Watch {
                 netns: place.netns.id(),
                 targets: targets(names),
             },
-            &Asker::Hub(hub::Request::Unwatch((netns, name))) => {
+            &Asker::Hub(hub::LibraryRequest::Unwatch((netns, name))) => {
                 Ask::Unwatch(tracker::Watch { netns, name })
             }
             Asker::Sync(id) => {
@@ -408,7 +408,7 @@ impl<A: Side> Process<A> {
                 self.done(request, result.map_err(|error| error.to_string()));
             }
             (Asker::Hub(request), Reply::Unwatched(_)) => {
-                if let &hub::Request::Unwatch(watch) = &request {
+                if let &hub::LibraryRequest::Unwatch(watch) = &request {
                     self.sums.remove(&watch);
                     self.midway.remove(&watch);
                 }
@@ -420,7 +420,7 @@ impl<A: Side> Process<A> {
         }
     }
 
-    fn done(&mut self, request: hub::Request, result: Result<(), String>) {
+    fn done(&mut self, request: hub::LibraryRequest, result: Result<(), String>) {
         self.hub.done(request, result);
         self.is_busy = false;
         self.wake();
@@ -466,7 +466,7 @@ impl<A: Side> Process<A> {
                     let before = self.midway.remove(&watch).unwrap_or_default();
                     *self.sums.entry(watch).or_default() += before + weight;
                 }
-                self.hub.event(event, Facts::default());
+                self.hub.event(event, EventFacts::default());
                 self.wake();
             }
             Item::Mark(mark) => {
@@ -624,9 +624,9 @@ impl<A: Side> Process<A> {
         match refusal {
             Ok(()) => {
                 let names = watch.targets.keys();
-                let told = Told {
+                let told = ServedEvent {
                     changes: Some(0),
-                    ..Told::default()
+                    ..ServedEvent::default()
                 };
                 connection.watching = Some(names.map(|&name| (name, told)).collect());
                 connection.is_telling = true;
@@ -657,9 +657,9 @@ impl<A: Side> Process<A> {
             return Ok(true);
         };
         let told = match next {
-            Next::Event(told) => told,
-            Next::Refused(_) if connection.has_synced => return Err(Gone),
-            Next::Refused(refusal) => {
+            ClientItem::Event(told) => told,
+            ClientItem::Refused(_) if connection.has_synced => return Err(Gone),
+            ClientItem::Refused(refusal) => {
                 connection.watching = None;
                 connection.is_telling = false;
                 let fault = Fault::from(refusal);
@@ -755,7 +755,7 @@ impl<A: Side> Process<A> {
 /// The client has gone.
 struct Gone;
 
-impl Told {
+impl ServedEvent {
     /// What the hub says now: of its own, or handed on. `sum` is what all that it was told comes
     /// to.
     fn take(&mut self, kind: &EventKind, is_own: bool, recovered: bool, sum: u64) {

@@ -62,7 +62,7 @@ impl Maps {
         }
     }
 
-    fn insert(&mut self, id: u64, place: WirePlace) {
+    fn insert(&mut self, id: u64, place: Place) {
         let device = DeviceState {
             place,
             ..DeviceState::default()
@@ -114,9 +114,9 @@ impl Maps {
     }
 }
 
-fn called(name: &str) -> WirePlace {
+fn called(name: &str) -> Place {
     let name = InterfaceName::new(name).expect("a valid name");
-    WirePlace {
+    Place {
         name: Name::from_bytes(name.padded()),
         netns: NETNS.0,
         ifindex: IFINDEX,

@@ -6,14 +6,14 @@ use super::format::kind;
 
 /// A BTF file in the making.
 #[derive(Default)]
-pub(super) struct Builder {
+pub(super) struct BtfBuilder {
     types: Vec<u8>,
     count: u32,
     strings: Vec<u8>,
     offsets: HashMap<String, u32>,
 }
 
-impl Builder {
+impl BtfBuilder {
     pub(super) fn string(&mut self, string: &str) -> u32 {
         if self.strings.is_empty() {
             self.strings.push(0);

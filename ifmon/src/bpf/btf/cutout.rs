@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::{build::Builder, format::kind, names};
+use super::{build::BtfBuilder, format::kind, names};
 
 /// Also keep every so-manieth type, whatever it is.
 const NOISE: usize = 997;
@@ -170,7 +170,7 @@ impl Cutter {
     }
 
     fn write(&self) -> Vec<u8> {
-        let mut out = Builder::default();
+        let mut out = BtfBuilder::default();
         // Ids of the forward declarations follow those of the types that are kept.
         let mut declared: Vec<(u32, bool)> = Vec::new();
         for id in &self.kept {

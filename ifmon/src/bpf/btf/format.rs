@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{
     BtfError,
-    window::{Source, Window},
+    window::{BtfSource, Window},
 };
 
 /// `BTF_KIND_*`, as far as the reader has to know them apart.
@@ -99,7 +99,7 @@ pub(super) struct Header {
     pub(super) layout: Range<u64>,
 }
 
-pub(super) fn read_header<S: Source>(window: &mut Window<S>) -> Result<Header, BtfError> {
+pub(super) fn read_header<S: BtfSource>(window: &mut Window<S>) -> Result<Header, BtfError> {
     let [start, length, type_off, type_len, str_off, str_len] = window.words(0)?;
     let (magic, version, flags) = (start as u16, start >> 16 & 0xff, start >> 24);
     match magic {
@@ -151,7 +151,7 @@ pub(super) fn read_header<S: Source>(window: &mut Window<S>) -> Result<Header, B
 /// on (`info_sz`, `elem_sz`, and 16 bits of flags that mean nothing as yet). It lets us step over
 /// kinds that are newer than we are. It must not contradict what we know: then we would not know
 /// what we read.
-pub(super) fn read_trailers<S: Source>(
+pub(super) fn read_trailers<S: BtfSource>(
     window: &mut Window<S>,
     layout: Range<u64>,
 ) -> Result<[Option<Trailer>; KINDS], BtfError> {

@@ -4,7 +4,7 @@ use std::{array, ops::Range};
 
 use super::{
     BtfError,
-    window::{Source, Window},
+    window::{BtfSource, Window},
 };
 
 /// More than the length of any name that is wanted, with its NUL.
@@ -14,7 +14,7 @@ const MARKS: usize = 1024;
 
 /// The wanted names that the file has, and the offsets in its string section by which it calls
 /// them.
-pub(super) struct Names {
+pub(super) struct WantedNames {
     /// In ascending order of the offsets.
     found: Vec<(u32, &'static str)>,
     /// Whether an offset with this remainder is among them: most others are told apart by that
@@ -22,13 +22,13 @@ pub(super) struct Names {
     marks: [bool; MARKS],
 }
 
-impl Names {
+impl WantedNames {
     /// Looks for these strings.
     ///
     /// A name offset may by the letter of the format point into the middle of a string ("dev" as
     /// the end of "netdev"). No tool makes use of that, and names so encoded are not found:
     /// that ends in an error, as there is no such type or field.
-    pub(super) fn find<S: Source>(
+    pub(super) fn find<S: BtfSource>(
         window: &mut Window<S>,
         section: Range<u64>,
         wanted: &[&'static str],

@@ -16,8 +16,8 @@ use std::ops::Range;
 use super::{
     BtfError,
     format::{HEAD, KINDS, Trailer, kind, kind_of, length, read_header, read_trailers, vlen_of},
-    names::Names,
-    window::{Source, Window, words},
+    names::WantedNames,
+    window::{BtfSource, Window, words},
 };
 
 /// A type, without what follows its first 12 bytes.
@@ -84,19 +84,19 @@ pub(super) struct Reader<S> {
     /// The positions of the types 1, 1 + [`STRIDE`], ….
     milestones: Vec<u64>,
     /// The wanted names that the file has.
-    names: Names,
+    names: WantedNames,
     /// All types that have one of these names.
     named: Vec<Type>,
     work: u32,
 }
 
-impl<S: Source> Reader<S> {
+impl<S: BtfSource> Reader<S> {
     /// Reads the file once from end to end, looking out for these names.
     pub(super) fn open(source: S, wanted: &[&'static str]) -> Result<Self, BtfError> {
         let mut window = Window::new(source);
         let header = read_header(&mut window)?;
         let trailers = read_trailers(&mut window, header.layout)?;
-        let names = Names::find(&mut window, header.strings, wanted)?;
+        let names = WantedNames::find(&mut window, header.strings, wanted)?;
         let mut reader = Self {
             window,
             trailers,

@@ -1,6 +1,6 @@
 use super::{
-    Bits, BtfError, FuncIds, KindOffsets, Layout, NetdevEvents, Offsets, VMLINUX, build::Builder,
-    format::kind, fuzz_btf as read, layout, window::Source,
+    Bits, BtfError, FuncIds, KindOffsets, Layout, NetdevEvents, Offsets, VMLINUX,
+    build::BtfBuilder, format::kind, fuzz_btf as read, layout, window::BtfSource,
 };
 
 const EVENTS: NetdevEvents = NetdevEvents {
@@ -61,7 +61,7 @@ const KERNELS: [(&str, &[u8], [u32; 8], bool); 6] = [
 
 /// All types that are looked for, but `net_device`.
 struct Kernel {
-    btf: Builder,
+    btf: BtfBuilder,
     int: u32,
     byte: u32,
     name: u32,
@@ -71,7 +71,7 @@ struct Kernel {
 
 impl Kernel {
     fn new() -> Self {
-        let mut btf = Builder::default();
+        let mut btf = BtfBuilder::default();
         let int = btf.int("int", 4);
         let byte = btf.int("unsigned char", 1);
         let name = btf.array(byte, 16);
@@ -249,7 +249,7 @@ fn the_kind_of_a_device_is_behind_two_pointers() {
 /// Gives one byte per read, as a pipe might.
 struct Dribble<'a>(&'a [u8]);
 
-impl Source for Dribble<'_> {
+impl BtfSource for Dribble<'_> {
     fn read_at(&self, buf: &mut [u8], at: u64) -> std::io::Result<usize> {
         let len = buf.len().min(1);
         self.0.read_at(&mut buf[..len], at)
@@ -471,7 +471,7 @@ fn what_is_missing_is_named() {
         "the kernel's BTF has no field net_device.nd_net.net"
     );
     assert_eq!(
-        refused(&Builder::default().bytes()),
+        refused(&BtfBuilder::default().bytes()),
         "the kernel's BTF has no struct net_device"
     );
 
@@ -759,7 +759,7 @@ fn strings_without_an_end() {
 
 #[test]
 fn circles() {
-    type Circle = fn(&mut Builder, u32) -> u32;
+    type Circle = fn(&mut BtfBuilder, u32) -> u32;
     let itself: Circle = |btf, next| btf.plain("self_t", kind::TYPEDEF, next);
     let each_other: Circle = |btf, next| {
         btf.plain("", kind::CONST, next + 1);

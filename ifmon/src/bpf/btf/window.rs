@@ -5,18 +5,18 @@ use std::{array, fs::File, io, os::unix::fs::FileExt};
 use super::BtfError;
 
 /// Where the bytes of a BTF file come from.
-pub(super) trait Source {
+pub(super) trait BtfSource {
     /// As `pread(2)`: the number of bytes read, which may be fewer than wanted; 0 at the end.
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
 }
 
-impl Source for File {
+impl BtfSource for File {
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
         FileExt::read_at(self, buf, at)
     }
 }
 
-impl Source for &[u8] {
+impl BtfSource for &[u8] {
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
         let rest = usize::try_from(at)
             .ok()
@@ -36,7 +36,7 @@ pub(super) struct Window<S> {
     len: usize,
 }
 
-impl<S: Source> Window<S> {
+impl<S: BtfSource> Window<S> {
     /// sysfs gives at most one page per read(2), so more would not save calls; a plain file is read
     /// in larger steps.
     const SIZE: usize = 16 * 1024;

@@ -8,9 +8,9 @@ use crate::{Identity, machine::Wanted};
 
 const NETNS: NetnsId = NetnsId(1);
 
-fn wire(name: &str, ifindex: u32) -> WirePlace {
+fn wire(name: &str, ifindex: u32) -> Place {
     let name = InterfaceName::new(name).expect("a valid name");
-    WirePlace {
+    Place {
         name: Name::from_bytes(name.padded()),
         netns: NETNS.0,
         ifindex,

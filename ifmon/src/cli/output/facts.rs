@@ -5,7 +5,7 @@ use std::{ffi::OsString, time::SystemTime};
 
 use ifmon::{BackendKind, Event, Field, Netns, Origin, Origins, Pattern, Peer};
 
-use crate::cli::{mine::Mine, watches::Watch};
+use crate::cli::{mine::Mine, watches::WatchKey};
 
 /// Why the watch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Reason {
 #[derive(Debug)]
 pub(crate) struct Stopped {
     pub(crate) time: SystemTime,
-    pub(crate) watch: Watch,
+    pub(crate) watch: WatchKey,
     pub(crate) pattern: Option<Pattern>,
     pub(crate) ifindex: Option<u32>,
     pub(crate) backend: BackendKind,
@@ -43,7 +43,7 @@ pub(crate) struct Stopped {
 
 /// What is found out about an event for whoever reads of it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Facts {
+pub(crate) struct EventFacts {
     pub(crate) origin: Origin,
     /// By `--mine`, it is the engine's own doing.
     pub(crate) own: bool,
@@ -53,7 +53,7 @@ pub(crate) struct Facts {
     pub(crate) peer: Option<Peer>,
 }
 
-impl Facts {
+impl EventFacts {
     pub(crate) fn of(event: &Event, origins: &mut Origins, mine: &[Mine]) -> Self {
         let to_netns = event
             .kind

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::cli::watches::Watch;
+use crate::cli::watches::WatchKey;
 
 /// How many hooks in a row ran while the next change came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,35 +23,35 @@ impl Depth {
 
 /// A hook that runs because there was reason to restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
-    watch: Watch,
+pub(crate) struct HookRun {
+    watch: WatchKey,
     number: u64,
 }
 
 /// Which hooks run, for each watch.
 #[derive(Debug, Default)]
 pub(crate) struct Feedback {
-    running: HashMap<Watch, (u64, Depth)>,
+    running: HashMap<WatchKey, (u64, Depth)>,
     begun: u64,
 }
 
 impl Feedback {
     /// A change was told that calls for a restart.
-    pub(crate) fn told(&self, watch: Watch) -> Depth {
+    pub(crate) fn told(&self, watch: WatchKey) -> Depth {
         let running = self.running.get(&watch);
         running.map_or_else(Depth::default, |&(_, Depth(depth))| Depth(depth + 1))
     }
 
     /// The hook for such a change begins.
-    pub(crate) fn begins(&mut self, watch: Watch, depth: Depth) -> Run {
+    pub(crate) fn begins(&mut self, watch: WatchKey, depth: Depth) -> HookRun {
         self.begun += 1;
         let number = self.begun;
         self.running.insert(watch, (number, depth));
-        Run { watch, number }
+        HookRun { watch, number }
     }
 
     /// It has ended, and all that happened until then was told.
-    pub(crate) fn ended(&mut self, Run { watch, number }: Run) {
+    pub(crate) fn ended(&mut self, HookRun { watch, number }: HookRun) {
         if self
             .running
             .get(&watch)
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    fn watch() -> Watch {
+    fn watch() -> WatchKey {
         let name = InterfaceName::new("wg0").unwrap_or_else(|error| panic!("{error}"));
         (NetnsId(1), name)
     }

@@ -13,9 +13,9 @@ use tokio::{
 
 use super::feedback::{Depth, Feedback};
 use crate::cli::{
-    children::{Children, Job, Shell},
-    state::Told,
-    watches::Watch,
+    children::{Children, Job, ShellCommand},
+    state::Unfinished,
+    watches::WatchKey,
 };
 
 /// Events that wait for the hook. When it is slower than this, events are no longer read, and what
@@ -26,7 +26,7 @@ const WAITING: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Hooks {
     /// Closed when no more will come.
-    queue: Option<mpsc::UnboundedSender<Hook>>,
+    queue: Option<mpsc::UnboundedSender<QueuedHook>>,
     feedback: Arc<Mutex<Feedback>>,
     waiting: Arc<Waiting>,
     /// Until it was seen to end.
@@ -35,11 +35,11 @@ pub(crate) struct Hooks {
 
 /// A hook that is to be run.
 #[derive(Debug)]
-struct Hook {
+struct QueuedHook {
     job: Job,
     /// The watch that it is to restart something for, unless the change is the hook's own doing.
-    restarts: Option<(Watch, Depth)>,
-    told: Option<Told>,
+    restarts: Option<(WatchKey, Depth)>,
+    told: Option<Unfinished>,
 }
 
 /// How many wait.
@@ -50,14 +50,14 @@ struct Waiting {
 }
 
 impl Hooks {
-    pub(crate) fn new(children: Children, shell: Shell, monitor: Handle) -> Self {
-        let (queue, mut hooks) = mpsc::unbounded_channel::<Hook>();
+    pub(crate) fn new(children: Children, shell: ShellCommand, monitor: Handle) -> Self {
+        let (queue, mut hooks) = mpsc::unbounded_channel::<QueuedHook>();
         let waiting = Arc::<Waiting>::default();
         let left = Arc::clone(&waiting);
         let feedback = Arc::<Mutex<Feedback>>::default();
         let runs = Arc::clone(&feedback);
         let runner = tokio::spawn(async move {
-            while let Some(Hook {
+            while let Some(QueuedHook {
                 job,
                 restarts,
                 told,
@@ -89,7 +89,7 @@ impl Hooks {
 
     /// Queues the hook for an event; with the watch, when that calls for a restart. That never
     /// waits, so that none is lost when the end comes meanwhile.
-    pub(crate) fn push(&self, mut job: Job, restarts: Option<Watch>, told: Option<Told>) {
+    pub(crate) fn push(&self, mut job: Job, restarts: Option<WatchKey>, told: Option<Unfinished>) {
         let Some(queue) = &self.queue else {
             return;
         };
@@ -108,7 +108,7 @@ impl Hooks {
         });
         self.waiting.count.fetch_add(1, Ordering::Relaxed);
         // The runner ends only when the queue does.
-        let _ = queue.send(Hook {
+        let _ = queue.send(QueuedHook {
             job,
             restarts,
             told,

@@ -72,11 +72,11 @@ impl Priority {
 #[derive(Debug)]
 pub(crate) struct Journal {
     socket: UnixDatagram,
-    waiting: VecDeque<Entry>,
+    waiting: VecDeque<JournalEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct JournalEntry {
     line: Vec<u8>,
     message: Vec<u8>,
 }
@@ -108,7 +108,7 @@ impl Journal {
         fields: &[(String, OsString)],
     ) {
         let message = message(&line, priority, fields);
-        self.waiting.push_back(Entry { line, message });
+        self.waiting.push_back(JournalEntry { line, message });
     }
 
     /// Is everything sent?

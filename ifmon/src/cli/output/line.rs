@@ -6,8 +6,8 @@ use ifmon::{
     Actor, BackendKind, Event, Field, InterfaceName, LinkKind, NetnsId, Origin, Pattern, Peer,
 };
 
-use super::facts::{Facts, Stopped};
-use crate::cli::watches::Watch;
+use super::facts::{EventFacts, Stopped};
+use crate::cli::watches::WatchKey;
 
 /// The fields of one line, in order. A value that is unknown stays, as null.
 #[derive(Debug)]
@@ -66,7 +66,11 @@ impl From<Field> for Value<'_> {
 }
 
 impl<'a> Line<'a> {
-    pub(crate) fn event(event: &'a Event, facts: &'a Facts, netns_name: Option<&'a OsStr>) -> Self {
+    pub(crate) fn event(
+        event: &'a Event,
+        facts: &'a EventFacts,
+        netns_name: Option<&'a OsStr>,
+    ) -> Self {
         let mut line = Self::begin(
             event.time,
             event.kind.as_str(),
@@ -128,7 +132,7 @@ impl<'a> Line<'a> {
     fn begin(
         time: SystemTime,
         event: &'static str,
-        ((NetnsId(netns), interface), pattern): (Watch, Option<&'a Pattern>),
+        ((NetnsId(netns), interface), pattern): (WatchKey, Option<&'a Pattern>),
         netns_name: Option<&'a OsStr>,
         ifindex: Option<u32>,
         restart: bool,
@@ -176,7 +180,7 @@ mod tests {
             (NetnsId(7), r#""pattern":"wg*","netns":7,"#),
         ] {
             let event = event(netns, &pattern, EventKind::Watching { ifindex: None });
-            let said = json(Line::event(&event, &Facts::default(), None));
+            let said = json(Line::event(&event, &EventFacts::default(), None));
             assert!(said.contains(told), "{said}");
             let stopped = Stopped {
                 time: SystemTime::UNIX_EPOCH,

@@ -22,7 +22,7 @@ use ifmon::{BackendKind, Counters, Event, EventKind, Handle, InterfaceName, Orig
 use tokio::time::{Instant, timeout};
 
 use self::{
-    facts::{Facts, Reason, Stopped},
+    facts::{EventFacts, Reason, Stopped},
     hooks::Hooks,
     journal::{Journal, Priority},
     line::Line,
@@ -31,7 +31,7 @@ use self::{
 };
 use super::{
     args::Args,
-    children::{Children, Environment, Job, Shell},
+    children::{Children, Environment, Job, ShellCommand},
     mine::Mine,
     namespaces::Namespaces,
     state,
@@ -49,7 +49,7 @@ pub(crate) struct Output {
     /// Takes the lines in place of standard output, where that is a stream to it.
     journal: Option<Journal>,
     text: Option<text::Writer>,
-    sums: Sums,
+    sums: SumsWriter,
     hooks: Option<Hooks>,
     has_commands: bool,
     origins: Origins,
@@ -60,7 +60,7 @@ pub(crate) struct Output {
 
 /// What takes the events where no line tells of each.
 #[derive(Debug)]
-enum Sums {
+enum SumsWriter {
     None,
     Summary(Box<Summary>),
     Top(Box<Top>),
@@ -68,7 +68,7 @@ enum Sums {
 
 /// What was told of an event.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Reported {
     /// It is the engine's own doing.
     pub(crate) own: bool,
     /// The interface is no longer the one that its user set up.
@@ -87,7 +87,11 @@ impl Output {
     ) -> anyhow::Result<Self> {
         let hooks = args.exec.clone().zip(children).map(|(command, children)| {
             let limit = args.exec_timeout;
-            Hooks::new(children.clone(), Shell { command, limit }, monitor.clone())
+            Hooks::new(
+                children.clone(),
+                ShellCommand { command, limit },
+                monitor.clone(),
+            )
         });
         let journal = Journal::open();
         // The journal has a time of its own for each.
@@ -98,9 +102,9 @@ impl Output {
             text: (!args.json)
                 .then(|| text::Writer::new(args.color.wanted() && !args.top, has_time)),
             sums: match args.summary {
-                Some(every) => Sums::Summary(Box::new(Summary::new(every, args.json))),
-                None if args.top => Sums::Top(Box::new(Top::new(backend))),
-                None => Sums::None,
+                Some(every) => SumsWriter::Summary(Box::new(Summary::new(every, args.json))),
+                None if args.top => SumsWriter::Top(Box::new(Top::new(backend))),
+                None => SumsWriter::None,
             },
             hooks,
             has_commands: children.is_some(),
@@ -118,10 +122,10 @@ impl Output {
 
     /// Takes an event. That never waits, so that nothing is lost when the end comes meanwhile; see
     /// [`Self::has_room`].
-    pub(crate) fn event(&mut self, event: &Event, told: Option<state::Told>) -> Told {
+    pub(crate) fn event(&mut self, event: &Event, told: Option<state::Unfinished>) -> Reported {
         self.namespaces.look_again();
-        let mut facts = Facts::of(event, &mut self.origins, &self.mine);
-        let has_line = matches!(self.sums, Sums::None);
+        let mut facts = EventFacts::of(event, &mut self.origins, &self.mine);
+        let has_line = matches!(self.sums, SumsWriter::None);
         let is_of_pattern = event.pattern.is_some();
         if let EventKind::Appeared { .. } = event.kind
             && is_of_pattern
@@ -138,12 +142,12 @@ impl Output {
             None => line.to_json(),
         };
         match &mut self.sums {
-            Sums::Summary(summary) => summary.tally.event(event, &facts),
-            Sums::Top(top) => {
+            SumsWriter::Summary(summary) => summary.tally.event(event, &facts),
+            SumsWriter::Top(top) => {
                 let line = text(&self.text);
                 top.event(event, &facts, String::from_utf8_lossy(&line).trim_end());
             }
-            Sums::None => push(
+            SumsWriter::None => push(
                 &mut self.stdout,
                 &mut self.journal,
                 text(&self.text),
@@ -151,7 +155,7 @@ impl Output {
                 fields.as_ref(),
             ),
         }
-        let line = Told {
+        let line = Reported {
             own: facts.own,
             restart,
             environment: fields.filter(|_| self.has_commands),
@@ -171,23 +175,23 @@ impl Output {
     /// When sums are to be told next, if they are wanted.
     pub(crate) fn due(&self) -> Option<Instant> {
         match &self.sums {
-            Sums::None => None,
-            Sums::Summary(summary) => Some(summary.next),
-            Sums::Top(top) => Some(top.next),
+            SumsWriter::None => None,
+            SumsWriter::Summary(summary) => Some(summary.next),
+            SumsWriter::Top(top) => Some(top.next),
         }
     }
 
     /// Tells the sums, if they are wanted.
     pub(crate) fn summarize(&mut self, terminal: Option<&Terminal>) {
         match (&mut self.sums, terminal) {
-            (Sums::Summary(summary), _) => {
+            (SumsWriter::Summary(summary), _) => {
                 let text = summary.take(&self.namespaces);
                 let Self {
                     stdout, journal, ..
                 } = self;
                 push(stdout, journal, text, Priority::Info, None);
             }
-            (Sums::Top(top), Some(terminal)) => {
+            (SumsWriter::Top(top), Some(terminal)) => {
                 top.tick();
                 // A terminal that is behind gets the next one.
                 if self.stdout.is_flushed() {
@@ -195,13 +199,13 @@ impl Output {
                         .push(&top.draw(terminal.size(), &self.namespaces));
                 }
             }
-            (Sums::None | Sums::Top(_), _) => {}
+            (SumsWriter::None | SumsWriter::Top(_), _) => {}
         }
     }
 
     /// Takes keys from the terminal; false when the end is asked for.
     pub(crate) fn keys(&mut self, keys: &[u8], terminal: &Terminal) -> bool {
-        let Sums::Top(top) = &mut self.sums else {
+        let SumsWriter::Top(top) = &mut self.sums else {
             return true;
         };
         let goes_on = top.keys(keys);
@@ -223,7 +227,7 @@ impl Output {
     }
 
     fn is_screen(&self) -> bool {
-        matches!(self.sums, Sums::Top(_))
+        matches!(self.sums, SumsWriter::Top(_))
     }
 
     fn have_hooks_room(&self) -> bool {
@@ -316,7 +320,7 @@ impl Output {
             let line = Line::stopped(&stopped, self.namespaces.name(netns));
             let wants_fields = self.hooks.is_some() || self.journal.is_some();
             let fields = wants_fields.then(|| line.to_environment());
-            if let Sums::None = self.sums {
+            if let SumsWriter::None = self.sums {
                 let text = match &self.text {
                     Some(text) => text.stopped(&stopped, &self.namespaces),
                     None => line.to_json(),

@@ -18,22 +18,22 @@ const LINE: usize = 512;
 pub(crate) struct Stdout {
     file: OwnedFd,
     /// For pipes, sockets and terminals; a regular file cannot be waited for, and need not be.
-    waits: Option<AsyncFd<Watched>>,
+    waits: Option<AsyncFd<PollableFd>>,
     /// What is to be written, and how much of it has been.
     pending: Vec<u8>,
     written: usize,
 }
 
 #[derive(Debug)]
-struct Watched(OwnedFd);
+struct PollableFd(OwnedFd);
 
-impl AsRawFd for Watched {
+impl AsRawFd for PollableFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
 
-impl AsFd for Watched {
+impl AsFd for PollableFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -51,8 +51,8 @@ pub(crate) fn is_ready(file: impl AsFd, flags: PollFlags) -> io::Result<bool> {
 impl Stdout {
     pub(crate) fn open() -> io::Result<Self> {
         let stdout = io::stdout();
-        let watched = Watched(stdout.as_fd().try_clone_to_owned()?);
-        // SAFETY: `Watched` owns its descriptor and always hands out the same one.
+        let watched = PollableFd(stdout.as_fd().try_clone_to_owned()?);
+        // SAFETY: `PollableFd` owns its descriptor and always hands out the same one.
         let waits = unsafe {
             AsyncFd::register_with_interest(watched, Interest::WRITABLE | Interest::ERROR)
         };

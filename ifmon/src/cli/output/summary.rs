@@ -75,13 +75,13 @@ struct Sums<'a> {
     #[serde(flatten)]
     all: Counts,
     lost: Option<u64>,
-    by: Vec<By<'a>>,
-    netns: Vec<Place>,
-    kind: Vec<OfKind>,
+    by: Vec<MakerSums<'a>>,
+    netns: Vec<NetnsSums>,
+    kind: Vec<KindSums>,
 }
 
 #[derive(Debug, Serialize)]
-struct By<'a> {
+struct MakerSums<'a> {
     #[serde(flatten)]
     maker: Option<&'a Maker>,
     #[serde(flatten)]
@@ -89,7 +89,7 @@ struct By<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Place {
+struct NetnsSums {
     netns: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     netns_name: Option<String>,
@@ -98,7 +98,7 @@ struct Place {
 }
 
 #[derive(Debug, Serialize)]
-struct OfKind {
+struct KindSums {
     kind: Option<LinkKind>,
     #[serde(flatten)]
     counts: Counts,
@@ -108,20 +108,20 @@ impl<'a> Sums<'a> {
     fn of(tally: &'a Tally, time: SystemTime, seconds: Duration, namespaces: &Namespaces) -> Self {
         let by = busiest(&tally.makers)
             .into_iter()
-            .map(|(maker, counts)| By {
+            .map(|(maker, counts)| MakerSums {
                 maker: (*maker != Maker::Unknown).then_some(maker),
                 counts,
             });
         let netns = busiest(&tally.places).into_iter().map(|(place, counts)| {
             let name = place.and_then(|netns| namespaces.name(netns));
-            Place {
+            NetnsSums {
                 netns: place.map(|NetnsId(inum)| inum),
                 netns_name: name.map(|name| name.display().to_string()),
                 counts,
             }
         });
         let kinds = busiest(&tally.kinds).into_iter();
-        let kinds = kinds.map(|(&kind, counts)| OfKind { kind, counts });
+        let kinds = kinds.map(|(&kind, counts)| KindSums { kind, counts });
         Self {
             time: timestamp(time),
             event: "summary",
@@ -140,7 +140,7 @@ fn text(tally: &Tally, time: SystemTime, seconds: Duration, namespaces: &Namespa
         "{} {:.0} s: {}, {}",
         timestamp(time),
         seconds.as_secs_f64(),
-        Said(tally.all, 0),
+        CountsText(tally.all, 0),
         losses(tally.lost())
     );
     rows(&mut text, &busiest(&tally.makers), |maker| {
@@ -164,7 +164,7 @@ fn text(tally: &Tally, time: SystemTime, seconds: Duration, namespaces: &Namespa
 
 fn rows<K>(text: &mut String, rows: &[(&K, Counts)], name: impl Fn(&K) -> String) {
     for (key, counts) in rows.iter().take(SHOWN) {
-        let _ = write!(text, "\n    {}  {}", Said(*counts, 7), name(key));
+        let _ = write!(text, "\n    {}  {}", CountsText(*counts, 7), name(key));
     }
     if let Some(more) = rows.len().checked_sub(SHOWN + 1) {
         let _ = write!(text, "\n    and {} more", more + 1);
@@ -172,9 +172,9 @@ fn rows<K>(text: &mut String, rows: &[(&K, Counts)], name: impl Fn(&K) -> String
 }
 
 /// Counts in words, each number as wide as this.
-struct Said(Counts, usize);
+struct CountsText(Counts, usize);
 
-impl Display for Said {
+impl Display for CountsText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(
             Counts {

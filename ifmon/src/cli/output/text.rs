@@ -6,11 +6,11 @@ use anstyle::{AnsiColor, Style};
 use ifmon::{Actor, Container, Event, EventKind, InterfaceName, NetnsId, Origin, Pattern, Peer};
 
 use super::{
-    facts::{Facts, Stopped},
+    facts::{EventFacts, Stopped},
     json::timestamp,
     stderr::printable,
 };
-use crate::cli::{namespaces::Namespaces, watches::Watch};
+use crate::cli::{namespaces::Namespaces, watches::WatchKey};
 
 /// Writes lines.
 #[derive(Debug)]
@@ -25,7 +25,12 @@ impl Writer {
         Self { color, has_time }
     }
 
-    pub(crate) fn event(&self, event: &Event, facts: &Facts, namespaces: &Namespaces) -> Vec<u8> {
+    pub(crate) fn event(
+        &self,
+        event: &Event,
+        facts: &EventFacts,
+        namespaces: &Namespaces,
+    ) -> Vec<u8> {
         let describe = |netns| namespaces.describe(netns, facts.to_netns_name.as_deref());
         let mut text = match (&event.kind, event.matches) {
             (EventKind::Watching { .. }, Some(matches)) => matching(matches),
@@ -112,7 +117,11 @@ impl Writer {
 }
 
 /// The interface, and its namespace where that is not the one of ifmon.
-fn place((netns, interface): Watch, pattern: Option<&Pattern>, namespaces: &Namespaces) -> String {
+fn place(
+    (netns, interface): WatchKey,
+    pattern: Option<&Pattern>,
+    namespaces: &Namespaces,
+) -> String {
     let interface = match pattern {
         None => printable(&interface.to_string()),
         Some(pattern) if interface == InterfaceName::NONE => printable(&pattern.to_string()),

@@ -23,21 +23,21 @@ use tokio::{
 use super::{
     call::{Fault, reply},
     connection::Connection,
-    hub::{ClientId, Hub, Listed, Next, Place, Refusal, Request},
+    hub::{ClientId, ClientItem, Hub, LibraryRequest, Listed, Refusal, ServedNetns},
     limits,
-    peer::{Home, Peer},
+    peer::{ClientPeer, Home},
     policy::Policy,
-    socket::Socket,
+    socket::ListeningSocket,
 };
 use crate::cli::{
     Exit,
     args::Args,
     check, memory,
     notify::Notifier,
-    output::{facts::Facts, json::timestamp},
+    output::{facts::EventFacts, json::timestamp},
     privileges,
     signals::Signals,
-    watches::Watch,
+    watches::WatchKey,
 };
 
 /// Where `ip netns` keeps its names (`NETNS_RUN_DIR` of iproute2).
@@ -51,7 +51,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What connections share. One thread, and nothing is borrowed over a wait.
 #[derive(Debug)]
-pub(super) struct Agent {
+pub(super) struct AgentService {
     hub: RefCell<Hub>,
     news: RefCell<HashMap<ClientId, Rc<Notify>>>,
     /// The library may have something to do.
@@ -71,7 +71,7 @@ pub(super) struct Agent {
 pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
     let mut signals = Signals::new().context("cannot handle signals")?;
     let notifier = Notifier::new();
-    let socket = Socket::open(&path)?;
+    let socket = ListeningSocket::open(&path)?;
     let home = Home::new(socket.group, Policy::new(&args.policy))?;
     let mut check = ifmon::Check::run();
     // It would be this one.
@@ -94,12 +94,12 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
     privileges::keep_for_namespaces().context("cannot give up privileges")?;
     let listener = UnixListener::from_std(socket.listener.try_clone()?).context("cannot listen")?;
     let mut hub = Hub::default();
-    let place = Place {
+    let place = ServedNetns {
         netns: home.netns.clone(),
         name: netns_name(&home.netns),
     };
     hub.keep(place, anchor, SystemTime::now());
-    let agent = Rc::new(Agent {
+    let agent = Rc::new(AgentService {
         hub: RefCell::new(hub),
         news: RefCell::default(),
         requests: Notify::new(),
@@ -128,7 +128,7 @@ pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
             }
             event = monitor.next() => {
                 let event = event.unwrap_or(Err(Error::Stopped))?;
-                let facts = Facts::of(&event, &mut origins, &[]);
+                let facts = EventFacts::of(&event, &mut origins, &[]);
                 agent.hub.borrow_mut().event(event, facts);
                 agent.wake();
             }
@@ -145,7 +145,7 @@ fn netns_name(netns: &Netns) -> Option<Rc<OsString>> {
     Some(Rc::new(name))
 }
 
-impl Agent {
+impl AgentService {
     /// The next connection. Where there is no descriptor for it, it comes when a client has gone, or
     /// a little later: others on the host can be short of them as well.
     async fn accept(&self, listener: &UnixListener) -> UnixStream {
@@ -165,7 +165,7 @@ impl Agent {
     }
 
     fn take(self: &Rc<Self>, stream: UnixStream) {
-        let taken = Peer::of(&stream, &self.home)
+        let taken = ClientPeer::of(&stream, &self.home)
             .map_err(|error| Fault::NotPermitted(error.to_string()))
             .and_then(|peer| Ok((self.connect(&peer)?, peer)));
         match taken {
@@ -212,11 +212,13 @@ impl Agent {
                 continue;
             };
             let result = match &request {
-                Request::Watch { place, names, .. } => {
+                LibraryRequest::Watch { place, names, .. } => {
                     let target = |&name| Target::from(name).in_netns(place.netns.clone());
                     handle.watch_all(names.iter().map(target)).await
                 }
-                &Request::Unwatch((netns, name)) => handle.unwatch(netns, name).await.map(drop),
+                &LibraryRequest::Unwatch((netns, name)) => {
+                    handle.unwatch(netns, name).await.map(drop)
+                }
             };
             let result = result.map_err(|error| error.to_string());
             self.hub.borrow_mut().done(request, result);
@@ -234,7 +236,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn connect(&self, peer: &Peer) -> Result<(ClientId, Rc<Notify>), Refusal> {
+    pub(super) fn connect(&self, peer: &ClientPeer) -> Result<(ClientId, Rc<Notify>), Refusal> {
         let id = self.hub.borrow_mut().connect(peer.owner(), peer.trust)?;
         let news = Rc::new(Notify::new());
         self.news.borrow_mut().insert(id, Rc::clone(&news));
@@ -251,7 +253,7 @@ impl Agent {
     pub(super) fn watch(
         &self,
         id: ClientId,
-        place: &Place,
+        place: &ServedNetns,
         targets: &BTreeMap<InterfaceName, Option<u32>>,
     ) -> Result<(), Fault> {
         let asked = self
@@ -262,7 +264,7 @@ impl Agent {
         Ok(asked?)
     }
 
-    pub(super) fn next(&self, id: ClientId, now: SystemTime) -> Option<Next> {
+    pub(super) fn next(&self, id: ClientId, now: SystemTime) -> Option<ClientItem> {
         self.hub.borrow_mut().next(id, now)
     }
 
@@ -288,23 +290,27 @@ impl Agent {
         })
     }
 
-    pub(super) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> (Vec<Listed>, bool) {
+    pub(super) fn list(
+        &self,
+        netns: Option<NetnsId>,
+        after: Option<WatchKey>,
+    ) -> (Vec<Listed>, bool) {
         self.hub.borrow().list(netns, after)
     }
 
-    pub(super) fn netns_name(&self, watch: Watch) -> Option<String> {
+    pub(super) fn netns_name(&self, watch: WatchKey) -> Option<String> {
         let hub = self.hub.borrow();
         let name = hub.netns_name(watch)?;
         Some(name.to_string_lossy().into_owned())
     }
 
-    pub(super) fn place(&self, netns: Netns) -> Place {
+    pub(super) fn place(&self, netns: Netns) -> ServedNetns {
         let name = netns_name(&netns);
-        Place { netns, name }
+        ServedNetns { netns, name }
     }
 
     /// A namespace that root names: never the id of a process, which another one can have by now.
-    pub(super) fn find(&self, name: &str) -> Result<Place, Fault> {
+    pub(super) fn find(&self, name: &str) -> Result<ServedNetns, Fault> {
         let path = match name {
             "" | "." | ".." => None,
             path if path.starts_with('/') => Some(path.to_owned()),

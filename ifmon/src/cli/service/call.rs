@@ -50,16 +50,16 @@ pub(crate) struct Call {
 pub(crate) enum Method {
     GetInfo,
     GetInterfaceDescription(&'static str),
-    Watch(Watch),
+    Watch(WatchParameters),
     Sync,
     List,
     Info,
     Check,
 }
 
-/// The parameters of `Watch`.
+/// The parameters of a call of `Watch`.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Watch {
+pub(crate) struct WatchParameters {
     /// With the index of the device that should hold the name.
     pub(crate) targets: BTreeMap<InterfaceName, Option<u32>>,
     pub(crate) netns: Option<String>,
@@ -126,7 +126,7 @@ impl Method {
                     _ => return Err(Fault::InterfaceNotFound(interface)),
                 })
             }
-            "io.ifmon.Watch" => Self::Watch(Watch::of(&mut parameters)?),
+            "io.ifmon.Watch" => Self::Watch(WatchParameters::of(&mut parameters)?),
             "io.ifmon.Sync" => Self::Sync,
             "io.ifmon.List" => Self::List,
             "io.ifmon.Info" => Self::Info,
@@ -144,7 +144,7 @@ impl Method {
     }
 }
 
-impl Watch {
+impl WatchParameters {
     fn of(parameters: &mut Parameters) -> Result<Self, Fault> {
         let invalid = |parameter: &str| Fault::InvalidParameter(parameter.to_owned());
         let interfaces: Vec<String> = parameters.take("interfaces")?;

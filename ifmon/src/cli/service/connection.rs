@@ -10,19 +10,19 @@ use serde_json::{Value, json};
 use tokio::{net::UnixStream, sync::Notify};
 
 use super::{
-    agent::Agent,
-    call::{Call, Fault, Method, Watch, reply},
-    hub::{ClientId, Listed, Next, Refusal},
+    agent::AgentService,
+    call::{Call, Fault, Method, WatchParameters, reply},
+    hub::{ClientId, ClientItem, Listed, Refusal},
     limits,
-    peer::Peer,
+    peer::ClientPeer,
 };
 use crate::cli::output::json::timestamp;
 
 /// A client and its connection.
 pub(super) struct Connection {
-    agent: Rc<Agent>,
+    agent: Rc<AgentService>,
     stream: UnixStream,
-    peer: Peer,
+    peer: ClientPeer,
     id: ClientId,
     /// There is something to read for it.
     news: Rc<Notify>,
@@ -31,9 +31,9 @@ pub(super) struct Connection {
 }
 
 /// The client has gone, or says what no client says.
-struct Gone;
+struct ClientGone;
 
-impl From<io::Error> for Gone {
+impl From<io::Error> for ClientGone {
     fn from(_: io::Error) -> Self {
         Self
     }
@@ -41,9 +41,9 @@ impl From<io::Error> for Gone {
 
 impl Connection {
     pub(super) fn new(
-        agent: Rc<Agent>,
+        agent: Rc<AgentService>,
         stream: UnixStream,
-        peer: Peer,
+        peer: ClientPeer,
         (id, news): (ClientId, Rc<Notify>),
     ) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Connection {
     }
 
     /// The next call, without its NUL.
-    async fn message(&mut self) -> Result<Vec<u8>, Gone> {
+    async fn message(&mut self) -> Result<Vec<u8>, ClientGone> {
         let mut searched = 0;
         loop {
             let unsearched = self.input.get(searched..).unwrap_or_default();
@@ -89,10 +89,10 @@ impl Connection {
     }
 
     /// Waits for more input. Nothing is lost when the future is dropped.
-    async fn receive(&mut self) -> Result<(), Gone> {
+    async fn receive(&mut self) -> Result<(), ClientGone> {
         let room = limits::CALL_BYTES.saturating_sub(self.input.len());
         if room == 0 {
-            return Err(Gone);
+            return Err(ClientGone);
         }
         loop {
             self.stream.readable().await?;
@@ -102,7 +102,7 @@ impl Connection {
                 .stream
                 .try_read(bytes.get_mut(..part).unwrap_or_default())
             {
-                Ok(0) => return Err(Gone),
+                Ok(0) => return Err(ClientGone),
                 Ok(count) => {
                     self.input
                         .extend_from_slice(bytes.get(..count).unwrap_or_default());
@@ -114,7 +114,7 @@ impl Connection {
         }
     }
 
-    async fn write(&self, mut bytes: &[u8]) -> Result<(), Gone> {
+    async fn write(&self, mut bytes: &[u8]) -> Result<(), ClientGone> {
         while !bytes.is_empty() {
             self.stream.writable().await?;
             match self.stream.try_write(bytes) {
@@ -126,7 +126,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn answer(&mut self, call: Call) -> Result<(), Gone> {
+    async fn answer(&mut self, call: Call) -> Result<(), ClientGone> {
         let Call {
             method,
             more,
@@ -156,9 +156,9 @@ impl Connection {
         self.write(&answer).await
     }
 
-    async fn begin(&self, watch: Watch) -> Result<(), Fault> {
+    async fn begin(&self, watch: WatchParameters) -> Result<(), Fault> {
         self.peer.may_watch(&self.agent.home)?;
-        let Watch { targets, netns } = watch;
+        let WatchParameters { targets, netns } = watch;
         let place = match netns {
             None => self
                 .agent
@@ -175,7 +175,7 @@ impl Connection {
     }
 
     /// Tells the client what happens, until it goes or its call fails.
-    async fn follow(&mut self) -> Result<(), Gone> {
+    async fn follow(&mut self) -> Result<(), ClientGone> {
         loop {
             let mut refusal = self.tell().await?;
             if refusal.is_none() && self.input.contains(&0) {
@@ -196,11 +196,11 @@ impl Connection {
     }
 
     /// Tells the client what there is to be told; why its call fails, if it does.
-    async fn tell(&self) -> Result<Option<Refusal>, Gone> {
+    async fn tell(&self) -> Result<Option<Refusal>, ClientGone> {
         while let Some(next) = self.agent.next(self.id, SystemTime::now()) {
             match next {
-                Next::Event(told) => self.write(told.reply(self.peer.trust)).await?,
-                Next::Refused(refusal) => return Ok(Some(refusal)),
+                ClientItem::Event(told) => self.write(told.reply(self.peer.trust)).await?,
+                ClientItem::Refused(refusal) => return Ok(Some(refusal)),
             }
         }
         Ok(None)
@@ -209,7 +209,7 @@ impl Connection {
     /// Answers what a client asks while it watches; why its call fails, if it does. The call of the
     /// watch never ends by itself, so that no other one would ever be answered but `Sync`, which wants
     /// no reply of its own.
-    async fn sync(&mut self) -> Result<Option<Refusal>, Gone> {
+    async fn sync(&mut self) -> Result<Option<Refusal>, ClientGone> {
         let message = self.message().await?;
         match Call::parse(&message) {
             Ok(Call {
@@ -217,7 +217,7 @@ impl Connection {
                 oneway: true,
                 ..
             }) => {}
-            Ok(_) | Err(_) => return Err(Gone),
+            Ok(_) | Err(_) => return Err(ClientGone),
         }
         // A name that is new to the agent is not watched yet.
         while !self.agent.are_live(self.id) {
@@ -226,7 +226,7 @@ impl Connection {
                 return Ok(Some(refusal));
             }
         }
-        self.agent.sync().await.map_err(|_| Gone)?;
+        self.agent.sync().await.map_err(|_| ClientGone)?;
         if let Some(refusal) = self.tell().await? {
             return Ok(Some(refusal));
         }
@@ -234,7 +234,7 @@ impl Connection {
         Ok(None)
     }
 
-    async fn list(&self, more: bool) -> Result<(), Gone> {
+    async fn list(&self, more: bool) -> Result<(), ClientGone> {
         let scope = self
             .peer
             .may_watch(&self.agent.home)

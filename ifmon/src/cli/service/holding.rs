@@ -5,7 +5,7 @@ use ifmon::EventKind;
 
 /// A device that holds a name, or held it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Device {
+struct ServedDevice {
     ifindex: u32,
     /// Which of those that held the name it is. An index can be used again, this is not.
     serial: u64,
@@ -17,12 +17,12 @@ const UNSEEN: u64 = 0;
 /// The device that holds a name or held it last, and whether it still does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Holding {
-    last: Option<Device>,
+    last: Option<ServedDevice>,
     held: bool,
 }
 
 impl Holding {
-    fn holder(&self) -> Option<Device> {
+    fn holder(&self) -> Option<ServedDevice> {
         self.last.filter(|_| self.held)
     }
 
@@ -34,7 +34,7 @@ impl Holding {
 
 /// What the events of a watch in the library have said of its name.
 #[derive(Clone, Debug, Default)]
-pub(super) struct State {
+pub(super) struct NameHistory {
     pub(super) holding: Holding,
     /// How the last holder left, while nobody holds the name.
     departure: Option<EventKind>,
@@ -42,7 +42,7 @@ pub(super) struct State {
     devices: u64,
 }
 
-impl State {
+impl NameHistory {
     /// Takes the next event of the watch.
     pub(super) fn apply(&mut self, kind: &EventKind) {
         if let EventKind::Resynced {
@@ -51,18 +51,18 @@ impl State {
         {
             // The device that holds the name can have another index, after two moves. What else
             // has changed follows as an event of its own.
-            if let (false, Some(ifindex), Some(Device { serial, .. })) =
+            if let (false, Some(ifindex), Some(ServedDevice { serial, .. })) =
                 (changed, ifindex, self.holding.holder())
             {
-                self.holding.last = Some(Device { ifindex, serial });
+                self.holding.last = Some(ServedDevice { ifindex, serial });
             }
             return;
         }
         let is_first = matches!(kind, EventKind::Watching { .. });
         let is_back = matches!(kind, EventKind::Returned { .. });
         let last = match (kind.holder(), self.holding.last) {
-            (Some(ifindex), Some(Device { serial, .. })) if is_back => {
-                Some(Device { ifindex, serial })
+            (Some(ifindex), Some(ServedDevice { serial, .. })) if is_back => {
+                Some(ServedDevice { ifindex, serial })
             }
             (Some(ifindex), _) => Some(self.another(ifindex)),
             (None, _) if is_first => None,
@@ -75,10 +75,10 @@ impl State {
         self.departure = departure;
     }
 
-    fn another(&mut self, ifindex: u32) -> Device {
+    fn another(&mut self, ifindex: u32) -> ServedDevice {
         self.devices += 1;
         let serial = UNSEEN + self.devices;
-        Device { ifindex, serial }
+        ServedDevice { ifindex, serial }
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) struct View(Holding);
 impl View {
     /// Of a watch that begins now: a device that held the name before is not the client's concern,
     /// unless it is the one that the client expects to hold it.
-    pub(super) fn begin(state: &State, expected: Option<u32>) -> Self {
+    pub(super) fn begin(state: &NameHistory, expected: Option<u32>) -> Self {
         let now = state.holding;
         let Some(ifindex) = expected else {
             return Self(Holding {
@@ -99,7 +99,7 @@ impl View {
         };
         let last = now.last.filter(|last| last.ifindex == ifindex);
         Self(Holding {
-            last: last.or(Some(Device {
+            last: last.or(Some(ServedDevice {
                 ifindex,
                 serial: UNSEEN,
             })),
@@ -109,7 +109,7 @@ impl View {
 
     /// How the device left that the client knows as the holder, if it was the last one to hold the
     /// name and has left.
-    pub(super) fn departure(&self, state: &State) -> Option<EventKind> {
+    pub(super) fn departure(&self, state: &NameHistory) -> Option<EventKind> {
         let Self(told) = self;
         let old = told.holder()?.serial;
         let is_last = state.holding.last.is_some_and(|last| last.serial == old);
@@ -117,7 +117,7 @@ impl View {
     }
 
     /// Who holds the name is who the client knows as the holder.
-    pub(super) fn is_right(&self, state: &State) -> bool {
+    pub(super) fn is_right(&self, state: &NameHistory) -> bool {
         let Self(told) = self;
         let serial = |holding: &Holding| holding.holder().map(|device| device.serial);
         serial(told) == serial(&state.holding)
@@ -129,7 +129,7 @@ impl View {
     /// remembered.
     pub(super) fn catch_up(
         &mut self,
-        state: &State,
+        state: &NameHistory,
         departure: Option<&EventKind>,
     ) -> Option<EventKind> {
         let last_departure = self.departure(state);

@@ -19,11 +19,11 @@ use std::{
 use ifmon::{Event, EventKind, InterfaceName, Netns, NetnsId};
 
 use super::{
-    holding::{State, View},
+    event_reply::{EventReply, Trust},
+    holding::{NameHistory, View},
     limits::{self, Limit, Owner},
-    told::{Told, Trust},
 };
-use crate::cli::{output::facts::Facts, watches::Watch};
+use crate::cli::{output::facts::EventFacts, watches::WatchKey};
 
 /// One connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,7 +31,7 @@ pub(crate) struct ClientId(u64);
 
 /// A namespace in which names are watched. It lives as long as they are.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct ServedNetns {
     pub(crate) netns: Netns,
     /// What the host calls it.
     pub(crate) name: Option<Rc<OsString>>,
@@ -48,20 +48,20 @@ pub(crate) enum Refusal {
 
 /// What the library is to do. One after the other, in this order.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub(crate) enum LibraryRequest {
     Watch {
-        place: Place,
+        place: ServedNetns,
         names: Vec<InterfaceName>,
         /// Whoever asked first.
         asker: ClientId,
     },
-    Unwatch(Watch),
+    Unwatch(WatchKey),
 }
 
 /// What there is for a client to read.
 #[derive(Debug)]
-pub(crate) enum Next {
-    Event(Rc<Told>),
+pub(crate) enum ClientItem {
+    Event(Rc<EventReply>),
     /// Its call has ended.
     Refused(Refusal),
 }
@@ -69,7 +69,7 @@ pub(crate) enum Next {
 /// A name and who has it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
-    pub(crate) watch: Watch,
+    pub(crate) watch: WatchKey,
     pub(crate) ifindex: Option<u32>,
     /// Since when.
     pub(crate) since: SystemTime,
@@ -80,12 +80,12 @@ pub(crate) struct Listed {
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     clients: HashMap<ClientId, Client>,
-    names: BTreeMap<Watch, Name>,
+    names: BTreeMap<WatchKey, ServedName>,
     users: HashMap<Owner, User>,
-    namespaces: HashMap<NetnsId, Namespace>,
+    namespaces: HashMap<NetnsId, NetnsUse>,
     /// How many watches all clients have.
     watches: usize,
-    requests: VecDeque<Request>,
+    requests: VecDeque<LibraryRequest>,
     woken: Vec<ClientId>,
     next_client: u64,
 }
@@ -94,8 +94,8 @@ pub(crate) struct Hub {
 struct Client {
     owner: Owner,
     trust: Trust,
-    watches: Vec<Watch>,
-    queue: VecDeque<Entry>,
+    watches: Vec<WatchKey>,
+    queue: VecDeque<QueueEntry>,
     /// The events in the queue, and their bytes. What is told of a state does not count: there is
     /// one for each watch at most.
     events: usize,
@@ -106,12 +106,12 @@ struct Client {
 
 /// Something in the queue of a client.
 #[derive(Debug)]
-enum Entry {
-    Event(Rc<Told>),
+enum QueueEntry {
+    Event(Rc<EventReply>),
     /// What there is to say of this watch when the client gets here.
-    State(Watch),
+    State(WatchKey),
     /// What follows from a state that was told just now.
-    Verdict(Rc<Told>),
+    Verdict(Rc<EventReply>),
     Refused(Refusal),
 }
 
@@ -124,8 +124,8 @@ struct User {
 
 /// A namespace in which there are names.
 #[derive(Debug)]
-struct Namespace {
-    place: Place,
+struct NetnsUse {
+    place: ServedNetns,
     /// Of the first client that asked for it.
     owner: Owner,
     names: usize,
@@ -133,16 +133,16 @@ struct Namespace {
 
 /// A watch in the library.
 #[derive(Debug)]
-struct Name {
-    place: Place,
-    phase: Phase,
-    state: State,
+struct ServedName {
+    place: ServedNetns,
+    phase: LibraryWatch,
+    state: NameHistory,
     since: SystemTime,
     /// Any event of it, for what all events of it have in common.
     sample: Option<Event>,
     /// A loss of which nothing was told yet.
     resynced: Option<Event>,
-    clients: BTreeMap<ClientId, Subscription>,
+    clients: BTreeMap<ClientId, ClientWatch>,
     /// Who asked for it first.
     owner: Owner,
     /// It is watched even when no client asks for it.
@@ -152,7 +152,7 @@ struct Name {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum LibraryWatch {
     /// The library was asked to watch it and has not yet said that it does.
     Asked,
     Live,
@@ -162,7 +162,7 @@ enum Phase {
 
 /// What one client was told of one name.
 #[derive(Debug)]
-struct Subscription {
+struct ClientWatch {
     view: View,
     pending: Option<Pending>,
 }
@@ -234,7 +234,7 @@ impl Hub {
     pub(crate) fn watch(
         &mut self,
         id: ClientId,
-        place: &Place,
+        place: &ServedNetns,
         targets: &BTreeMap<InterfaceName, Option<u32>>,
         now: SystemTime,
     ) -> Result<(), Refusal> {
@@ -276,7 +276,7 @@ impl Hub {
                     return Err(limits::NAMESPACES.refusal());
                 }
                 let place = place.clone();
-                let namespace = Namespace {
+                let namespace = NetnsUse {
                     place: place.clone(),
                     owner,
                     names: new.len(),
@@ -290,15 +290,15 @@ impl Hub {
             let name = self
                 .names
                 .entry(watch)
-                .or_insert_with(|| Name::asked(place.clone(), owner, now));
-            let subscription = Subscription {
+                .or_insert_with(|| ServedName::asked(place.clone(), owner, now));
+            let subscription = ClientWatch {
                 view: View::begin(&name.state, expected),
                 pending: Some(Pending::Begin(expected)),
             };
             name.clients.insert(id, subscription);
             client.watches.push(watch);
-            if name.phase == Phase::Live {
-                client.queue.push_back(Entry::State(watch));
+            if name.phase == LibraryWatch::Live {
+                client.queue.push_back(QueueEntry::State(watch));
             }
         }
         self.watches += count;
@@ -306,7 +306,7 @@ impl Hub {
             user.watches += count;
         }
         if !new.is_empty() {
-            self.requests.push_back(Request::Watch {
+            self.requests.push_back(LibraryRequest::Watch {
                 place,
                 names: new,
                 asker: id,
@@ -317,15 +317,15 @@ impl Hub {
     }
 
     /// Has the library watch a name that no client asks for. It was asked already.
-    pub(crate) fn keep(&mut self, place: Place, interface: InterfaceName, now: SystemTime) {
+    pub(crate) fn keep(&mut self, place: ServedNetns, interface: InterfaceName, now: SystemTime) {
         let watch = (place.netns.id(), interface);
-        let namespace = Namespace {
+        let namespace = NetnsUse {
             place: place.clone(),
             owner: Owner::Root,
             names: 1,
         };
         self.namespaces.insert(place.netns.id(), namespace);
-        let mut name = Name::asked(place, Owner::Root, now);
+        let mut name = ServedName::asked(place, Owner::Root, now);
         name.is_kept = true;
         self.names.insert(watch, name);
     }
@@ -335,17 +335,17 @@ impl Hub {
         let is_live = |watch| {
             self.names
                 .get(watch)
-                .is_none_or(|name| name.phase == Phase::Live)
+                .is_none_or(|name| name.phase == LibraryWatch::Live)
         };
         let client = self.clients.get(&id);
         client.is_none_or(|client| client.watches.iter().all(is_live))
     }
 
     /// What the library is to do next.
-    pub(crate) fn request(&mut self) -> Option<Request> {
+    pub(crate) fn request(&mut self) -> Option<LibraryRequest> {
         loop {
             let request = self.requests.pop_front()?;
-            let Request::Unwatch(watch) = request else {
+            let LibraryRequest::Unwatch(watch) = request else {
                 return Some(request);
             };
             let Some(name) = self.names.get_mut(&watch) else {
@@ -353,19 +353,19 @@ impl Hub {
             };
             name.is_ending = false;
             // Somebody may have come meanwhile.
-            if name.is_unused() && name.phase != Phase::Leaving {
-                name.phase = Phase::Leaving;
+            if name.is_unused() && name.phase != LibraryWatch::Leaving {
+                name.phase = LibraryWatch::Leaving;
                 return Some(request);
             }
         }
     }
 
     /// The library has done it, or says why it cannot.
-    pub(crate) fn done(&mut self, request: Request, result: Result<(), String>) {
+    pub(crate) fn done(&mut self, request: LibraryRequest, result: Result<(), String>) {
         match (request, result) {
-            (Request::Watch { .. }, Ok(())) => {}
+            (LibraryRequest::Watch { .. }, Ok(())) => {}
             (
-                Request::Watch {
+                LibraryRequest::Watch {
                     place,
                     names,
                     asker,
@@ -389,7 +389,7 @@ impl Hub {
                 }
             }
             // When it fails, the monitor has ended, and the agent ends with it.
-            (Request::Unwatch((netns, interface)), _) => {
+            (LibraryRequest::Unwatch((netns, interface)), _) => {
                 if let Some(name) = self.names.get(&(netns, interface)) {
                     let place = name.place.clone();
                     self.ask_again(&place, interface);
@@ -399,14 +399,14 @@ impl Hub {
     }
 
     /// The library does not watch a name any more: who wants it, asks again.
-    fn ask_again(&mut self, place: &Place, interface: InterfaceName) {
+    fn ask_again(&mut self, place: &ServedNetns, interface: InterfaceName) {
         let watch = (place.netns.id(), interface);
         let Some(name) = self.names.get_mut(&watch) else {
             return;
         };
         if std::mem::take(&mut name.is_ending) {
             // There is nothing to end, and a watch that begins after this must not be ended by it.
-            let ends = |request: &Request| matches!(request, Request::Unwatch(at) if *at == watch);
+            let ends = |request: &LibraryRequest| matches!(request, LibraryRequest::Unwatch(at) if *at == watch);
             self.requests.retain(|request| !ends(request));
         }
         let Some(&asker) = name.clients.keys().next() else {
@@ -419,8 +419,8 @@ impl Hub {
             }
             return;
         };
-        name.phase = Phase::Asked;
-        self.requests.push_back(Request::Watch {
+        name.phase = LibraryWatch::Asked;
+        self.requests.push_back(LibraryRequest::Watch {
             place: place.clone(),
             names: vec![interface],
             asker,
@@ -431,7 +431,7 @@ impl Hub {
     ///
     /// A loss that has changed something is told together with what follows from it, so that no
     /// client comes in between.
-    pub(crate) fn event(&mut self, event: Event, facts: Facts) {
+    pub(crate) fn event(&mut self, event: Event, facts: EventFacts) {
         let watch = (event.netns, event.interface);
         let Some(name) = self.names.get_mut(&watch) else {
             return;
@@ -441,24 +441,24 @@ impl Hub {
             return;
         }
         if let Some(resynced) = name.resynced.take() {
-            self.hand_on(resynced, Facts::default());
+            self.hand_on(resynced, EventFacts::default());
         }
         self.hand_on(event, facts);
     }
 
-    fn hand_on(&mut self, event: Event, facts: Facts) {
+    fn hand_on(&mut self, event: Event, facts: EventFacts) {
         let watch = (event.netns, event.interface);
         let Some(name) = self.names.get_mut(&watch) else {
             return;
         };
         let begins = match name.phase {
-            Phase::Asked => matches!(event.kind, EventKind::Watching { .. }),
-            Phase::Live => false,
-            Phase::Leaving => return,
+            LibraryWatch::Asked => matches!(event.kind, EventKind::Watching { .. }),
+            LibraryWatch::Live => false,
+            LibraryWatch::Leaving => return,
         };
         if begins {
-            name.phase = Phase::Live;
-        } else if name.phase != Phase::Live {
+            name.phase = LibraryWatch::Live;
+        } else if name.phase != LibraryWatch::Live {
             return;
         }
         let before = name.state.holding;
@@ -469,8 +469,8 @@ impl Hub {
         let mut sample = event.clone();
         sample.by = None;
         name.sample = Some(sample);
-        let shared = Rc::new(Told::new(event, facts, name.place.name.clone()));
-        let Name { state, clients, .. } = name;
+        let shared = Rc::new(EventReply::new(event, facts, name.place.name.clone()));
+        let ServedName { state, clients, .. } = name;
         for (&id, subscription) in clients {
             let Some(client) = self.clients.get_mut(&id) else {
                 continue;
@@ -478,7 +478,7 @@ impl Hub {
             match &mut subscription.pending {
                 Some(Pending::Begin(_)) => {
                     if begins {
-                        client.queue.push_back(Entry::State(watch));
+                        client.queue.push_back(QueueEntry::State(watch));
                     }
                 }
                 Some(Pending::Resync { lost, departure }) => {
@@ -504,13 +504,13 @@ impl Hub {
                         subscription.view = view;
                         client.events += 1;
                         client.bytes += bytes;
-                        client.queue.push_back(Entry::Event(told));
+                        client.queue.push_back(QueueEntry::Event(told));
                     } else {
                         let mut lost = Some(0);
                         add_lost(&mut lost, &shared.event.kind);
                         let departure = subscription.view.departure(state);
                         subscription.pending = Some(Pending::Resync { lost, departure });
-                        client.queue.push_back(Entry::State(watch));
+                        client.queue.push_back(QueueEntry::State(watch));
                     }
                 }
             }
@@ -527,7 +527,7 @@ impl Hub {
     }
 
     /// What there is for a client to read, one after the other. After `None` it is woken again.
-    pub(crate) fn next(&mut self, id: ClientId, now: SystemTime) -> Option<Next> {
+    pub(crate) fn next(&mut self, id: ClientId, now: SystemTime) -> Option<ClientItem> {
         let client = self.clients.get_mut(&id)?;
         loop {
             let Some(entry) = client.queue.pop_front() else {
@@ -537,14 +537,14 @@ impl Hub {
                 return None;
             };
             let told = match entry {
-                Entry::Event(told) => {
+                QueueEntry::Event(told) => {
                     client.events -= 1;
                     client.bytes -= told.reply(client.trust).len();
                     told
                 }
-                Entry::Verdict(told) => told,
-                Entry::Refused(refusal) => return Some(Next::Refused(refusal)),
-                Entry::State(watch) => {
+                QueueEntry::Verdict(told) => told,
+                QueueEntry::Refused(refusal) => return Some(ClientItem::Refused(refusal)),
+                QueueEntry::State(watch) => {
                     let Some(name) = self.names.get_mut(&watch) else {
                         continue;
                     };
@@ -552,12 +552,12 @@ impl Hub {
                         continue;
                     };
                     if let Some(verdict) = verdict {
-                        client.queue.push_front(Entry::Verdict(verdict));
+                        client.queue.push_front(QueueEntry::Verdict(verdict));
                     }
                     first
                 }
             };
-            return Some(Next::Event(told));
+            return Some(ClientItem::Event(told));
         }
     }
 
@@ -578,9 +578,9 @@ impl Hub {
             if let Some(name) = self.names.get_mut(&watch) {
                 name.clients.remove(&id);
                 // Once, however often clients come and go before the library has time for it.
-                if name.is_unused() && name.phase != Phase::Leaving && !name.is_ending {
+                if name.is_unused() && name.phase != LibraryWatch::Leaving && !name.is_ending {
                     name.is_ending = true;
-                    self.requests.push_back(Request::Unwatch(watch));
+                    self.requests.push_back(LibraryRequest::Unwatch(watch));
                 }
             }
         }
@@ -589,7 +589,7 @@ impl Hub {
     fn refuse(&mut self, id: ClientId, refusal: Refusal) {
         self.end_call(id);
         if let Some(client) = self.clients.get_mut(&id) {
-            client.queue.push_back(Entry::Refused(refusal));
+            client.queue.push_back(QueueEntry::Refused(refusal));
         }
         self.wake(id);
     }
@@ -606,7 +606,11 @@ impl Hub {
 
     /// Names that are watched for clients, of one namespace or of all, after this one; so many at
     /// most that they fit into one reply; and whether these are the last.
-    pub(crate) fn list(&self, netns: Option<NetnsId>, after: Option<Watch>) -> (Vec<Listed>, bool) {
+    pub(crate) fn list(
+        &self,
+        netns: Option<NetnsId>,
+        after: Option<WatchKey>,
+    ) -> (Vec<Listed>, bool) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut rest = self
             .names
@@ -623,7 +627,7 @@ impl Hub {
     }
 
     /// What the host calls a namespace in which something is watched.
-    pub(crate) fn netns_name(&self, watch: Watch) -> Option<&OsString> {
+    pub(crate) fn netns_name(&self, watch: WatchKey) -> Option<&OsString> {
         self.names.get(&watch)?.place.name.as_deref()
     }
 
@@ -634,13 +638,13 @@ impl Hub {
     }
 }
 
-impl Name {
-    fn asked(place: Place, owner: Owner, now: SystemTime) -> Self {
+impl ServedName {
+    fn asked(place: ServedNetns, owner: Owner, now: SystemTime) -> Self {
         Self {
             place,
             owner,
-            phase: Phase::Asked,
-            state: State::default(),
+            phase: LibraryWatch::Asked,
+            state: NameHistory::default(),
             since: now,
             sample: None,
             resynced: None,
@@ -656,11 +660,15 @@ impl Name {
 
     /// Is its state known, and somebody told of it?
     fn is_told(&self) -> bool {
-        self.phase == Phase::Live && !self.clients.is_empty()
+        self.phase == LibraryWatch::Live && !self.clients.is_empty()
     }
 
     /// Tells a client of the present state, and of what that means for it.
-    fn tell(&mut self, id: ClientId, now: SystemTime) -> Option<(Rc<Told>, Option<Rc<Told>>)> {
+    fn tell(
+        &mut self,
+        id: ClientId,
+        now: SystemTime,
+    ) -> Option<(Rc<EventReply>, Option<Rc<EventReply>>)> {
         let subscription = self.clients.get_mut(&id)?;
         let ifindex = self.state.holding.ifindex();
         let (first, verdict) = match subscription.pending.take()? {
@@ -686,7 +694,11 @@ impl Name {
             event.kind = kind;
             event.time = now;
             event.recovered = recovered;
-            Rc::new(Told::new(event, Facts::default(), self.place.name.clone()))
+            Rc::new(EventReply::new(
+                event,
+                EventFacts::default(),
+                self.place.name.clone(),
+            ))
         };
         Some((told(first, false), verdict.map(|kind| told(kind, true))))
     }

@@ -6,13 +6,13 @@
 mod agent;
 pub(crate) mod call;
 mod connection;
+pub(crate) mod event_reply;
 mod holding;
 pub(crate) mod hub;
 pub(crate) mod limits;
 mod peer;
 mod policy;
 mod socket;
-pub(crate) mod told;
 
 pub(crate) use self::{agent::serve, policy::Rule};
 use super::output::json;

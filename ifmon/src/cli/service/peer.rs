@@ -12,10 +12,10 @@ use tokio::net::UnixStream;
 
 use super::{
     call::Fault,
+    event_reply::Trust,
     hub::Refusal,
     limits::Owner,
     policy::{Circle, Policy},
-    told::Trust,
 };
 
 /// The agent's own place.
@@ -44,7 +44,7 @@ impl Home {
 
 /// A client.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
+pub(super) struct ClientPeer {
     uid: u32,
     pub(super) trust: Trust,
     is_root: bool,
@@ -54,7 +54,7 @@ pub(super) struct Peer {
     circle: Circle,
 }
 
-impl Peer {
+impl ClientPeer {
     /// A container can have users and groups with the same numbers as the host, so these count only
     /// in the agent's own network namespace.
     pub(super) fn of(stream: &UnixStream, home: &Home) -> io::Result<Self> {

@@ -31,7 +31,7 @@ type File = (u64, u64);
 
 /// A socket that listens.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(super) struct ListeningSocket {
     pub(super) listener: UnixListener,
     /// Where it is, for a person.
     pub(super) place: String,
@@ -41,7 +41,7 @@ pub(super) struct Socket {
     own: Option<(PathBuf, File)>,
 }
 
-impl Socket {
+impl ListeningSocket {
     /// The socket of the service manager if there is one, else one at this path.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let count = handed_over(
@@ -124,7 +124,7 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
+impl Drop for ListeningSocket {
     fn drop(&mut self) {
         if let Some((path, file)) = &self.own
             && file_at(path) == Some(*file)

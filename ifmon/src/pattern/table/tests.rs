@@ -66,7 +66,7 @@ fn read(table: &mut PatternTable, links: &[(u32, &str)], inodes: &[(&str, u64)])
 fn said(table: &mut PatternTable) -> Vec<String> {
     std::iter::from_fn(|| table.take())
         .map(|told| {
-            let Told {
+            let PatternVerdict {
                 pattern,
                 name,
                 link_kind,
@@ -133,7 +133,7 @@ fn each_change_is_told_to_whom_it_concerns() {
         said(&mut table),
         ["*0 renamed eth0 3 to veth9", "veth* appeared veth9 3"]
     );
-    let place = Place {
+    let place = Destination {
         netns: None,
         ifindex: Some(7),
         name: None,

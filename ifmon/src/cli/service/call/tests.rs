@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use ifmon::InterfaceName;
 
-use super::{Call, DESCRIPTION, Fault, Malformed, Method, SERVICE, Watch};
+use super::{Call, DESCRIPTION, Fault, Malformed, Method, SERVICE, WatchParameters};
 
 fn method(message: &str) -> Result<Method, Fault> {
     Call::parse(message.as_bytes())
@@ -24,7 +24,7 @@ fn a_watch_has_names_and_what_is_expected_of_them() {
     let targets = BTreeMap::from([(interface("wg0"), None), (interface("wg1"), Some(7))]);
     assert_eq!(
         call.method,
-        Ok(Method::Watch(Watch {
+        Ok(Method::Watch(WatchParameters {
             targets,
             netns: None
         }))

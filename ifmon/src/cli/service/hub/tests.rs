@@ -8,18 +8,18 @@ use std::{
 
 use ifmon::{BackendChoice, BackendKind, Event, EventKind, InterfaceName, Monitor, Netns, NetnsId};
 
-use super::{Client, ClientId, Hub, Next, Place, Refusal, Request, Watch};
+use super::{Client, ClientId, ClientItem, Hub, LibraryRequest, Refusal, ServedNetns, WatchKey};
 use crate::cli::{
-    output::facts::Facts,
+    output::facts::EventFacts,
     service::{
+        event_reply::Trust,
         limits::{self, Owner},
-        told::Trust,
     },
 };
 
 impl Hub {
     /// All that the library watches.
-    pub(crate) fn watches(&self) -> BTreeSet<Watch> {
+    pub(crate) fn watches(&self) -> BTreeSet<WatchKey> {
         self.names.keys().copied().collect()
     }
 
@@ -57,8 +57,8 @@ fn later() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_hours(1)
 }
 
-fn place() -> Place {
-    Place {
+fn place() -> ServedNetns {
+    ServedNetns {
         netns: Netns::current().expect("a namespace"),
         name: None,
     }
@@ -100,14 +100,14 @@ fn names_that_cannot_be_watched_fail_for_those_that_asked_for_them() {
     hub.done(request, Err("no room".to_owned()));
     assert!(matches!(
         hub.next(one, later()),
-        Some(Next::Refused(Refusal::Failed(why))) if why == "no room"
+        Some(ClientItem::Refused(Refusal::Failed(why))) if why == "no room"
     ));
     // The other client wanted the good name alone, and gets it.
     assert!(hub.next(two, later()).is_none());
     let again = hub.request();
     assert!(matches!(
         &again,
-        Some(Request::Watch { names, asker, .. }) if names[..] == [good] && *asker == two
+        Some(LibraryRequest::Watch { names, asker, .. }) if names[..] == [good] && *asker == two
     ));
     assert!(hub.request().is_none());
     assert!(!hub.is_watching(one) && hub.is_watching(two));
@@ -132,7 +132,10 @@ fn what_a_client_has_called_for_since_is_not_refused_for_what_it_called_for_befo
     for (at, request) in again.into_iter().enumerate() {
         hub.done(request, Err("no room".to_owned()));
         if at == 0 {
-            assert!(matches!(hub.next(two, later()), Some(Next::Refused(_))));
+            assert!(matches!(
+                hub.next(two, later()),
+                Some(ClientItem::Refused(_))
+            ));
             let other = BTreeMap::from([(c, None)]);
             assert_eq!(hub.watch(two, &place, &other, later()), Ok(()));
         }
@@ -245,7 +248,7 @@ impl Follower {
 
     fn happens(&mut self, kind: EventKind) {
         self.event.kind = kind;
-        self.hub.event(self.event.clone(), Facts::default());
+        self.hub.event(self.event.clone(), EventFacts::default());
     }
 
     /// It is renamed and renamed back, so many times.
@@ -268,7 +271,7 @@ impl Follower {
 
     fn told(&mut self) -> Vec<EventKind> {
         let mut told = Vec::new();
-        while let Some(Next::Event(next)) = self.hub.next(self.id, later()) {
+        while let Some(ClientItem::Event(next)) = self.hub.next(self.id, later()) {
             told.push(next.event.kind.clone());
         }
         told
@@ -324,10 +327,10 @@ fn what_ended_a_watch_that_failed_does_not_end_the_next_one() {
     let id = come(&mut hub);
     hub.disconnect(id);
     let first = hub.request().expect("a request");
-    assert!(matches!(first, Request::Watch { .. }), "{first:?}");
+    assert!(matches!(first, LibraryRequest::Watch { .. }), "{first:?}");
     hub.done(first, Ok(()));
     let second = hub.request().expect("a request");
-    assert!(matches!(second, Request::Unwatch(_)), "{second:?}");
+    assert!(matches!(second, LibraryRequest::Unwatch(_)), "{second:?}");
     hub.done(second, Ok(()));
     assert!(hub.request().is_none() && hub.watches().is_empty());
 }
@@ -347,7 +350,7 @@ fn no_client_comes_between_a_loss_and_what_follows_from_it() {
     let mut happens = |hub: &mut Hub, kind: &EventKind| {
         event.netns = place.netns.id();
         event.kind = kind.clone();
-        hub.event(event.clone(), Facts::default());
+        hub.event(event.clone(), EventFacts::default());
     };
     let watching = EventKind::Watching { ifindex: Some(7) };
     let resynced = EventKind::Resynced {
@@ -362,7 +365,7 @@ fn no_client_comes_between_a_loss_and_what_follows_from_it() {
     let id = come(&mut hub);
     let mut told = Vec::new();
     let mut read = |hub: &mut Hub| {
-        while let Some(Next::Event(next)) = hub.next(id, later()) {
+        while let Some(ClientItem::Event(next)) = hub.next(id, later()) {
             told.push(next.event.kind.clone());
         }
     };
