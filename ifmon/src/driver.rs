@@ -107,6 +107,9 @@ impl Mailbox {
                     if let Some(asker) = state.marks.remove(&mark) {
                         // Whoever asked may have gone meanwhile.
                         let _ = asker.send(());
+                        // It has its turn before the next event, which came later.
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
                     }
                     continue;
                 }
@@ -403,6 +406,7 @@ mod tests {
         BackendKind, Counters, Error, Netns, NetnsId,
         engine::{Asking, Engine},
         machine::{self, Answer, Machine, Now, Outcome, Question, Source, Step},
+        outbox::Item,
     };
 
     /// Has nothing to say.
@@ -490,6 +494,28 @@ mod tests {
         });
         assert!(next.await);
         assert_eq!(awaited.try_recv(), Ok(()));
+    }
+
+    /// What came after it must not be taken for what came before.
+    #[tokio::test]
+    async fn whoever_waits_for_a_sync_has_its_turn_before_the_next_event() {
+        let shared = Arc::new(Mailbox::default());
+        let (sender, mut awaited) = oneshot::channel();
+        {
+            let mut state = shared.state();
+            state.marks.insert(1, sender);
+            state.outbox.push(Item::Mark(1));
+            let next = io::Error::other("what comes after it");
+            state.outbox.push(Item::Error(Error::Wait(next)));
+        }
+        let mut turns = Vec::new();
+        poll_fn(|context| {
+            let next = shared.poll_next(context);
+            turns.push((awaited.try_recv().is_ok(), next.is_ready()));
+            next
+        })
+        .await;
+        assert_eq!(turns, [(true, false), (false, true)]);
     }
 
     /// Nobody has stopped it, so it is not told as if somebody had.

@@ -1,9 +1,12 @@
 //! The program under test: started, listened to, stopped.
 
-use rustix::process::{Resource, Rlimit, prlimit};
+use rustix::{
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    process::{Resource, Rlimit, prlimit},
+};
 use std::{
     env,
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{self, BufRead as _, BufReader, PipeReader, PipeWriter, Read as _},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -34,6 +37,18 @@ pub fn path() -> PathBuf {
             .find(|path| path.is_file())
     });
     beside.unwrap_or_else(|| "ifmon".into())
+}
+
+/// A pipe that takes no byte more: whoever writes waits for a reader.
+pub fn full_pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    let flags = fcntl_getfl(&writer)?;
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK)?;
+    for size in [4096, 1] {
+        while rustix::io::write(&writer, &vec![b'.'; size]).is_ok() {}
+    }
+    fcntl_setfl(&writer, flags)?;
+    Ok((reader, writer))
 }
 
 /// A running ifmon with `--json`.

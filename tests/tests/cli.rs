@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::OpenOptions,
-    io::{BufRead as _, BufReader, PipeReader, PipeWriter},
+    io::{BufRead as _, BufReader},
     os::{
         fd::OwnedFd,
         unix::{
@@ -15,10 +15,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use rustix::{
-    fs::{OFlags, fcntl_getfl, fcntl_setfl},
-    process::Signal,
-};
+use rustix::process::Signal;
 use tests::{
     program::{self, Ifmon},
     scratch::Scratch,
@@ -42,18 +39,6 @@ fn output(mut command: Command) -> Output {
     command
         .output()
         .unwrap_or_else(|error| panic!("cannot run ifmon: {error}; is it built?"))
-}
-
-/// A pipe that takes no byte more: whoever writes waits for a reader.
-fn full_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, writer) = std::io::pipe().expect("a pipe");
-    let flags = fcntl_getfl(&writer).expect("its flags");
-    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).expect("they can be set");
-    for size in [4096, 1] {
-        while rustix::io::write(&writer, &vec![b'.'; size]).is_ok() {}
-    }
-    fcntl_setfl(&writer, flags).expect("they can be set");
-    (reader, writer)
 }
 
 /// Ends with this code after one line on standard error, which has these words in it; returns that
@@ -311,7 +296,7 @@ fn lines_that_come_together_are_written_together() {
 /// Nobody reads, and the time is over.
 #[test]
 fn the_time_of_wait_ends_where_nobody_reads_too() {
-    let (reader, writer) = full_pipe();
+    let (reader, writer) = program::full_pipe().expect("a pipe");
     let args = ["--backend", "netlink", "--wait", "--timeout", "1", LOOPBACK];
     let mut command = words(&args);
     command.stdout(writer);
@@ -465,7 +450,7 @@ fn standard_error_that_is_closed_is_no_reason_to_fail() {
 /// Neither the watch nor the end waits for somebody to read what is said beside it.
 #[test]
 fn standard_error_that_nobody_reads_holds_nothing_up() {
-    let (reader, writer) = full_pipe();
+    let (reader, writer) = program::full_pipe().expect("a pipe");
     let args = ["--json", "--backend", "netlink", "-v", "no-such-link"];
     let mut child = words(&args)
         .stdout(Stdio::piped())

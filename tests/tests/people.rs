@@ -499,6 +499,54 @@ fn a_hook_restarts_what_lost_its_interface() -> Result<()> {
     Ok(())
 }
 
+/// The command ends while lines wait for whoever reads them; what happens after that is not its doing.
+#[test]
+fn a_deletion_while_nobody_reads_is_restarted_once_somebody_does() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    links.add("wg0", PAIR, Some(100))?;
+    let folder = Scratch::new("unread")?;
+    let (mut reader, writer) = program::full_pipe()?;
+    let mut command = ifmon(&namespace, &["--on-restart", "echo $$ >> runs", "wg0"])?;
+    command
+        .args(["--exec", "echo >> $IFMON_EVENT"])
+        .current_dir(folder.path())
+        .stdout(writer)
+        .stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    drop(command);
+    let comes_to_rest = || {
+        let place = format!("/proc/{}/wchan", child.id());
+        wait_for(|| {
+            fs::read_to_string(&place)
+                .ok()
+                .filter(|it| it.contains("poll"))
+        })
+    };
+    let run = |number: usize| {
+        wait_for(|| {
+            let runs = fs::read_to_string(folder.path().join("runs")).ok()?;
+            runs.lines().nth(number).map(str::to_owned)
+        })
+    };
+    wait_for(|| folder.path().join("watching").exists().then_some(()))?;
+    links.delete("wg0")?;
+    let first = run(0)?;
+    let first = Path::new("/proc").join(first);
+    wait_for(|| (!first.exists()).then_some(()))?;
+    comes_to_rest()?;
+    links.add("wg0", PAIR, Some(101))?;
+    links.delete("wg0")?;
+    let unread = std::thread::spawn(move || io::copy(&mut reader, &mut io::sink()));
+    run(1)?;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::TERM,
+    )?;
+    ensure!(child.wait()?.success());
+    ensure!(unread.join().is_ok());
+    Ok(())
+}
+
 #[test]
 fn one_process_watches_two_namespaces() -> Result<()> {
     let (first, first_links) = namespace()?;

@@ -2,15 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    future::poll_fn,
+    pin::Pin,
     sync::Arc,
+    task::Poll,
 };
 
 use ifmon::{Event, EventKind, Handle};
-use tokio::{
-    sync::Semaphore,
-    task::JoinSet,
-    time::{Instant, sleep_until},
-};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
 use super::{
     children::{Children, Environment, Job, ShellCommand},
@@ -22,7 +21,6 @@ use super::{
 /// Commands at a time: with a namespace, thousands of devices may go at once.
 const AT_ONCE: usize = 8;
 
-#[derive(Debug)]
 pub(crate) struct Restarts {
     shell: ShellCommand,
     children: Children,
@@ -33,7 +31,7 @@ pub(crate) struct Restarts {
     commands: JoinSet<(WatchKey, bool)>,
     /// Watches whose command has ended, until all that happened before was told.
     ended: BTreeSet<WatchKey>,
-    syncs: JoinSet<WatchKey>,
+    syncs: Vec<Pin<Box<dyn Future<Output = WatchKey>>>>,
     turns: Arc<Semaphore>,
     begin: Instant,
 }
@@ -57,7 +55,7 @@ impl Restarts {
             timers: BTreeSet::new(),
             commands: JoinSet::new(),
             ended: BTreeSet::new(),
-            syncs: JoinSet::new(),
+            syncs: Vec::new(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             begin: Instant::now(),
         }
@@ -123,29 +121,27 @@ impl Restarts {
         }
     }
 
-    /// Does what comes next: a command has ended, or the time for one has come.
+    /// A command has ended, or all that happened until then was told.
     ///
-    /// To be awaited only while no event waits to be told. Nothing is lost when the future is
-    /// dropped.
-    pub(crate) async fn next(&mut self) {
-        let timer = self.timers.first().map(|&(time, _)| time);
-        let due = async {
-            match timer {
-                Some(time) => sleep_until(time).await,
-                None => std::future::pending().await,
+    /// To be awaited before each event, also while lines wait for a reader: what is told after that is
+    /// no doing of the command. Nothing is lost when the future is dropped.
+    pub(crate) async fn next_end(&mut self) {
+        let Self {
+            commands, syncs, ..
+        } = self;
+        // Not as tasks, which would have their turn after the next event.
+        let synced = poll_fn(|context| {
+            for (at, sync) in syncs.iter_mut().enumerate() {
+                if let Poll::Ready(watch) = sync.as_mut().poll(context) {
+                    drop(syncs.swap_remove(at));
+                    return Poll::Ready(watch);
+                }
             }
-        };
+            Poll::Pending
+        });
         tokio::select! {
-            Some(Ok((watch, _))) = self.commands.join_next() => {
-                let monitor = self.monitor.clone();
-                self.ended.insert(watch);
-                self.syncs.spawn(async move {
-                    // When the monitor has ended, that is told elsewhere.
-                    let _ = monitor.sync().await;
-                    watch
-                });
-            }
-            Some(Ok(watch)) = self.syncs.join_next() => {
+            biased;
+            watch = synced => {
                 let now = self.begin.elapsed();
                 self.ended.remove(&watch);
                 if let Some(watched) = self.watches.get_mut(&watch) {
@@ -154,18 +150,34 @@ impl Restarts {
                     watched.told = None;
                 }
             }
-            () = due => {
-                let now = self.begin.elapsed();
-                if let Some((_, watch)) = self.timers.pop_first()
-                    && let Some(watched) = self.watches.get_mut(&watch)
-                {
-                    let action = watched.restart.due(now);
-                    if watched.restart.is_settled() {
-                        watched.told = None;
-                    }
-                    self.act(watch, action);
-                }
+            Some(Ok((watch, _))) = commands.join_next() => {
+                let monitor = self.monitor.clone();
+                self.ended.insert(watch);
+                self.syncs.push(Box::pin(async move {
+                    // When the monitor has ended, that is told elsewhere.
+                    let _ = monitor.sync().await;
+                    watch
+                }));
             }
+        }
+    }
+
+    /// When the next command that had to wait may begin.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.timers.first().map(|&(time, _)| time)
+    }
+
+    /// Begins the first of the commands that had to wait, if there is still reason to.
+    pub(crate) fn begin_due(&mut self) {
+        let now = self.begin.elapsed();
+        if let Some((_, watch)) = self.timers.pop_first()
+            && let Some(watched) = self.watches.get_mut(&watch)
+        {
+            let action = watched.restart.due(now);
+            if watched.restart.is_settled() {
+                watched.told = None;
+            }
+            self.act(watch, action);
         }
     }
 

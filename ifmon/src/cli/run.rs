@@ -205,9 +205,12 @@ impl Run {
             let has_room = self.output.has_room();
             let is_ready = self.output.is_ready();
             let due = self.output.due();
+            let restart_due = self.restarts.as_ref().and_then(Restarts::due);
             let event = tokio::select! {
                 biased;
                 () = self.signals.end() => return self.take_rest(End::Signal).await,
+                // Before the events: those that come now are not the doing of a command that has ended.
+                () = next_end(&mut self.restarts) => continue,
                 // Before the events, of which there may always be more.
                 () = passed(due), if is_ready => {
                     self.output.summarize(self.terminal.as_ref());
@@ -229,7 +232,12 @@ impl Run {
                     Err(error) => return End::of(error),
                 },
                 // After the events: what was told already counts as having happened before.
-                () = next_restart(&mut self.restarts), if is_ready => continue,
+                () = passed(restart_due), if is_ready => {
+                    if let Some(restarts) = &mut self.restarts {
+                        restarts.begin_due();
+                    }
+                    continue;
+                }
                 () = next_record(&mut self.state, &self.watches), if is_ready => continue,
                 () = passed(self.deadline) => return self.take_rest(End::TimedOut).await,
             };
@@ -519,10 +527,10 @@ fn of_kinds(pattern: &Pattern) -> String {
     }
 }
 
-/// Does what comes next for `--on-restart`.
-async fn next_restart(restarts: &mut Option<Restarts>) {
+/// Takes note of the next end of a command of `--on-restart`.
+async fn next_end(restarts: &mut Option<Restarts>) {
     match restarts {
-        Some(restarts) => restarts.next().await,
+        Some(restarts) => restarts.next_end().await,
         None => std::future::pending().await,
     }
 }
