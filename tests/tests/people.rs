@@ -813,6 +813,63 @@ fn what_a_hook_was_not_told_is_told_at_the_next_start() -> Result<()> {
     Ok(())
 }
 
+/// The hook for the device that took the name is still under way when ifmon is killed.
+#[test]
+fn a_device_that_was_told_is_missed_at_the_next_start_whatever_its_hook_does() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    let folder = Scratch::new("taken")?;
+    let hold = folder.path().join("hold");
+    fs::write(&hold, "")?;
+    let state = folder.path().join("state");
+    let record = state.join(format!("{}:wg0", namespace.id()?));
+    let state = state.to_string_lossy();
+    let recorded = |holder: &str| {
+        wait_for(|| {
+            let record = fs::read_to_string(&record).ok()?;
+            record
+                .contains(&format!("\"holder\":{holder}"))
+                .then_some(())
+        })
+        .with_context(|| format!("no record of {holder}"))
+    };
+    let hook = format!(
+        "case $IFMON_EVENT in recreated|appeared) while [ -e {} ]; do sleep 0.05; done; esac",
+        hold.display()
+    );
+    let start = || Ifmon::start(&namespace, &["--state", &state, "--exec", &hook, "wg0"]);
+    for (event, index) in [("appeared", 100), ("recreated", 102)] {
+        let ifmon = start()?;
+        ifmon.expect("wg0", "watching")?;
+        recorded("null")?;
+        if event == "recreated" {
+            links.add("wg0", PAIR, Some(101))?;
+            ifmon.expect("wg0", "appeared")?;
+            recorded("{\"ifindex\":101,")?;
+            links.delete("wg0")?;
+            ifmon.expect("wg0", "deleted")?;
+            fs::remove_file(&hold)?;
+            recorded("null")?;
+            fs::write(&hold, "")?;
+        }
+        links.add("wg0", PAIR, Some(index))?;
+        ifmon.expect("wg0", event)?;
+        recorded(&format!("{{\"ifindex\":{index},"))?;
+        ifmon.signal(rustix::process::Signal::KILL)?;
+        drop(ifmon);
+
+        links.delete("wg0")?;
+        let ifmon = start()?;
+        ifmon.expect("wg0", "watching")?;
+        let deleted = ifmon.expect("wg0", "deleted")?;
+        ensure!(
+            deleted["ifindex"] == index && deleted["recovered"] == true,
+            "after {event}: {deleted}"
+        );
+        ensure!(ifmon.stop()?.status.success());
+    }
+    Ok(())
+}
+
 /// The end is asked for while the command runs, and is waited for: the command has done its work.
 #[test]
 fn what_a_command_has_done_by_the_end_is_not_done_again_at_the_next_start() -> Result<()> {

@@ -414,7 +414,7 @@ Names of network namespaces.
 In the directory of \fB\-\-state\fR there is a file for each watch, called \fINETNS\fR:\fINAME\fR, which says what device
 had the name when all that was known until then had been told, and \fIlock\fR, which keeps a second process out. Files of
 another boot say nothing. When ifmon is killed after it has told a change and before the file was replaced, the change
-is told again at the next start.
+is told again at the next start. A device that takes a name which nobody had is in the file as soon as its line is written.
 .SH ENVIRONMENT
 The commands of \fB\-\-exec\fR and \fB\-\-on\-restart\fR find every field of the JSON line in their environment, and no other
 variable whose name begins with IFMON_:

@@ -333,12 +333,17 @@ impl Run {
             metrics.event(event);
         }
         let all_have_begun = self.watches.event(event);
-        let state = self.state.as_mut();
-        let unfinished = state.map(|state| state.told((event.netns, event.interface)));
-        // That it begins is no change, and goes on record without a wait for what is done about it: only
-        // what is on record can be missed at the next start.
-        let is_change = !matches!(event.kind, EventKind::Watching { .. });
-        let unfinished = unfinished.filter(|_| is_change);
+        // A pattern has no record.
+        let state = self.state.as_mut().filter(|_| event.pattern.is_none());
+        // That it begins is no change, and goes on record without a wait for what is done about it, as does
+        // whoever takes a name that nobody had: only what is on record can be missed at the next start.
+        let unfinished = state.and_then(|state| {
+            let watch = (event.netns, event.interface);
+            let unfinished = state.told(watch);
+            let begins = matches!(event.kind, EventKind::Watching { .. });
+            let is_new = event.kind.holder().is_some() && state.expects_nobody(watch);
+            (!begins && !is_new).then_some(unfinished)
+        });
         let told = self.output.event(event, unfinished.clone());
         if all_have_begun {
             let count = self.watches.begun();

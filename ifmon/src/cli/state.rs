@@ -6,6 +6,10 @@
 //! ended. Only after that the record is replaced. So when ifmon is killed in between, the change is
 //! told *again* at the next start, with `recovered`; it is never left out. Nothing can write a line
 //! and a record at once, and to restart twice does less harm than not at all.
+//!
+//! Where the record says that nobody has the name, whoever takes it goes on record as soon as its
+//! line is written: of a device that is not on record nobody would be told that it is gone. So
+//! where that device still has the name at the next start, its hook is not run again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -317,6 +321,14 @@ impl StateRecords {
     pub(crate) fn leave_untold(&mut self, watch: WatchKey) {
         let told = self.told(watch);
         self.untold.push(told);
+    }
+
+    /// Would no device be missed at the next start?
+    pub(crate) fn expects_nobody(&self, watch: WatchKey) -> bool {
+        let stored = fs::read(self.directory.file(watch));
+        let here = self.directory.places.get(&watch.0);
+        let said = stored.ok().zip(here);
+        !said.is_some_and(|(stored, here)| matches!(compare(&stored, here), RecordSays::Expect(_)))
     }
 
     fn is_finished(&self, watch: WatchKey) -> bool {
