@@ -126,8 +126,6 @@ struct User {
 #[derive(Debug)]
 struct NetnsUse {
     place: ServedNetns,
-    /// Of the first client that asked for it.
-    owner: Owner,
     names: usize,
 }
 
@@ -143,8 +141,8 @@ struct ServedName {
     /// A loss of which nothing was told yet.
     resynced: Option<Event>,
     clients: BTreeMap<ClientId, ClientWatch>,
-    /// Who asked for it first.
-    owner: Owner,
+    /// Whose room it takes while nobody needs it and it has not ended: that of whoever asked last.
+    last_owner: Owner,
     /// It is watched even when no client asks for it.
     is_kept: bool,
     /// The library is to be asked to end the watch, unless somebody comes before that.
@@ -163,6 +161,7 @@ enum LibraryWatch {
 /// What one client was told of one name.
 #[derive(Debug)]
 struct ClientWatch {
+    owner: Owner,
     view: View,
     pending: Option<Pending>,
 }
@@ -255,11 +254,25 @@ impl Hub {
             .copied()
             .filter(|&name| !self.names.contains_key(&(netns, name)))
             .collect();
+        // What others ask for too counts for each of them, or who came first would pay for who stays.
         let owner = client.owner;
-        let of_owner = self.names.values().filter(|other| other.owner == owner);
-        let (all, of_owner) = (self.names.len(), of_owner.count());
+        let own = self.names.iter().filter(|(_, name)| name.is_of(owner));
+        let mut namespaces: Vec<NetnsId> = own.map(|(&(netns, _), _)| netns).collect();
+        let joined = targets.keys().filter(|&&name| {
+            let other = self.names.get(&(netns, name));
+            other.is_some_and(|other| !other.is_of(owner))
+        });
+        let (all, of_owner) = (self.names.len(), namespaces.len() + joined.count());
         if !limits::NAMES.has_room(owner, new.len(), all, of_owner) {
             return Err(limits::NAMES.refusal());
+        }
+        namespaces.dedup();
+        let is_new = !self.namespaces.contains_key(&netns);
+        let is_joined = !is_new && !namespaces.contains(&netns);
+        let of_owner = namespaces.len() + usize::from(is_joined);
+        let all = self.namespaces.len();
+        if !limits::NAMESPACES.has_room(owner, usize::from(is_new), all, of_owner) {
+            return Err(limits::NAMESPACES.refusal());
         }
         let place = match self.namespaces.get_mut(&netns) {
             Some(namespace) => {
@@ -267,18 +280,9 @@ impl Hub {
                 namespace.place.clone()
             }
             None => {
-                let of_owner = self
-                    .namespaces
-                    .values()
-                    .filter(|other| other.owner == owner);
-                let (all, of_owner) = (self.namespaces.len(), of_owner.count());
-                if !limits::NAMESPACES.has_room(owner, 1, all, of_owner) {
-                    return Err(limits::NAMESPACES.refusal());
-                }
                 let place = place.clone();
                 let namespace = NetnsUse {
                     place: place.clone(),
-                    owner,
                     names: new.len(),
                 };
                 self.namespaces.insert(netns, namespace);
@@ -292,6 +296,7 @@ impl Hub {
                 .entry(watch)
                 .or_insert_with(|| ServedName::asked(place.clone(), owner, now));
             let subscription = ClientWatch {
+                owner,
                 view: View::begin(&name.state, expected),
                 pending: Some(Pending::Begin(expected)),
             };
@@ -321,7 +326,6 @@ impl Hub {
         let watch = (place.netns.id(), interface);
         let namespace = NetnsUse {
             place: place.clone(),
-            owner: Owner::Root,
             names: 1,
         };
         self.namespaces.insert(place.netns.id(), namespace);
@@ -577,6 +581,7 @@ impl Hub {
         for watch in watches {
             if let Some(name) = self.names.get_mut(&watch) {
                 name.clients.remove(&id);
+                name.last_owner = client.owner;
                 // Once, however often clients come and go before the library has time for it.
                 if name.is_unused() && name.phase != LibraryWatch::Leaving && !name.is_ending {
                     name.is_ending = true;
@@ -639,10 +644,10 @@ impl Hub {
 }
 
 impl ServedName {
-    fn asked(place: ServedNetns, owner: Owner, now: SystemTime) -> Self {
+    fn asked(place: ServedNetns, last_owner: Owner, now: SystemTime) -> Self {
         Self {
             place,
-            owner,
+            last_owner,
             phase: LibraryWatch::Asked,
             state: NameHistory::default(),
             since: now,
@@ -652,6 +657,14 @@ impl ServedName {
             is_kept: false,
             is_ending: false,
         }
+    }
+
+    /// Does it take a user's room?
+    fn is_of(&self, owner: Owner) -> bool {
+        if self.is_unused() {
+            return self.last_owner == owner;
+        }
+        self.clients.values().any(|client| client.owner == owner)
     }
 
     fn is_unused(&self) -> bool {

@@ -64,11 +64,14 @@ pub(super) const NAMESPACES: Limit = Limit {
 };
 
 impl Limit {
-    /// Is there room for so many more, where there are so many in all and of this owner?
+    /// Is there room for so many more, where there are so many in all and of this owner? Who asks for
+    /// nothing more does not need any, however much root has.
     pub(super) fn has_room(self, owner: Owner, more: usize, all: usize, of_owner: usize) -> bool {
         match owner {
             Owner::Root => all + more <= self.all,
-            Owner::User(_) => all + more <= self.all / 4 * 3 && of_owner + more <= self.user,
+            Owner::User(_) => {
+                (more == 0 || all + more <= self.all / 4 * 3) && of_owner + more <= self.user
+            }
         }
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use ifmon::{BackendChoice, BackendKind, Event, EventKind, InterfaceName, Monitor, Netns, NetnsId};
 
-use super::{Client, ClientId, ClientItem, Hub, LibraryRequest, Refusal, ServedNetns, WatchKey};
+use super::{
+    Client, ClientId, ClientItem, Hub, LibraryRequest, NetnsUse, Refusal, ServedName, ServedNetns,
+    WatchKey,
+};
 use crate::cli::{
     output::facts::EventFacts,
     service::{
@@ -198,6 +201,63 @@ fn each_limit_refuses_what_is_beyond_it_and_changes_nothing() {
         count += 1;
     }
     assert_eq!(count, limits::CLIENTS.user);
+}
+
+/// Or whoever came first would have no room left, for names that others keep.
+#[test]
+fn a_name_takes_the_room_of_those_who_ask_for_it() {
+    let mut hub = Hub::default();
+    let names = |round: usize| -> BTreeMap<_, _> {
+        (0..limits::WATCHES_OF_CLIENT)
+            .map(|number| (interface(&format!("{round}a{number}")), None))
+            .collect()
+    };
+    let one_more = BTreeMap::from([(interface("one"), None)]);
+    let ask = |hub: &mut Hub, owner: Owner, names: &BTreeMap<_, _>| {
+        let id = hub.connect(owner, Trust::Plain).expect("room");
+        (id, hub.watch(id, &place(), names, later()))
+    };
+    let [first, other, third] = [1000, 1001, 1002].map(Owner::User);
+    let refused = Err(Refusal::Limit(limits::NAMES.what));
+    let rounds = limits::NAMES.user / limits::WATCHES_OF_CLIENT;
+    for round in 0..=rounds {
+        let (id, asked) = ask(&mut hub, first, &names(round));
+        assert_eq!(asked, Ok(()));
+        let (_, joined) = ask(&mut hub, other, &names(round));
+        assert_eq!(joined.is_ok(), round < rounds, "{round}");
+        hub.disconnect(id);
+    }
+    // What nobody needs takes room until the library has ended it.
+    assert_eq!(ask(&mut hub, first, &names(rounds + 1)).1, Ok(()));
+    assert_eq!(ask(&mut hub, first, &one_more).1, refused);
+    // Where root has taken all that is left, what is watched already can be asked for.
+    for round in rounds + 2..limits::NAMES.all / limits::WATCHES_OF_CLIENT {
+        assert_eq!(ask(&mut hub, Owner::Root, &names(round)).1, Ok(()));
+    }
+    assert_eq!(ask(&mut hub, Owner::Root, &one_more).1, refused);
+    assert_eq!(ask(&mut hub, third, &names(0)).1, Ok(()));
+}
+
+/// The same of namespaces, of which there is but one here: the others are made up.
+#[test]
+fn a_namespace_takes_the_room_of_those_who_watch_in_it() {
+    let mut hub = Hub::default();
+    let [first, other] = [1000, 1001].map(Owner::User);
+    let wg0 = interface("wg0");
+    for number in 1..=limits::NAMESPACES.user as u32 {
+        let (place, names) = (place(), 1);
+        let name = ServedName::asked(place.clone(), other, later());
+        hub.names.insert((NetnsId(number), wg0), name);
+        hub.namespaces
+            .insert(NetnsId(number), NetnsUse { place, names });
+    }
+    let target = BTreeMap::from([(wg0, None)]);
+    let refused = Err(Refusal::Limit(limits::NAMESPACES.what));
+    // Also where somebody watches already.
+    for (owner, expected) in [(other, refused.clone()), (first, Ok(())), (other, refused)] {
+        let id = hub.connect(owner, Trust::Plain).expect("room");
+        assert_eq!(hub.watch(id, &place(), &target, later()), expected);
+    }
 }
 
 #[test]
