@@ -370,8 +370,9 @@ What \fB\-\-wait\fR waits for had not come when its time was over, or when it wa
 The command of \fB\-\-on\-restart\fR runs when an event with a star says that an interface is no longer the one that was
 set up. What happens to that interface while the command runs is the command's own doing, and starts no other. What is
 there when it has ended is what later changes are compared with, so one deletion leads to one restart, also with a
-command that fails or returns early. The next restart follows a second after the end of the last one at the earliest;
-that wait doubles up to a minute while changes come that fast, and falls back once it has been quiet for as long.
+command that fails or returns early. But one that returns before it has replaced a device that has the name again already
+is run for that, too, unless \fB\-\-mine\fR names who does it. The next restart follows a second after the end of the
+last one at the earliest; that wait doubles up to a minute while changes come that fast, and falls back once it has been quiet for as long.
 .SH SIGNALS
 SIGTERM, SIGINT and SIGHUP end ifmon once what had happened before is told, and the commands that run and wait have
 ended; a second SIGTERM or SIGINT ends them at once. Where SIGHUP is ignored as ifmon starts, as with
