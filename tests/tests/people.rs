@@ -247,13 +247,7 @@ fn a_summary_tells_how_many_were_made_and_deleted() -> Result<()> {
 #[test]
 fn a_screen_is_drawn_and_leaves_the_terminal_as_it_was() -> Result<()> {
     let (namespace, links) = namespace()?;
-    let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
-    grantpt(&screen)?;
-    unlockpt(&screen)?;
-    let terminal = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(ptsname(&screen, Vec::new())?.to_str()?)?;
+    let (screen, terminal) = terminal()?;
     let size = rustix::termios::Winsize {
         ws_row: 24,
         ws_col: 80,
@@ -270,7 +264,6 @@ fn a_screen_is_drawn_and_leaves_the_terminal_as_it_was() -> Result<()> {
         .stderr(Stdio::null());
     namespace.enter(&mut command)?;
     let mut child = command.spawn()?;
-    let screen = fs::File::from(screen);
     let mut shown = String::new();
     let mut until = |words: &str| -> Result<()> {
         let mut bytes = [0; 4096];
@@ -291,6 +284,43 @@ fn a_screen_is_drawn_and_leaves_the_terminal_as_it_was() -> Result<()> {
     ensure!(child.wait()?.success());
     let after = rustix::termios::tcgetattr(&terminal)?.local_modes;
     ensure!(after == before, "{before:?} became {after:?}");
+    Ok(())
+}
+
+/// It has some room, and not enough: a write there would wait, and everything else with it.
+#[test]
+fn a_terminal_that_nobody_reads_holds_nothing_else_up() -> Result<()> {
+    /// More than a terminal keeps.
+    const CHANGES: u32 = 100;
+    let (namespace, links) = namespace()?;
+    links.add("wg0", PAIR, None)?;
+    let folder = Scratch::new("unread-terminal")?;
+    let path = folder.path().join("socket");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let (screen, terminal) = terminal()?;
+    let mut child = ifmon(&namespace, &["wg0"])?
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "20000")
+        .stdin(Stdio::null())
+        .stdout(terminal)
+        .stderr(Stdio::null())
+        .spawn()?;
+    while !receive(&socket)?.starts_with("READY=1") {}
+    for _ in 0..CHANGES {
+        links.rename("wg0", "other")?;
+        links.rename("other", "wg0")?;
+    }
+    // There may be some of before.
+    for _ in 0..100 {
+        ensure!(receive(&socket)? == "WATCHDOG=1");
+    }
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::TERM,
+    )?;
+    ensure!(child.wait()?.success());
+    drop(screen);
     Ok(())
 }
 
@@ -1015,6 +1045,18 @@ fn the_example_in_the_readmes_runs() -> Result<()> {
         ensure!(shown == run, "{page}:\n{shown}\ndocumentation:\n{run}");
     }
     Ok(())
+}
+
+/// What a person looks at, and the terminal that ifmon is given.
+fn terminal() -> Result<(fs::File, fs::File)> {
+    let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&screen)?;
+    unlockpt(&screen)?;
+    let terminal = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(ptsname(&screen, Vec::new())?.to_str()?)?;
+    Ok((screen.into(), terminal))
 }
 
 /// A namespace to change links in.

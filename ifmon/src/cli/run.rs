@@ -95,6 +95,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
              nsenter --net keeps them"
         );
     }
+    let stdout = Stdout::open().context("cannot use standard output")?;
     let has_commands = args.exec.is_some() || args.on_restart.is_some();
     let children = if has_commands {
         log::info!("keeping all privileges for the commands");
@@ -114,7 +115,14 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
             let limit = args.exec_timeout;
             Restarts::new(children, ShellCommand { command, limit }, monitor.handle())
         });
-    let output = Output::open(&args, places, children.as_ref(), &monitor.handle(), backend)?;
+    let output = Output::new(
+        &args,
+        stdout,
+        places,
+        children.as_ref(),
+        &monitor.handle(),
+        backend,
+    );
     notifier.watch_over(monitor.handle());
     let mut run = Run {
         #[cfg(feature = "metrics")]

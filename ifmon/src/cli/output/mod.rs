@@ -17,7 +17,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context as _;
 use ifmon::{BackendKind, Counters, Event, EventKind, Handle, InterfaceName, Origins, Peers};
 use tokio::time::{Instant, timeout};
 
@@ -78,13 +77,14 @@ pub(crate) struct Reported {
 }
 
 impl Output {
-    pub(crate) fn open(
+    pub(crate) fn new(
         args: &Args,
+        stdout: Stdout,
         (namespaces, peers): (Namespaces, Peers),
         children: Option<&Children>,
         monitor: &Handle,
         backend: BackendKind,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let hooks = args.exec.clone().zip(children).map(|(command, children)| {
             let limit = args.exec_timeout;
             Hooks::new(
@@ -96,8 +96,8 @@ impl Output {
         let journal = Journal::open();
         // The journal has a time of its own for each.
         let has_time = journal.is_none() && !args.top;
-        Ok(Self {
-            stdout: Stdout::open().context("cannot use standard output")?,
+        Self {
+            stdout,
             journal,
             text: (!args.json)
                 .then(|| text::Writer::new(args.color.wanted() && !args.top, has_time)),
@@ -112,7 +112,7 @@ impl Output {
             peers,
             mine: args.mine.clone(),
             namespaces,
-        })
+        }
     }
 
     /// What the watched namespaces are called.

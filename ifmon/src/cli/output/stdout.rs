@@ -1,12 +1,22 @@
 //! Standard output: whole lines, at once, and never a hang that a signal could not end.
 
 use std::{
+    fs::OpenOptions,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt as _,
+    },
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{Interest, unix::AsyncFd};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    termios::isatty,
+};
+use tokio::io::{
+    Interest,
+    unix::{AsyncFd, AsyncFdReadyGuard},
+};
 
 /// What a pipe takes in one piece (`include/uapi/linux/limits.h`).
 const PIPE_BUF: usize = 4096;
@@ -48,16 +58,32 @@ pub(crate) fn is_ready(file: impl AsFd, flags: PollFlags) -> io::Result<bool> {
     Ok(poll(&mut [PollFd::new(&file, flags)], Some(&now))? > 0)
 }
 
+/// A terminal that has room for a byte lets a write of more wait. Opened again, it does not, and still
+/// does for those who share it.
+fn opened_again(stdout: &io::Stdout) -> Option<OwnedFd> {
+    let again = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", stdout.as_raw_fd()));
+    again.ok().map(OwnedFd::from)
+}
+
 impl Stdout {
+    /// To be called before privileges are given up: the terminal may be somebody else's.
     pub(crate) fn open() -> io::Result<Self> {
         let stdout = io::stdout();
-        let watched = PollableFd(stdout.as_fd().try_clone_to_owned()?);
+        let terminal = isatty(&stdout).then(|| opened_again(&stdout)).flatten();
+        let file = match terminal {
+            Some(terminal) => terminal,
+            None => stdout.as_fd().try_clone_to_owned()?,
+        };
+        let watched = PollableFd(file.try_clone()?);
         // SAFETY: `PollableFd` owns its descriptor and always hands out the same one.
         let waits = unsafe {
             AsyncFd::register_with_interest(watched, Interest::WRITABLE | Interest::ERROR)
         };
         Ok(Self {
-            file: stdout.as_fd().try_clone_to_owned()?,
+            file,
             waits: waits.ok(),
             pending: Vec::new(),
             written: 0,
@@ -91,11 +117,17 @@ impl Stdout {
     /// Writes a part of what was pushed. Waits while the reader is slow; when the future is dropped,
     /// the next one goes on where it was, so that no line is torn.
     pub(crate) async fn write(&mut self) -> io::Result<()> {
-        self.writable().await?;
+        let ready = self.writable().await?;
         let rest = self.pending.get(self.written..).unwrap_or_default();
         match rustix::io::write(&self.file, piece(rest)) {
             Ok(written) => self.written += written,
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(rustix::io::Errno::INTR) => {}
+            // A terminal may have some room, and not enough.
+            Err(rustix::io::Errno::AGAIN) => {
+                if let Some(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
             Err(error) => return Err(error.into()),
         }
         if self.written >= self.pending.len() {
@@ -109,15 +141,15 @@ impl Stdout {
 
     /// Returns once a write of up to [`PIPE_BUF`] bytes would not block, which `poll(2)` promises
     /// for a pipe.
-    async fn writable(&self) -> io::Result<()> {
+    async fn writable(&self) -> io::Result<Option<AsyncFdReadyGuard<'_, PollableFd>>> {
         let Some(waits) = &self.waits else {
-            return Ok(());
+            return Ok(None);
         };
         loop {
             let mut ready = waits.writable().await?;
             if is_ready(&self.file, PollFlags::OUT)? {
                 ready.retain_ready();
-                return Ok(());
+                return Ok(Some(ready));
             }
             ready.clear_ready();
         }
