@@ -370,6 +370,22 @@ fn an_agent_that_does_not_answer_holds_no_end_up() {
     drop(call);
 }
 
+/// Whoever hands over a socket may have closed it, or opened something else in its place.
+#[test]
+fn a_socket_that_was_not_handed_over_is_an_error_and_no_panic() {
+    for redirection in ["3<&-", "3</dev/null"] {
+        let script = format!(
+            "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" --serve --backend netlink {redirection}"
+        );
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script])
+            .arg(program::path())
+            .stdin(Stdio::null());
+        fails(command, 1, &["descriptor 3", "no listening unix socket"]);
+    }
+}
+
 #[test]
 fn a_full_disk_is_an_error() {
     for format in [&["--json"][..], &[]] {

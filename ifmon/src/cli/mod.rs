@@ -68,17 +68,20 @@ pub(crate) fn main() -> ExitCode {
         let written = what.write(&mut std::io::stdout().lock());
         return written.map_or(Exit::Failed, |()| Exit::Stopped).into();
     }
+    let handed_over = match args.serve {
+        Some(_) => service::take_handed_over(),
+        None => Ok(None),
+    };
     start_log(&args);
     let result = open_files::raise()
-        .and_then(|()| {
+        .and(handed_over)
+        .and_then(|handed_over| {
             let mut builder = tokio::runtime::Builder::new_current_thread();
-            Ok(builder.enable_all().build_local(LocalOptions::default())?)
-        })
-        .and_then(|runtime| {
+            let runtime = builder.enable_all().build_local(LocalOptions::default())?;
             // As a task, it goes on as soon as the monitor has something for it. What is blocked on
             // itself goes on after a turn of waiting for input, which costs each line a tenth of its
             // time.
-            let result = runtime.block_on(runtime.spawn_local(run::run(args)));
+            let result = runtime.block_on(runtime.spawn_local(run::run(args, handed_over)));
             let result = result.unwrap_or_else(|error| Err(error.into()));
             // A write to a terminal that hangs must not keep the program from ending.
             runtime.shutdown_background();

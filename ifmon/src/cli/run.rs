@@ -1,6 +1,8 @@
 //! A run of the program: from the arguments to the last line.
 
-use std::{collections::BTreeSet, ffi::OsString, io, pin::pin, time::Duration};
+use std::{
+    collections::BTreeSet, ffi::OsString, io, os::unix::net::UnixListener, pin::pin, time::Duration,
+};
 
 use anyhow::Context as _;
 use ifmon::{BackendKind, Error, Event, EventKind, LinkKind, Monitor, Pattern};
@@ -47,13 +49,13 @@ enum End {
     Failed(anyhow::Error),
 }
 
-/// Watches until something ends it.
-pub(crate) async fn run(mut args: Args) -> anyhow::Result<Exit> {
+/// Watches until something ends it, or serves, perhaps on a socket that was handed over.
+pub(crate) async fn run(mut args: Args, handed_over: Option<UnixListener>) -> anyhow::Result<Exit> {
     if args.check {
         return check(args.json).await;
     }
     if let Some(path) = args.serve.take() {
-        return service::serve(&args, path).await;
+        return service::serve(&args, path, handed_over).await;
     }
     let mut signals = Signals::new().context("cannot handle signals")?;
     let begin = Instant::now();

@@ -68,10 +68,14 @@ pub(super) struct AgentService {
 }
 
 /// Serves until a signal asks for an end.
-pub(crate) async fn serve(args: &Args, path: PathBuf) -> anyhow::Result<Exit> {
+pub(crate) async fn serve(
+    args: &Args,
+    path: PathBuf,
+    handed_over: Option<std::os::unix::net::UnixListener>,
+) -> anyhow::Result<Exit> {
     let mut signals = Signals::new().context("cannot handle signals")?;
     let notifier = Notifier::new();
-    let socket = ListeningSocket::open(&path)?;
+    let socket = ListeningSocket::open(&path, handed_over)?;
     let home = Home::new(socket.group, Policy::new(&args.policy))?;
     let mut check = ifmon::Check::run();
     // It would be this one.

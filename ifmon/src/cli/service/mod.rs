@@ -14,5 +14,5 @@ mod peer;
 mod policy;
 mod socket;
 
-pub(crate) use self::{agent::serve, policy::Rule};
+pub(crate) use self::{agent::serve, policy::Rule, socket::take_handed_over};
 use super::output::json;

@@ -5,7 +5,7 @@ use std::{
     fs::{self, Permissions},
     io,
     os::{
-        fd::{FromRawFd as _, OwnedFd},
+        fd::{BorrowedFd, FromRawFd as _},
         linux::fs::MetadataExt as _,
         unix::{
             fs::{FileTypeExt as _, PermissionsExt as _},
@@ -41,17 +41,41 @@ pub(super) struct ListeningSocket {
     own: Option<(PathBuf, File)>,
 }
 
+/// The socket of the service manager, if there is one. To be called once, before anything is opened:
+/// that could get the number of a descriptor that was not handed over.
+pub(crate) fn take_handed_over() -> anyhow::Result<Option<UnixListener>> {
+    let count = handed_over(
+        env::var("LISTEN_PID").ok().as_deref(),
+        env::var("LISTEN_FDS").ok().as_deref(),
+    );
+    match count {
+        0 => return Ok(None),
+        1 => {}
+        more => bail!("the service manager handed over {more} sockets, one is wanted"),
+    }
+    // SAFETY: it takes a number, and says whether there is such a descriptor.
+    let is_open = unsafe { libc::fcntl(LISTEN_FDS_START, libc::F_GETFD) } >= 0;
+    let listens = is_open && {
+        // SAFETY: it is open, and nobody closes it meanwhile.
+        let socket = unsafe { BorrowedFd::borrow_raw(LISTEN_FDS_START) };
+        sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX)
+            && sockopt::socket_acceptconn(socket) == Ok(true)
+    };
+    if !listens {
+        bail!(
+            "LISTEN_FDS says that the service manager handed over descriptor {LISTEN_FDS_START}, which is no listening unix socket"
+        );
+    }
+    // SAFETY: it is open and, by LISTEN_PID, meant for this process, which takes it here, once.
+    Ok(Some(unsafe { UnixListener::from_raw_fd(LISTEN_FDS_START) }))
+}
+
 impl ListeningSocket {
     /// The socket of the service manager if there is one, else one at this path.
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let count = handed_over(
-            env::var("LISTEN_PID").ok().as_deref(),
-            env::var("LISTEN_FDS").ok().as_deref(),
-        );
-        let socket = match count {
-            0 => Self::bind(path)?,
-            1 => Self::take()?,
-            more => bail!("the service manager handed over {more} sockets, one is wanted"),
+    pub(super) fn open(path: &Path, handed_over: Option<UnixListener>) -> anyhow::Result<Self> {
+        let socket = match handed_over {
+            Some(listener) => Self::of_service_manager(listener),
+            None => Self::bind(path)?,
         };
         socket
             .listener
@@ -60,26 +84,17 @@ impl ListeningSocket {
         Ok(socket)
     }
 
-    fn take() -> anyhow::Result<Self> {
-        // SAFETY: by LISTEN_PID and LISTEN_FDS the descriptor is open and meant for this process,
-        // which takes it here, once.
-        let socket = unsafe { OwnedFd::from_raw_fd(LISTEN_FDS_START) };
-        let listens = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX)
-            && sockopt::socket_acceptconn(&socket) == Ok(true);
-        if !listens {
-            bail!("the service manager handed over something else than a listening unix socket");
-        }
-        let listener = UnixListener::from(socket);
+    fn of_service_manager(listener: UnixListener) -> Self {
         let group = listener
             .local_addr()
             .ok()
             .and_then(|address| group_of(address.as_pathname()?));
-        Ok(Self {
+        Self {
             listener,
             place: "the socket of the service manager".to_owned(),
             group,
             own: None,
-        })
+        }
     }
 
     fn bind(path: &Path) -> anyhow::Result<Self> {
