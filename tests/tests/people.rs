@@ -89,6 +89,33 @@ fn a_service_manager_hears_when_all_watches_are_live_that_they_are_and_that_they
     Ok(())
 }
 
+/// It is busy, and others have told it much.
+#[test]
+fn a_service_manager_that_has_no_room_hears_of_the_start_once_it_has() -> Result<()> {
+    let (namespace, links) = namespace()?;
+    links.add("wg0", PAIR, None)?;
+    let folder = Scratch::new("busy")?;
+    let path = folder.path().join("socket");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let others = UnixDatagram::unbound()?;
+    others.set_nonblocking(true)?;
+    others.connect(&path)?;
+    while others.send(b"STATUS=of another").is_ok() {}
+    let mut command = ifmon(&namespace, &["wg0"])?;
+    command.env("NOTIFY_SOCKET", &path);
+    let ifmon = Ifmon::spawn(command)?;
+    // Before this was written, it has tried.
+    ifmon.expect("wg0", "watching")?;
+    while !receive(&socket)?.starts_with("READY=1") {}
+    let outcome = ifmon.stop()?;
+    ensure!(
+        outcome.status.success() && !outcome.stderr.contains("cannot tell"),
+        "{outcome:?}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_service_manager_that_is_not_there_stops_nothing() -> Result<()> {
     let (namespace, links) = namespace()?;

@@ -33,9 +33,26 @@ impl Notifier {
         Self { socket }
     }
 
-    /// All watches are live.
+    /// All watches are live. Where the service manager has no room for that, it is told once it has:
+    /// without it, it would take the start for one that failed.
     pub(crate) fn ready(&self, status: &str) {
-        self.send(&format!("READY=1\nSTATUS={status}"));
+        let message = format!("READY=1\nSTATUS={status}");
+        let Some(socket) = &self.socket else {
+            return;
+        };
+        match socket.send(message.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let socket = socket.try_clone();
+                tokio::spawn(async move {
+                    let sent = match socket.and_then(tokio::net::UnixDatagram::from_std) {
+                        Ok(socket) => socket.send(message.as_bytes()).await,
+                        Err(error) => Err(error),
+                    };
+                    told(&message, sent);
+                });
+            }
+            sent => told(&message, sent),
+        }
     }
 
     pub(crate) fn stopping(&self) {
@@ -77,11 +94,15 @@ impl Notifier {
     }
 
     fn send(&self, message: &str) {
-        if let Some(socket) = &self.socket
-            && let Err(error) = socket.send(message.as_bytes())
-        {
-            log::warn!("cannot tell the service manager {message:?}: {error}");
+        if let Some(socket) = &self.socket {
+            told(message, socket.send(message.as_bytes()));
         }
+    }
+}
+
+fn told(message: &str, sent: io::Result<usize>) {
+    if let Err(error) = sent {
+        log::warn!("cannot tell the service manager {message:?}: {error}");
     }
 }
 
