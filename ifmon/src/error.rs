@@ -122,10 +122,19 @@ pub enum Error {
     Ended(#[source] io::Error),
 }
 
-/// A name that is not there is most often one that was mistyped.
+/// A name or a process that is not there is most often one that was mistyped.
 fn not_opened(path: &Path, source: &io::Error) -> String {
+    let process = path.ancestors().nth(2);
+    let is_missing = |process: &Path| {
+        path == process.join("ns/net")
+            && process.parent() == Some(Path::new("/proc"))
+            && Path::new("/proc/self").exists()
+            && !process.exists()
+    };
     if source.kind() == io::ErrorKind::NotFound && path.parent() == Some(Path::new(netns::NAMES)) {
         "there is none of that name; `ip netns` lists those that there are".to_owned()
+    } else if source.kind() == io::ErrorKind::NotFound && process.is_some_and(is_missing) {
+        "there is no such process; `ps -e` lists those that there are".to_owned()
     } else if source.kind() == io::ErrorKind::PermissionDenied && path.starts_with("/proc") {
         "that of somebody else's process takes CAP_SYS_PTRACE; run it as root or give it the capability".to_owned()
     } else if source.raw_os_error() == Some(libc::EMFILE) {

@@ -127,7 +127,10 @@ fn missing_namespaces_are_wrong_usage() {
     fails(
         words(&["no-such-netns/wg0"]),
         2,
-        &["no-such-netns", "`ip netns` lists"],
+        &[
+            "no-such-netns: there is none",
+            "`ip netns` lists those that there are\n",
+        ],
     );
     fails(
         words(&["--netns", "no-such-netns", "wg0"]),
@@ -140,7 +143,14 @@ fn missing_namespaces_are_wrong_usage() {
         // The reason is said once, at the end.
         &["/no/such/file: No such file or directory (os error 2)\n"],
     );
-    fails(words(&["--netns", "4294967295", "wg0"]), 2, &["4294967295"]);
+    fails(
+        words(&["--netns", "4294967295", "wg0"]),
+        2,
+        &[
+            "4294967295/ns/net: there is no such process",
+            "`ps -e` lists those that there are\n",
+        ],
+    );
     fails(
         words(&["--netns", "/dev/null", "wg0"]),
         2,

@@ -115,17 +115,17 @@ pub(crate) enum Misused {
     TwoDevices(InterfaceName, u32, u32),
 }
 
-/// The error with its causes, each said once: some errors give their cause themselves.
+/// The error with its causes, each said once: those of the library give their cause themselves, as
+/// it is or in words that help more.
 fn sentence(error: &anyhow::Error) -> String {
-    let mut causes = error.chain().map(ToString::to_string);
-    let first = causes.next().unwrap_or_default();
-    causes.fold(first, |said, cause| {
-        if said.ends_with(&cause) {
-            said
-        } else {
-            format!("{said}: {cause}")
+    let mut said = Vec::new();
+    for cause in error.chain() {
+        said.push(cause.to_string());
+        if cause.is::<ifmon::Error>() || cause.is::<Misused>() {
+            break;
         }
-    })
+    }
+    said.join(": ")
 }
 
 /// One line on standard error; when that is closed, there is nobody to tell.

@@ -492,26 +492,26 @@ fn an_agent_takes_the_place_of_no_other_file() -> Result<()> {
     let path = folder.socket();
     fs::create_dir_all(path.parent().context("no folder")?)?;
     let target = path.with_extension("target");
-    let refused = |what: &str| -> Result<()> {
+    let refused = |what: &str, says: &str| -> Result<()> {
         let mut command = Command::new(program::path());
         command.arg("--serve").arg(&path);
         room.enter(&mut command)?;
         let outcome = Ifmon::spawn(command)?.finish()?;
         ensure!(outcome.status.code() == Some(1), "{what}: {outcome:?}");
         let said = &outcome.stderr;
-        ensure!(said.contains("and no socket"), "{what}: {outcome:?}");
+        ensure!(said.contains(says), "{what}: {outcome:?}");
         Ok(())
     };
     fs::write(&path, "dear")?;
-    refused("a file")?;
+    refused("a file", "and no socket")?;
     ensure!(fs::read(&path)? == b"dear");
     fs::rename(&path, &target)?;
     symlink(&target, &path)?;
-    refused("a link")?;
+    refused("a link", "and no socket")?;
     ensure!(fs::read_link(&path)? == target && fs::read(&target)? == b"dear");
     fs::remove_file(&path)?;
     fs::create_dir(&path)?;
-    refused("a folder")?;
+    refused("a folder", "is a directory: name a file in it")?;
     fs::remove_dir(&path)?;
 
     // Nor does it remove the socket of another one when it ends.

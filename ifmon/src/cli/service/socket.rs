@@ -107,6 +107,9 @@ impl ListeningSocket {
         }
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if path.is_dir() {
+                    bail!("{shown} is a directory: name a file in it, such as {shown}/io.ifmon");
+                }
                 if !is_socket(path) {
                     bail!(
                         "{shown} is a file already, and no socket: name another path, or remove it"
