@@ -417,6 +417,7 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     }
     if change.id == 0 {
         let Some(id) = remember(kernel, &change.to) else {
+            change.flags |= flag::REFUSED;
             return;
         };
         change.id = id;
@@ -592,7 +593,7 @@ const fn fold(number: u64) -> u64 {
     number >> 32 | number & 0xffff_ffff
 }
 
-/// Begins to take notes about a device, and gives it an id.
+/// Begins to take notes about a device, and gives it an id; `None` when there is no room.
 #[inline(always)]
 fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
     let cpu = kernel.cpu();
@@ -602,21 +603,21 @@ fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
         homes: 0,
         closed: 0,
     };
-    let mut id = 0;
     // Each CPU counts for itself, so ids are unique without the result of an atomic operation;
     // unless one run of the program interrupts another between these two lines, and then one of
     // them goes on to the next id.
     for _ in 0..ATTEMPTS {
         let counters = kernel.counters()?;
         add(&mut counters.ids, 1);
-        id = load(&counters.ids) << 16 | u64::from(cpu & 0xffff);
+        let id = load(&counters.ids) << 16 | u64::from(cpu & 0xffff);
         if kernel.insert_device(id, &state) {
-            break;
+            // After the device: who finds the id finds that too.
+            kernel.set_link(&Link::of(here), id);
+            return Some(id);
         }
     }
-    // After the device: who finds the id finds that too.
-    kernel.set_link(&Link::of(here), id);
-    Some(id)
+    add(&mut kernel.counters()?.refused, 1);
+    None
 }
 
 /// Another device is the last holder of a name now. The one before is forgotten if it was the last

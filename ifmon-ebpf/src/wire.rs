@@ -282,6 +282,8 @@ pub mod flag {
     /// is `took_epoch`; 0 when there is no room for one more. A namespace that is new has no device but
     /// this one, its loopback device.
     pub const FOUND_NETNS: u32 = 1 << 14;
+    /// As [`Counters::refused`] says; sent to wake whoever reads that.
+    pub const REFUSED: u32 = 1 << 15;
 }
 
 /// One change of one device: what the ring buffer carries. A program that knows names alone does
@@ -375,6 +377,9 @@ pub struct Counters {
     pub ignored: u64,
     /// Records that concerned a watch and found the ring buffer full. Counted after the attempt.
     pub dropped: u64,
+    /// Devices that took a watched name and that are not remembered, since there was no room: what the
+    /// maps say of that name is wrong. Counted *before* the record is sent.
+    pub refused: u64,
     /// Ids given out on this CPU.
     pub ids: u64,
     /// Always 0, which the verifier does not know (`filter.rs`).

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ifmon_ebpf::{Counters as KernelCounters, Name, NameKey, NameState, Place, Record, flag};
+use ifmon_ebpf::{Counters as KernelCounters, Link, Name, NameKey, NameState, Place, Record, flag};
 
 use super::{
     Reply, Request,
@@ -65,6 +65,8 @@ pub(crate) struct Bpf {
     pub(super) ids: u64,
     /// No more than these of the devices with such an id are still in the map.
     pub(super) devices: usize,
+    /// How many names have ceased to be watched since it was looked whose devices are remembered.
+    unwatched: usize,
     /// There may be something in the ring buffer.
     unread: bool,
     /// The counters were read since the ring buffer was found empty last.
@@ -75,6 +77,8 @@ pub(crate) struct Bpf {
     dropped: u64,
     received: u64,
     written_off: u64,
+    /// Devices for which there was no room.
+    refused: u64,
     /// Records that have been counted and have not come.
     overdue: Option<Overdue>,
     /// Sockets that may have something to say.
@@ -142,6 +146,8 @@ pub(super) enum Task {
     Unwatch(Watch, Unwatch),
     /// A watch has ended with its namespace.
     Clean(Watch),
+    /// Devices are remembered that hold no watched name any more.
+    Tidy(Tidy),
     /// Which device holds this name, for when it is seen again?
     Identify(Recognition),
     /// About the patterns of a namespace.
@@ -164,6 +170,48 @@ pub(super) enum Resync {
     Home(NameState, u64, Destination, bool),
     /// Is the holder one that was here before?
     Holder(NameState, Recognition),
+}
+
+/// How far forgetting devices is that hold no watched name.
+#[derive(Debug)]
+pub(super) enum Tidy {
+    Devices,
+    /// This namespace has the most.
+    Seen(NetnsId, Vec<(Link, u64)>),
+    /// The programs had seen so many changes; what they do about the last is waited for.
+    Barrier(NetnsId, Vec<(Link, u64)>, u64),
+    /// Which of them are needed?
+    Holders(NetnsId, Vec<(Link, u64)>, u64),
+    /// These are left; of the last the link is gone. If the programs see any change meanwhile, it may
+    /// be about one of them.
+    Forget(Vec<(Link, u64)>, bool, Option<(NetnsId, u64)>),
+    SeenAgain(NetnsId, u64),
+}
+
+impl Tidy {
+    /// What to ask for next, if there is anything.
+    fn request(&mut self) -> Option<Request> {
+        if let Self::Forget(devices, _, after) = self
+            && devices.is_empty()
+        {
+            let (netns, seen) = after.take()?;
+            *self = Self::SeenAgain(netns, seen);
+        }
+        Some(match self {
+            Self::Devices => Request::Devices,
+            Self::Barrier(netns, ..) => Request::Ask(*netns, Question::Barrier),
+            Self::Seen(..) | Self::SeenAgain(..) => Request::Counters,
+            Self::Holders(..) => Request::Holders,
+            Self::Forget(devices, is_link_gone, _) => {
+                let (link, id) = devices.last()?;
+                if *is_link_gone {
+                    Request::RemoveDevice(*id)
+                } else {
+                    Request::RemoveLink(*link)
+                }
+            }
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -222,12 +270,14 @@ impl Bpf {
             epoch: 0,
             ids: 0,
             devices: 0,
+            unwatched: 0,
             unread: true,
             counted: false,
             matched: 0,
             dropped: 0,
             received: 0,
             written_off: 0,
+            refused: 0,
             overdue: None,
             noisy: BTreeSet::new(),
             suspects: BTreeSet::new(),
@@ -408,6 +458,9 @@ impl Bpf {
             Some(Task::Patterns(netns, step))
         } else if let Some(recognition) = self.next_unidentified() {
             Some(Task::Identify(recognition))
+        } else if self.hook == Hook::Socket && self.unwatched > self.room / 8 {
+            self.unwatched = 0;
+            Some(Task::Tidy(Tidy::Devices))
         } else {
             self.failures = 0;
             None
@@ -483,12 +536,13 @@ impl Bpf {
                 Unwatch::Leave => Request::Leave(watch.netns),
             },
             Task::Clean(watch) => Request::RemoveName(key_of(watch)),
+            Task::Tidy(tidy) => tidy.request()?,
             Task::Identify(recognition) => recognition.request(),
             Task::Patterns(netns, step) => self.next_of_patterns(*netns, step)?,
             Task::Everywhere(step) => self.next_everywhere(step),
         };
         let is_background = match &task {
-            Task::Resync(..) | Task::Identify(..) => true,
+            Task::Resync(..) | Task::Identify(..) | Task::Tidy(_) => true,
             Task::Patterns(netns, _) => !self.patterns.are_joining(*netns),
             Task::Everywhere(step) => step.is_background(),
             _ => false,
@@ -563,6 +617,10 @@ impl Bpf {
             // Which namespaces there are is read after all that was sent before the loss: of one that
             // begins by it, the end may be what was lost.
             self.unread |= self.patterns.everywhere.is_on;
+        }
+        if counters.refused != self.refused {
+            self.refused = counters.refused;
+            self.had_no_room();
         }
         let known = self.received + self.dropped;
         let accounted = known + self.written_off;
@@ -834,6 +892,7 @@ impl Bpf {
             matched,
             ignored,
             dropped,
+            refused: _,
             ids: _,
             zero: _,
         }) = counters
@@ -929,6 +988,7 @@ impl Bpf {
                 self.unwatch(watch, step)
             }
             (Task::Clean(_), _) => None,
+            (Task::Tidy(tidy), reply) => self.tidied(tidy, reply).map(Task::Tidy),
             (Task::Patterns(netns, step), reply) => {
                 let step = self.patterns_answered(netns, step, reply);
                 step.map(|step| Task::Patterns(netns, step))
@@ -970,6 +1030,7 @@ impl Bpf {
                 }
                 self.suspects.remove(&watch);
                 self.unidentified.remove(&watch);
+                self.unwatched += 1;
                 let others = self.watches.range(Watch::first_of(netns)..).next();
                 let is_needed = others.is_some_and(|(other, _)| other.netns == netns)
                     || self.has_patterns(netns);
@@ -985,6 +1046,80 @@ impl Bpf {
             None => {
                 self.outcome = Some(Outcome::Unwatched);
                 None
+            }
+        }
+    }
+
+    /// Forgets devices of namespaces that were left: the programs hear of them no more, not even of
+    /// their end. In a namespace that is watched still, a device counts as the last holder of a name
+    /// also when that name is not watched any more, until it is deleted; where such devices fill half
+    /// the room, they are forgotten, too.
+    fn tidied(&mut self, tidy: Tidy, reply: Reply) -> Option<Tidy> {
+        match (tidy, reply) {
+            (Tidy::Devices, Reply::Devices(Ok(devices))) => {
+                let mut left = Vec::new();
+                let mut here: BTreeMap<NetnsId, Vec<_>> = BTreeMap::new();
+                for (id, device) in devices {
+                    let netns = NetnsId(device.place.netns);
+                    let found = (Link::of(&device.place), id);
+                    if self.namespaces.contains_key(&netns) {
+                        here.entry(netns).or_default().push(found);
+                    } else {
+                        left.push(found);
+                    }
+                }
+                let most = here.iter().max_by_key(|(_, devices)| devices.len());
+                let count: usize = here.values().map(Vec::len).sum();
+                let crowd = most.filter(|_| count > self.watches.len() + self.room / 2);
+                let crowd = crowd.map(|(&netns, _)| netns);
+                Some(match crowd.and_then(|netns| here.remove_entry(&netns)) {
+                    // First these, then the others.
+                    Some((netns, devices)) if left.is_empty() => Tidy::Seen(netns, devices),
+                    crowd => {
+                        if crowd.is_some() {
+                            self.unwatched = self.room;
+                        }
+                        Tidy::Forget(left, false, None)
+                    }
+                })
+            }
+            (Tidy::Seen(netns, devices), Reply::Counters(Ok(counters))) => {
+                Some(Tidy::Barrier(netns, devices, counters.seen))
+            }
+            (Tidy::Barrier(netns, devices, seen), Reply::Answer(Answer::Waited(true))) => {
+                Some(Tidy::Holders(netns, devices, seen))
+            }
+            (Tidy::Holders(netns, mut devices, seen), Reply::Holders(Ok(holders))) => {
+                devices.retain(|(_, id)| !holders.contains(id));
+                Some(Tidy::Forget(devices, false, Some((netns, seen))))
+            }
+            (Tidy::Forget(devices, false, after), _) => Some(Tidy::Forget(devices, true, after)),
+            (Tidy::Forget(mut devices, true, after), _) => {
+                devices.pop();
+                Some(Tidy::Forget(devices, false, after))
+            }
+            (Tidy::SeenAgain(netns, seen), Reply::Counters(counters)) => {
+                // One of them may have taken a watched name before it was forgotten.
+                if counters.is_ok_and(|counters| counters.seen != seen) {
+                    self.overflowed(netns);
+                }
+                None
+            }
+            // They can be looked through when other names have ceased to be watched.
+            (_, _) => None,
+        }
+    }
+
+    /// There was no room for a device that took a watched name: the maps are wrong about who has it.
+    fn had_no_room(&mut self) {
+        self.has_missed = true;
+        match self.hook {
+            Hook::Socket => self.missed.extend(self.namespaces.keys()),
+            Hook::Function => {
+                self.failed = Some(Error::Ended(io::Error::other(
+                    "so many interfaces are remembered that had watched names before that a change was \
+                     lost; Builder::capacity makes more room",
+                )));
             }
         }
     }

@@ -88,6 +88,7 @@ impl Shared {
             sum.matched += cpu.matched;
             sum.ignored += cpu.ignored;
             sum.dropped += cpu.dropped;
+            sum.refused += cpu.refused;
         }
         sum
     }

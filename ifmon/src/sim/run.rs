@@ -202,12 +202,14 @@ impl Setting {
             ..
         } = self.conduct;
         let is_agent = self.kind == BackendKind::Agent;
-        let can_lose = room != 1 << 30 || self.is_faulty || is_agent;
+        // Where devices are forgotten, a change can come in between.
+        let has_no_room = self.kind == BackendKind::NetlinkEbpf && self.is_crowded;
+        let can_lose = room != 1 << 30 || self.is_faulty || is_agent || has_no_room;
         let (is_filtered, is_counted, is_local) = match self.kind {
             BackendKind::Netlink => (true, false, true),
             BackendKind::NetlinkUnfiltered => (false, false, true),
             // What the program was not shown, it could not count.
-            BackendKind::NetlinkEbpf => (false, !self.is_faulty, true),
+            BackendKind::NetlinkEbpf => (false, !self.is_faulty && !has_no_room, true),
             BackendKind::Fentry | BackendKind::Kprobe => (false, true, false),
             BackendKind::Agent => (true, false, true),
         };
