@@ -141,6 +141,9 @@ enum BeginStep {
     Tell,
     BarrierAgain,
     SeenAgain,
+    /// Has the device still the name that was looked up? What cannot be set up goes again, and no
+    /// message is sent of it.
+    Confirm(usize),
     Check(usize, BeginCheck),
     Undo(usize, BeginUndo),
     Done,
@@ -366,6 +369,20 @@ impl Begin {
                 BeginStep::Census => self.ask(Question::Census(Census::worth(self.items.len()))),
                 BeginStep::Devices => self.insert_devices(core),
                 BeginStep::Look(at, look) => self.look(*at, *look, core),
+                BeginStep::Confirm(at) => {
+                    let at = *at;
+                    let mut rest = at..self.stretch.end;
+                    match rest.find(|&at| self.items[at].holder.is_some()) {
+                        Some(next) => {
+                            self.step = BeginStep::Confirm(next);
+                            self.ask(Question::IndexOf(self.items[next].name))
+                        }
+                        None => {
+                            self.begin_stretch();
+                            continue;
+                        }
+                    }
+                }
                 BeginStep::Check(_, BeginCheck::Barrier(_)) => self.ask(Question::Barrier),
                 BeginStep::Check(at, BeginCheck::Index) => {
                     self.ask(Question::IndexOf(self.items[*at].name))
@@ -617,13 +634,28 @@ impl Begin {
             }
             (BeginStep::SeenAgain, Reply::Counters(Ok(counters))) => {
                 if self.has_waited && counters.seen == self.seen {
-                    return self.begin_stretch();
+                    if self.hook == Hook::Function || self.in_one_go {
+                        return self.begin_stretch();
+                    }
+                    self.step = BeginStep::Confirm(self.stretch.start);
+                    return;
                 }
                 if self.in_one_go {
                     return self.begin_stretches();
                 }
                 self.is_checking = true;
                 BeginStep::Check(self.stretch.start, BeginCheck::Index)
+            }
+            (BeginStep::Confirm(at), Reply::Answer(Answer::Index(Ok(found)))) => {
+                if found == self.items[at].holder.map(|(ifindex, _)| ifindex) {
+                    BeginStep::Confirm(at + 1)
+                } else {
+                    self.is_checking = true;
+                    BeginStep::Check(self.stretch.start, BeginCheck::Index)
+                }
+            }
+            (BeginStep::Confirm(_), Reply::Answer(Answer::Index(Err(error)))) => {
+                return self.fail(Failure::Recheck(error));
             }
             (BeginStep::Check(at, check), reply) => match self.checked(at, check, reply) {
                 Ok(Some(step)) => step,
@@ -648,7 +680,8 @@ impl Begin {
                 | BeginStep::Insert
                 | BeginStep::Devices
                 | BeginStep::Tell
-                | BeginStep::SeenAgain,
+                | BeginStep::SeenAgain
+                | BeginStep::Confirm(_),
                 reply,
             ) => return self.fail(Failure::Filter(error_of(reply))),
             (

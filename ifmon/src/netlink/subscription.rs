@@ -134,6 +134,9 @@ enum PassStage {
     Looking(Look, LookStep),
     /// What was looked up may be ahead of what was told.
     Barrier,
+    /// Has the device that this look found the name still? What cannot be set up goes again, and no
+    /// message says that it came.
+    Confirm(usize),
     /// What is queued by now may be what the look-ups saw.
     Drain,
     /// The devices without a watched name, which may be others by now.
@@ -576,6 +579,7 @@ impl Subscription {
             PassStage::Census
             | PassStage::Next
             | PassStage::Barrier
+            | PassStage::Confirm(_)
             | PassStage::Drain
             | PassStage::Untracked(_)
             | PassStage::UntrackedInode(..) => None,
@@ -697,6 +701,23 @@ impl Subscription {
                 PassStage::Looking(_, LookStep::AwayInode(name)) => break Question::InodeOf(*name),
                 PassStage::Looking(look, LookStep::Inode) => break Question::InodeOf(look.name),
                 PassStage::Barrier => break Question::Barrier,
+                PassStage::Confirm(at) => {
+                    let at = *at;
+                    let is_news = |look: &Look| {
+                        look.lookup.is_present() && !self.table.confirms(look.name, &look.lookup)
+                    };
+                    let rest = pass.looks.iter().enumerate().skip(at);
+                    let next = rest.into_iter().find(|(_, look)| is_news(look));
+                    if let Some((at, look)) = next {
+                        let question = Question::IndexOf(look.name);
+                        pass.stage = PassStage::Confirm(at);
+                        break question;
+                    }
+                    pass.stage = PassStage::Drain;
+                    self.unread = true;
+                    self.pass = Some(pass);
+                    return None;
+                }
                 PassStage::Drain => {
                     self.enter(std::mem::take(&mut pass.looks));
                     let untracked = if pass.after_loss {
@@ -997,10 +1018,22 @@ impl Subscription {
                     Err((look, step, error)) => (PassStage::Looking(look, step), Some(error)),
                 }
             }
-            (PassStage::Barrier, _) => {
-                self.unread = true;
-                (PassStage::Drain, None)
-            }
+            (PassStage::Barrier, _) => (PassStage::Confirm(0), None),
+            (PassStage::Confirm(at), Answer::Index(index)) => match index {
+                Ok(index) => {
+                    if let Some(look) = pass.looks.get(at)
+                        && look.lookup.found != index
+                    {
+                        let Look { name, lost, .. } = pass.looks.swap_remove(at);
+                        self.table.forget_lookup(name);
+                        self.suspect_again(name, lost);
+                        (PassStage::Confirm(at), None)
+                    } else {
+                        (PassStage::Confirm(at + 1), None)
+                    }
+                }
+                Err(error) => (PassStage::Confirm(at), Some(error)),
+            },
             (PassStage::Untracked(mut ifindexes), Answer::Name(name)) => match name {
                 Ok(Some(Named { name, .. })) => (PassStage::UntrackedInode(ifindexes, name), None),
                 Ok(None) => {

@@ -110,6 +110,8 @@ struct Reading {
     touched: BTreeSet<u32>,
     /// What was read, by index; `None` where no device has it.
     found: BTreeMap<u32, Option<MatchingDevice>>,
+    /// Of these, devices that were asked for alone.
+    alone: Vec<u32>,
 }
 
 /// What was read and not heard.
@@ -130,6 +132,9 @@ enum ReadingStage {
     Inodes(Vec<(u32, Named)>),
     /// What was read may be ahead of what was told.
     Barrier,
+    /// Are these still called so? What cannot be set up goes again, and no message says that it came.
+    /// Those that are not.
+    Confirm(Vec<u32>, Vec<u32>),
     /// What is queued by now may be what the answers saw.
     Drain,
 }
@@ -619,6 +624,7 @@ impl PatternTable {
             loss,
             touched: BTreeSet::new(),
             found: BTreeMap::new(),
+            alone: Vec::new(),
         });
     }
 
@@ -661,6 +667,11 @@ impl PatternTable {
                     None => reading.stage = ReadingStage::Drain,
                 },
                 ReadingStage::Barrier => return Some(Question::Barrier),
+                ReadingStage::Confirm(left, wrong) => match left.last() {
+                    Some(&ifindex) => return Some(Question::NameOf(ifindex)),
+                    None if wrong.is_empty() => reading.stage = ReadingStage::Drain,
+                    None => reading.stage = ReadingStage::Names(wrong.clone()),
+                },
                 ReadingStage::Drain => return None,
             }
         }
@@ -708,6 +719,7 @@ impl PatternTable {
                     reading
                         .found
                         .insert(ifindex, named.map(MatchingDevice::new));
+                    reading.alone.extend(named.map(|_| ifindex));
                 }
             }
             (ReadingStage::Inodes(left), Answer::Inode(inode)) => {
@@ -719,7 +731,19 @@ impl PatternTable {
                         .insert(ifindex, Some(MatchingDevice { inode, ..known }));
                 }
             }
-            (ReadingStage::Barrier, _) => reading.stage = ReadingStage::Drain,
+            (ReadingStage::Barrier, _) => {
+                let alone = std::mem::take(&mut reading.alone);
+                reading.stage = ReadingStage::Confirm(alone, Vec::new());
+            }
+            (ReadingStage::Confirm(left, wrong), Answer::Name(named)) => {
+                let named = named?;
+                if let Some(ifindex) = left.pop() {
+                    let found = reading.found.get(&ifindex).copied().flatten();
+                    if found.map(|found| found.named()) != named {
+                        wrong.push(ifindex);
+                    }
+                }
+            }
             (stage, answer) => debug_assert!(false, "{answer:?} to {stage:?}"),
         }
         Ok(())

@@ -131,6 +131,8 @@ pub(crate) struct Conduct {
     pub(crate) lockless: bool,
     /// There is no sysfs that shows the right devices.
     pub(crate) hides_inodes: bool,
+    /// No message says that a device was registered which could not be set up.
+    pub(crate) is_silent: bool,
 }
 
 /// A step of a change.
@@ -138,6 +140,8 @@ pub(crate) struct Conduct {
 enum Step {
     /// From now on this is what can be seen.
     Show(State),
+    /// The same, but nobody will ever be told.
+    ShowSilently(State),
     /// Those who listen are told.
     Tell(Notice),
     /// The namespace that was in this place is no more.
@@ -339,6 +343,7 @@ impl Host {
         let mut notice = None;
         match self.steps.pop_front()? {
             Step::Show(state) => self.show(state),
+            Step::ShowSilently(state) => self.now = state,
             Step::Tell(told) => notice = Some(told),
             Step::End(space) => {
                 let mut state = self.now;
@@ -445,6 +450,11 @@ impl Host {
         };
         self.ids += 1;
         self.last = device.id;
+        if is_vetoed && self.conduct.is_silent && decisions.chance(2) {
+            self.steps.push_back(Step::ShowSilently(with));
+            self.steps.push_back(Step::ShowSilently(self.now));
+            return;
+        }
         self.steps.push_back(Step::Show(with));
         self.tell(Notice::Registered(device));
         if is_vetoed {

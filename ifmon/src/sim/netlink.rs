@@ -191,12 +191,14 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
     }
 }
 
-/// It is read piece by piece, and links come and go meanwhile.
+/// It is read piece by piece, and links come and go meanwhile; but not those that cannot be set up,
+/// since each piece is read under RTNL.
 fn table(host: &Host, space: usize) -> LinkTable {
     let before = &host.states[host.asked_at.get()];
+    let now = &host.states[host.at()];
     let is_early = |device: &Device| device.ifindex.is_multiple_of(2);
     let early = before.devices().filter(is_early);
-    let late = host.now.devices().filter(|device| !is_early(device));
+    let late = now.devices().filter(|device| !is_early(device));
     let here = early.chain(late).filter(|device| device.space == space);
     // Who came or went in between is noticed (`dev_base_seq` of the namespace), and a new name is
     // not.
@@ -208,7 +210,7 @@ fn table(host: &Host, space: usize) -> LinkTable {
         links: here
             .map(|device| (device.ifindex, named(&device)))
             .collect(),
-        is_interrupted: indexes(before) != indexes(&host.now),
+        is_interrupted: indexes(before) != indexes(now),
     }
 }
 

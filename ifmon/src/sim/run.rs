@@ -149,10 +149,11 @@ impl Setting {
     pub(crate) fn decide<S: Side>(kind: BackendKind, decisions: &mut Decisions) -> Self {
         let pick = |decisions: &mut Decisions, of: &[u32]| of[decisions.index(of.len())];
         let behind = decisions.index(S::BEHIND.len().max(1));
+        let behind = S::BEHIND.get(behind).copied();
         let is_everywhere = kind == BackendKind::Fentry && decisions.chance(2);
         let mut setting = Self {
             kind,
-            behind: S::BEHIND.get(behind).copied(),
+            behind,
             conduct: Conduct {
                 room: pick(decisions, &[1 << 30, 1 << 30, 1, 2, 3, 5]) as usize,
                 calm: decisions.chance(4),
@@ -162,6 +163,10 @@ impl Setting {
                 overwrites: decisions.chance(2),
                 lockless: decisions.chance(2),
                 hides_inodes: false,
+                is_silent: !matches!(
+                    behind.unwrap_or(kind),
+                    BackendKind::Fentry | BackendKind::Kprobe
+                ),
             },
             is_crowded: decisions.chance(2),
             is_faulty: decisions.chance(3),

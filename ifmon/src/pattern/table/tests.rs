@@ -558,6 +558,11 @@ fn an_interrupted_table_is_read_again_and_leaves_nobody_out() {
     }
     assert_eq!(table.question(), Some(Question::Barrier));
     table.answer(Answer::Waited(true)).expect("answered");
+    // It may have been there for a moment only.
+    assert_eq!(table.question(), Some(Question::NameOf(3)));
+    table
+        .answer(Answer::Name(Ok(Some(named("a3")))))
+        .expect("answered");
     assert_eq!(table.question(), None);
     table.finish();
     assert_eq!(
