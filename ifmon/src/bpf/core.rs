@@ -89,11 +89,13 @@ pub(crate) struct Bpf {
     doubtful: BTreeSet<NetnsId>,
     /// Namespaces about which the program itself may have missed something.
     missed: BTreeSet<NetnsId>,
-    has_missed: bool,
+    pub(super) has_missed: bool,
     /// Watches that have ended with their namespaces, and are still in the maps.
     pub(super) ended: Vec<Watch>,
     /// Watches whose holder's inode is still to be read.
     pub(super) unidentified: BTreeSet<Watch>,
+    /// Those of them whose last change is over.
+    settled: BTreeSet<Watch>,
     pub(super) task: Option<Task>,
     /// A record that cannot be told before something was asked.
     half_told: Option<HalfTold>,
@@ -148,7 +150,9 @@ pub(super) enum Task {
     Clean(Watch),
     /// Devices are remembered that hold no watched name any more.
     Tidy(Tidy),
-    /// Which device holds this name, for when it is seen again?
+    /// The changes of this namespace that have been told are over soon.
+    Settle(NetnsId),
+    /// Which device holds this name, for when it is seen again? And is it there still?
     Identify(Recognition),
     /// About the patterns of a namespace.
     Patterns(NetnsId, PatternStep),
@@ -235,6 +239,8 @@ struct Taking {
     watch: Watch,
     ifindex: u32,
     id: u64,
+    /// It was not there before.
+    is_new: bool,
     time: SystemTime,
     by: Option<Actor>,
 }
@@ -286,6 +292,7 @@ impl Bpf {
             has_missed: false,
             ended: Vec::new(),
             unidentified: BTreeSet::new(),
+            settled: BTreeSet::new(),
             task: None,
             half_told: None,
             half_gone: None,
@@ -330,6 +337,8 @@ impl Bpf {
             && self.suspects.is_empty()
             && self.doubtful.is_empty()
             && self.missed.is_empty()
+            && self.unidentified.is_empty()
+            && self.settled.is_empty()
             && self.patterns.are_certain()
             && self.task.is_none()
     }
@@ -456,8 +465,10 @@ impl Bpf {
             Some(Task::Patterns(netns, step))
         } else if let Some((netns, step)) = self.patterns.identify() {
             Some(Task::Patterns(netns, step))
-        } else if let Some(recognition) = self.next_unidentified() {
+        } else if let Some(recognition) = self.next_settled() {
             Some(Task::Identify(recognition))
+        } else if let Some(watch) = self.unidentified.first() {
+            Some(Task::Settle(watch.netns))
         } else if self.hook == Hook::Socket && self.unwatched > self.room / 8 {
             self.unwatched = 0;
             Some(Task::Tidy(Tidy::Devices))
@@ -467,12 +478,12 @@ impl Bpf {
         }
     }
 
-    fn next_unidentified(&mut self) -> Option<Recognition> {
+    fn next_settled(&mut self) -> Option<Recognition> {
         let watches = &self.watches;
-        std::iter::from_fn(|| self.unidentified.pop_first()).find_map(|watch| {
+        std::iter::from_fn(|| self.settled.pop_first()).find_map(|watch| {
             let known = watches.get(&watch).filter(|known| known.ifindex != 0)?;
             let took = (known.epoch, known.count);
-            Some(Recognition::new(watch, known.ifindex, took))
+            Some(Recognition::new(watch, known.ifindex, took, true))
         })
     }
 
@@ -537,12 +548,13 @@ impl Bpf {
             },
             Task::Clean(watch) => Request::RemoveName(key_of(watch)),
             Task::Tidy(tidy) => tidy.request()?,
+            Task::Settle(netns) => Request::Ask(*netns, Question::Barrier),
             Task::Identify(recognition) => recognition.request(),
             Task::Patterns(netns, step) => self.next_of_patterns(*netns, step)?,
             Task::Everywhere(step) => self.next_everywhere(step),
         };
         let is_background = match &task {
-            Task::Resync(..) | Task::Identify(..) | Task::Tidy(_) => true,
+            Task::Resync(..) | Task::Settle(_) | Task::Identify(..) | Task::Tidy(_) => true,
             Task::Patterns(netns, _) => !self.patterns.are_joining(*netns),
             Task::Everywhere(step) => step.is_background(),
             _ => false,
@@ -680,12 +692,13 @@ impl Bpf {
                 watch,
                 ifindex: record.to.ifindex,
                 id: record.id,
+                is_new: record.from.netns == 0,
                 time,
                 by: by.clone(),
             };
             if self.identities.expects_somebody() && !self.identities.knows(record.id) {
                 let took = (record.to_epoch, record.to_count);
-                let recognition = Recognition::new(watch, record.to.ifindex, took);
+                let recognition = Recognition::new(watch, record.to.ifindex, took, false);
                 self.half_told = Some(HalfTold::Took(taking, recognition));
             } else {
                 let id = self.tell_id(record.id);
@@ -723,6 +736,7 @@ impl Bpf {
             watch,
             ifindex,
             id: _,
+            is_new,
             time,
             by,
         } = taking;
@@ -731,6 +745,10 @@ impl Bpf {
             known.ifindex = ifindex;
         }
         self.is_told(watch, id);
+        if is_new && self.hook == Hook::Socket {
+            // It may not stay.
+            self.unidentified.insert(watch);
+        }
         let device = Device { ifindex, id };
         self.say(Change::Took { watch, device }, time, by);
     }
@@ -793,6 +811,7 @@ impl Bpf {
         self.watches.retain(|watch, _| !of(watch));
         self.suspects.retain(|watch| !of(watch));
         self.unidentified.retain(|watch| !of(watch));
+        self.settled.retain(|watch| !of(watch));
         self.doubtful.remove(&netns);
         self.missed.remove(&netns);
     }
@@ -996,6 +1015,13 @@ impl Bpf {
             (Task::Everywhere(step), reply) => {
                 self.everywhere_answered(step, reply).map(Task::Everywhere)
             }
+            (Task::Settle(netns), _) => {
+                let unidentified = std::mem::take(&mut self.unidentified).into_iter();
+                let (here, elsewhere) = unidentified.partition(|watch| watch.netns == netns);
+                self.unidentified = elsewhere;
+                self.settled.extend::<BTreeSet<_>>(here);
+                None
+            }
             (Task::Identify(recognition), reply) => {
                 let watch = recognition.watch;
                 match self.recognize(recognition, reply) {
@@ -1030,6 +1056,7 @@ impl Bpf {
                 }
                 self.suspects.remove(&watch);
                 self.unidentified.remove(&watch);
+                self.settled.remove(&watch);
                 self.unwatched += 1;
                 let others = self.watches.range(Watch::first_of(netns)..).next();
                 let is_needed = others.is_some_and(|(other, _)| other.netns == netns)
@@ -1143,7 +1170,7 @@ impl Bpf {
                     Some(Resync::Device(state, id, false))
                 } else if !self.identities.is_empty() && !self.identities.knows(state.id) {
                     let took = (state.epoch, state.opened);
-                    let recognition = Recognition::new(watch, state.ifindex, took);
+                    let recognition = Recognition::new(watch, state.ifindex, took, false);
                     Some(Resync::Holder(state, recognition))
                 } else {
                     self.resynced(watch, &state, None);

@@ -24,7 +24,7 @@ use super::{
     everywhere::Everywhere,
 };
 use crate::{
-    Actor, Error, InterfaceName, LinkKind, NetnsId, Pattern,
+    Actor, Error, EventKind, InterfaceName, LinkKind, NetnsId, Pattern,
     machine::{Answer, LinkTable, Named, Outcome, Question},
     pattern::{Mask, kind_masks, table::PatternTable},
     signal::Signal,
@@ -800,13 +800,21 @@ impl Bpf {
         let Some(space) = self.patterns.spaces.get_mut(&netns) else {
             return;
         };
+        // The program would take another one with its index for it.
+        let has_vanished = space.table.has_vanished();
         while let Some(told) = space.table.take() {
+            // What no message said was not counted.
+            let is_uncounted = matches!(told.kind, EventKind::Resynced { lost: None, .. });
+            self.has_missed |= is_uncounted && self.hook == Hook::Socket;
             self.said.push_back(Signal::Pattern {
                 netns,
                 told,
                 time,
                 by: by.cloned(),
             });
+        }
+        if has_vanished && self.hook == Hook::Socket {
+            self.patterns.missed(netns);
         }
     }
 }

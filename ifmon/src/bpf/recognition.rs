@@ -3,6 +3,8 @@
 
 use std::io;
 
+use ifmon_ebpf::NameState;
+
 use super::{
     Reply, Request,
     core::{is_whole, key_of},
@@ -19,6 +21,8 @@ pub(super) struct Recognition {
     ifindex: u32,
     /// The epoch of the watch, and the change by which the device took the name.
     took: (u32, u64),
+    /// The change by which it took the name is over.
+    is_settled: bool,
     step: RecognitionStep,
 }
 
@@ -30,6 +34,13 @@ enum RecognitionStep {
     Heard(Option<u64>),
     /// Does the device still have the name?
     Confirm(u64),
+    /// sysfs does not show it. Is it there at all? Of one that could not be set up some kinds tell that
+    /// it came and not that it went (seen of `gre` with an address that the host does not have).
+    Index,
+    /// It is not. The program is told that soon, if at all;
+    Settle,
+    /// what does it say?
+    Missing,
 }
 
 /// What came of it.
@@ -48,11 +59,12 @@ pub(super) enum Recognized {
 }
 
 impl Recognition {
-    pub(super) fn new(watch: Watch, ifindex: u32, took: (u32, u64)) -> Self {
+    pub(super) fn new(watch: Watch, ifindex: u32, took: (u32, u64), is_settled: bool) -> Self {
         Self {
             watch,
             ifindex,
             took,
+            is_settled,
             step: RecognitionStep::Inode,
         }
     }
@@ -62,7 +74,11 @@ impl Recognition {
         match self.step {
             RecognitionStep::Inode => Request::Ask(netns, Question::IdentityOf(name)),
             RecognitionStep::Heard(_) => Request::Overflowed(netns),
-            RecognitionStep::Confirm(_) => Request::Name(key_of(&self.watch)),
+            RecognitionStep::Confirm(_) | RecognitionStep::Missing => {
+                Request::Name(key_of(&self.watch))
+            }
+            RecognitionStep::Index => Request::Ask(netns, Question::IndexOf(name)),
+            RecognitionStep::Settle => Request::Ask(netns, Question::Barrier),
         }
     }
 
@@ -71,8 +87,26 @@ impl Recognition {
         self.step = match (self.step, reply) {
             (RecognitionStep::Inode, Reply::Answer(Answer::Identity(found))) => {
                 let found = found.map_err(Recognized::Failed)?;
-                let found = found.ok_or(Recognized::Nothing)?;
-                RecognitionStep::Heard(found.inode_of(self.ifindex))
+                match found.map(|found| found.inode_of(self.ifindex)) {
+                    None | Some(None) if self.is_settled => RecognitionStep::Index,
+                    None => return Err(Recognized::Nothing),
+                    Some(inode) => RecognitionStep::Heard(inode),
+                }
+            }
+            (RecognitionStep::Index, Reply::Answer(Answer::Index(found))) => {
+                if found.map_err(Recognized::Failed)? == Some(self.ifindex) {
+                    return Err(Recognized::Nothing);
+                }
+                RecognitionStep::Settle
+            }
+            (RecognitionStep::Settle, _) => RecognitionStep::Missing,
+            (RecognitionStep::Missing, Reply::Name(state)) => {
+                let state = state.map_err(Recognized::Failed)?;
+                return Err(if self.is_it(state) {
+                    Recognized::Unheard
+                } else {
+                    Recognized::Outdated
+                });
             }
             (RecognitionStep::Heard(inode), Reply::Overflowed(Ok(false))) => {
                 RecognitionStep::Confirm(inode.ok_or(Recognized::Nothing)?)
@@ -80,10 +114,7 @@ impl Recognition {
             (RecognitionStep::Heard(_), Reply::Overflowed(_)) => return Err(Recognized::Unheard),
             (RecognitionStep::Confirm(inode), Reply::Name(state)) => {
                 let state = state.map_err(Recognized::Failed)?;
-                let is_it = state.is_some_and(|state| {
-                    is_whole(&state) && (state.epoch, state.opened) == self.took
-                });
-                return Err(if is_it {
+                return Err(if self.is_it(state) {
                     Recognized::Inode(inode)
                 } else {
                     Recognized::Outdated
@@ -95,5 +126,10 @@ impl Recognition {
             }
         };
         Ok(self)
+    }
+
+    /// Has the name not changed hands since?
+    fn is_it(&self, state: Option<NameState>) -> bool {
+        state.is_some_and(|state| is_whole(&state) && (state.epoch, state.opened) == self.took)
     }
 }

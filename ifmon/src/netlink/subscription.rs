@@ -120,12 +120,16 @@ struct Pass {
     /// Looked up.
     looks: Vec<Look>,
     stage: PassStage,
+    /// All names at once.
+    in_one_go: bool,
     /// Messages were lost before it.
     after_loss: bool,
 }
 
 #[derive(Debug)]
 enum PassStage {
+    /// What was told of these names is over soon: a device that has just come may not stay.
+    Settle,
     /// All names in one go.
     Census,
     /// The next name.
@@ -569,6 +573,7 @@ impl Subscription {
             names,
             looks,
             stage,
+            in_one_go: _,
             after_loss: _,
         }) = self.pass.take()
         else {
@@ -576,7 +581,8 @@ impl Subscription {
         };
         let current = match stage {
             PassStage::Looking(look, _) => Some(look),
-            PassStage::Census
+            PassStage::Settle
+            | PassStage::Census
             | PassStage::Next
             | PassStage::Barrier
             | PassStage::Confirm(_)
@@ -638,11 +644,8 @@ impl Subscription {
         self.pass = Some(Pass {
             looks: Vec::with_capacity(names.len()),
             names: names.into_iter(),
-            stage: if is_many && in_one_go {
-                PassStage::Census
-            } else {
-                PassStage::Next
-            },
+            stage: PassStage::Settle,
+            in_one_go: is_many && in_one_go,
             after_loss,
         });
     }
@@ -682,6 +685,7 @@ impl Subscription {
         let mut pass = self.pass.take()?;
         let question = loop {
             match &pass.stage {
+                PassStage::Settle => break Question::Barrier,
                 PassStage::Census => break Question::Census(Census::worth(pass.names.len())),
                 PassStage::Next => match pass.names.next() {
                     Some((name, lost)) => {
@@ -704,7 +708,8 @@ impl Subscription {
                 PassStage::Confirm(at) => {
                     let at = *at;
                     let is_news = |look: &Look| {
-                        look.lookup.is_present() && !self.table.confirms(look.name, &look.lookup)
+                        look.lookup.is_present()
+                            && (pass.after_loss || !self.table.confirms(look.name, &look.lookup))
                     };
                     let rest = pass.looks.iter().enumerate().skip(at);
                     let next = rest.into_iter().find(|(_, look)| is_news(look));
@@ -1018,6 +1023,8 @@ impl Subscription {
                     Err((look, step, error)) => (PassStage::Looking(look, step), Some(error)),
                 }
             }
+            (PassStage::Settle, _) if pass.in_one_go => (PassStage::Census, None),
+            (PassStage::Settle, _) => (PassStage::Next, None),
             (PassStage::Barrier, _) => (PassStage::Confirm(0), None),
             (PassStage::Confirm(at), Answer::Index(index)) => match index {
                 Ok(index) => {

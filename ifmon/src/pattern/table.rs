@@ -64,6 +64,8 @@ pub(crate) struct PatternTable {
     unidentified: BTreeSet<u32>,
     /// Nobody enters the namespace to read any.
     is_hidden: bool,
+    /// A device is not there any more, and nobody said so.
+    has_vanished: bool,
     said: VecDeque<PatternVerdict>,
 }
 
@@ -112,6 +114,10 @@ struct Reading {
     found: BTreeMap<u32, Option<MatchingDevice>>,
     /// Of these, devices that were asked for alone.
     alone: Vec<u32>,
+    /// Devices that have no inode.
+    missing: Vec<u32>,
+    /// It is about devices that were told of.
+    identifies: bool,
 }
 
 /// What was read and not heard.
@@ -126,6 +132,8 @@ struct News {
 enum ReadingStage {
     /// All links.
     Table,
+    /// What was told of these is over soon.
+    Settle(Vec<(u32, Named)>),
     /// The names of these.
     Names(Vec<u32>),
     /// The inodes of these.
@@ -209,7 +217,7 @@ impl PatternTable {
 
     /// Nothing is left to be read or told.
     pub(crate) fn is_certain(&self) -> bool {
-        self.said.is_empty() && self.is_read()
+        self.said.is_empty() && self.is_read() && self.is_identified()
     }
 
     /// Nothing is left to be read, but for inodes.
@@ -576,6 +584,11 @@ impl PatternTable {
         self.patterns.iter().any(|watched| !watched.is_read)
     }
 
+    /// Was a device found to be gone that nobody said is? Said once.
+    pub(crate) fn has_vanished(&mut self) -> bool {
+        std::mem::take(&mut self.has_vanished)
+    }
+
     pub(crate) fn is_reading(&self) -> bool {
         self.reading.is_some()
     }
@@ -601,7 +614,8 @@ impl PatternTable {
     }
 
     /// Begins to read the inodes of devices by which they are known again after a loss; false when
-    /// all were read.
+    /// all were read. Whoever has none is gone, perhaps: of one that could not be set up some kinds tell
+    /// that it came, and not that it went.
     pub(crate) fn identify(&mut self) -> bool {
         if self.reading.is_some() {
             return false;
@@ -612,19 +626,21 @@ impl PatternTable {
         if new.is_empty() {
             return false;
         }
-        self.read(ReadingStage::Inodes(new), None);
+        self.read(ReadingStage::Settle(new), None);
         true
     }
 
     fn read(&mut self, stage: ReadingStage, loss: Option<Loss>) {
         self.was_filtered = self.is_filtered;
         self.reading = Some(Reading {
+            identifies: matches!(stage, ReadingStage::Settle(_)),
             stage,
             rounds: 0,
             loss,
             touched: BTreeSet::new(),
             found: BTreeMap::new(),
             alone: Vec::new(),
+            missing: Vec::new(),
         });
     }
 
@@ -659,8 +675,12 @@ impl PatternTable {
                     Some(&ifindex) => return Some(Question::NameOf(ifindex)),
                     None => reading.stage = ReadingStage::Inodes(reading.unsure(&self.devices)),
                 },
+                ReadingStage::Settle(_) => return Some(Question::Barrier),
                 ReadingStage::Inodes(left) => match left.last() {
                     Some((_, named)) => return Some(Question::InodeOf(named.name)),
+                    None if !reading.missing.is_empty() => {
+                        reading.stage = ReadingStage::Names(std::mem::take(&mut reading.missing));
+                    }
                     None if reading.is_news(&self.devices) || !self.deferred.is_empty() => {
                         reading.stage = ReadingStage::Barrier;
                     }
@@ -729,7 +749,13 @@ impl PatternTable {
                     reading
                         .found
                         .insert(ifindex, Some(MatchingDevice { inode, ..known }));
+                    if inode.is_none() && !reading.alone.contains(&ifindex) {
+                        reading.missing.push(ifindex);
+                    }
                 }
+            }
+            (ReadingStage::Settle(new), _) => {
+                reading.stage = ReadingStage::Inodes(std::mem::take(new));
             }
             (ReadingStage::Barrier, _) => {
                 let alone = std::mem::take(&mut reading.alone);
@@ -760,6 +786,7 @@ impl PatternTable {
             touched,
             found,
             stage,
+            identifies,
             ..
         }) = self.reading.take()
         else {
@@ -776,6 +803,7 @@ impl PatternTable {
                 self.compare(ifindex, found, &mut news);
             }
         }
+        self.has_vanished |= identifies && !news.gone.is_empty();
         for (ifindex, Deferred { named, is_new }) in std::mem::take(&mut self.deferred) {
             // What was read after the last that was heard counts.
             let read = read.get(&ifindex);

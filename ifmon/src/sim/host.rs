@@ -133,6 +133,9 @@ pub(crate) struct Conduct {
     pub(crate) hides_inodes: bool,
     /// No message says that a device was registered which could not be set up.
     pub(crate) is_silent: bool,
+    /// That it was registered is told, and not that it is gone; nor does anything else happen until
+    /// that was found out.
+    pub(crate) is_half_silent: bool,
 }
 
 /// A step of a change.
@@ -382,6 +385,9 @@ impl Host {
             42..54 => self.relocate(decisions),
             54..57 => self.alter(decisions),
             57..59 => self.release(decisions),
+            59..60 if self.conduct.calm && self.conduct.is_half_silent => {
+                self.create(decisions, true);
+            }
             // What is undone at once cannot be heard of in peace.
             59..61 if self.conduct.calm => {}
             59..60 => self.create(decisions, true),
@@ -450,7 +456,7 @@ impl Host {
         };
         self.ids += 1;
         self.last = device.id;
-        if is_vetoed && self.conduct.is_silent && decisions.chance(2) {
+        if is_vetoed && self.conduct.is_silent && !self.conduct.calm && decisions.chance(2) {
             self.steps.push_back(Step::ShowSilently(with));
             self.steps.push_back(Step::ShowSilently(self.now));
             return;
@@ -459,6 +465,9 @@ impl Host {
         self.tell(Notice::Registered(device));
         if is_vetoed {
             self.steps.push_back(Step::Show(self.now));
+            if self.conduct.calm {
+                return;
+            }
             self.tell(Notice::Unregistered(device));
         }
     }

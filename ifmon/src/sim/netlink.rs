@@ -161,7 +161,7 @@ pub(crate) fn answer(host: &Host, asked: NetnsId, question: Question) -> Answer 
         }
         Question::NetnsOf(nsid) => Answer::Netns(Some(netns(nsid as usize))),
         Question::WhereIs(inode) => {
-            let found = host.now.by_id(inode as u32);
+            let found = host.states[host.at()].by_id(inode as u32);
             Answer::Place(found.map(|device| Destination {
                 netns: Some(netns(device.space)),
                 ifindex: Some(device.ifindex),

@@ -167,6 +167,7 @@ impl Setting {
                     behind.unwrap_or(kind),
                     BackendKind::Fentry | BackendKind::Kprobe
                 ),
+                is_half_silent: false,
             },
             is_crowded: decisions.chance(2),
             is_faulty: decisions.chance(3),
@@ -177,6 +178,7 @@ impl Setting {
             asker: pick(decisions, &[30, 6, 200]),
         };
         setting.conduct.hides_inodes = decisions.chance(8);
+        setting.conduct.is_half_silent = setting.conduct.is_silent && setting.is_faulty;
         setting
     }
 
