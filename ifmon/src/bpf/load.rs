@@ -544,7 +544,7 @@ fn missing_capabilities(wanted: &[Capability]) -> Option<Unavailable> {
     })
 }
 
-fn root_cause(error: &ProgramError) -> Option<&io::Error> {
+pub(super) fn root_cause(error: &ProgramError) -> Option<&io::Error> {
     let mut cause = error.source();
     let mut found = None;
     while let Some(error) = cause {

@@ -31,7 +31,7 @@ use crate::{
     driver::Shell,
     inquiry::Inquiry,
     machine::{Answer, Question, Source},
-    netlink::socket::Socket,
+    netlink::{shell::cannot_open, socket::Socket},
     netns::Places,
     readiness::Readiness,
 };
@@ -343,6 +343,18 @@ struct Filter {
 }
 
 /// Loads the socket filter with as much of "who" as this kernel and these capabilities allow.
+/// Does a socket take the program? Each has so much memory for its filters and options, and the
+/// program is some 10 KB long, or 20 with patterns.
+fn fits(filter: &SocketFilter) -> Result<(), Unavailable> {
+    let socket = Socket::to_ask().map_err(cannot_open)?;
+    filter.attach(socket.as_fd()).map_err(|error| {
+        let why = load::root_cause(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Unavailable::other(format_args!(
+            "a socket does not take the BPF program ({why}); a higher net.core.optmem_max may help"
+        ))
+    })
+}
+
 fn load_socket_filter(
     layout: impl Fn() -> Option<KernelLayout>,
     wanted: LoadFor,
@@ -380,6 +392,7 @@ fn load_socket_filter(
                 log::debug!("{name} was refused: {reason}");
                 reason
             })?;
+            fits(filter)?;
             Ok(Filter {
                 object,
                 name,

@@ -26,6 +26,11 @@ impl Socket {
         netns.run(|| Self::open(RTMGRP_LINK))
     }
 
+    /// A socket in the caller's own namespace that hears of nothing.
+    pub(crate) fn to_ask() -> io::Result<Self> {
+        Self::open(0)
+    }
+
     /// A socket for questions, or one that will hear of every link of its namespace.
     pub(crate) fn unsubscribed(netns: &Netns) -> io::Result<Self> {
         netns.run(|| Self::open(0))

@@ -103,6 +103,10 @@ pub const ALL: &[Obstacle] = &[
         meet: memlock_far_too_small,
     },
     Obstacle {
+        name: "little memory for the filters of a socket",
+        meet: little_socket_memory,
+    },
+    Obstacle {
         name: "a pid namespace of its own",
         meet: process::pid_namespace,
     },
@@ -413,10 +417,10 @@ fn btf_cut_short() -> Result {
     }
 }
 
-fn kernel_counts_locked_memory() -> bool {
+fn kernel_is_before(major: u32, minor: u32) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0));
-    (numbers.next(), numbers.next()) < (Some(5), Some(11))
+    (numbers.next(), numbers.next()) < (Some(major), Some(minor))
 }
 
 /// Before 5.11 the default limit of 64 KiB holds only small maps: they are made smaller, and it
@@ -434,7 +438,7 @@ fn memlock() -> Result {
 }
 
 fn memlock_far_too_small() -> Result {
-    if !kernel_counts_locked_memory() {
+    if !kernel_is_before(5, 11) {
         return Result::LeftOut("this kernel does not count BPF maps as locked memory".to_owned());
     }
     refused(
@@ -444,6 +448,26 @@ fn memlock_far_too_small() -> Result {
         },
         "the limit on locked memory is too small",
     )
+}
+
+/// What a socket may have for its filters and options.
+fn little_socket_memory() -> Result {
+    const FILE: &str = "/proc/sys/net/core/optmem_max";
+    if !kernel_is_before(6, 8) {
+        return Result::LeftOut(
+            "this kernel has such a limit for each network namespace".to_owned(),
+        );
+    }
+    (|| {
+        let before = fs::read(FILE)?;
+        fs::write(FILE, "8192")?;
+        let why = "net.core.optmem_max";
+        let setting = Setting::default();
+        let result = setting.fails("netlink-ebpf", why);
+        fs::write(FILE, before)?;
+        result
+    })()
+    .into()
 }
 
 fn lock_down(mode: &str) -> anyhow::Result<bool> {
