@@ -600,7 +600,14 @@ impl DeviceTable {
         {
             known.name = name;
             let id = known.id.get();
-            return Some((id, self.place(ifindex, name)));
+            // It was gone before its inode was read, perhaps, and another one has its index. As far as
+            // is known it is this one; it is not taken for it when it takes the name again.
+            let is_guess = known.inode != inode;
+            let place = self.place(ifindex, name);
+            if is_guess {
+                self.forget_device(ifindex);
+            }
+            return Some((id, place));
         }
         self.forget_device(ifindex);
         None

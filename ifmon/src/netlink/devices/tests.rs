@@ -48,6 +48,31 @@ fn another_name_after_a_loss_is_left_to_the_look_up() {
     assert!(hear(&mut table, &other).left.is_some());
 }
 
+/// It may have been deleted before its inode was read, and another device have its index. That is told
+/// as a rename; but who takes the name then does not return.
+#[test]
+fn a_device_that_was_never_looked_at_does_not_return() {
+    let watched = name("wg0");
+    let mut table = watching(watched);
+    let took = |table: &mut DeviceTable| {
+        hear(table, &new(7, watched))
+            .took
+            .map(|took| took.device.id)
+    };
+    let first = took(&mut table);
+    assert_eq!(table.begin_lookup(watched), Some(7));
+    table.looks_at(watched, 7);
+    let lookup = Lookup {
+        away: Some((name("wg1"), NonZeroU64::new(5))),
+        ..Lookup::default()
+    };
+    let (observed, changed) = table.enter(watched, &lookup);
+    let (_, place) = observed.away.expect("it is elsewhere");
+    assert_eq!((place.name, changed), (Some(name("wg1")), true));
+    let second = took(&mut table);
+    assert!(second.is_some() && second != first, "{second:?}");
+}
+
 /// Two devices never have one name: how the first lost it was not heard.
 #[test]
 fn a_name_that_its_holder_never_left_shows_a_missed_message() {
