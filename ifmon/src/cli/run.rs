@@ -238,7 +238,11 @@ impl Run {
                 // Those that are there already, before their lines are written together.
                 event = self.monitor.next(), if has_room => event,
                 progress = self.output.progress() => match progress {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        // A hook that waits for a mark has its turn before what comes behind that.
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
                     Err(error) => return End::of(error),
                 },
                 // After the events: what was told already counts as having happened before.
@@ -305,11 +309,15 @@ impl Run {
 
     /// What the monitor hands out without a wait, if there is anything.
     async fn next_at_hand(&mut self) -> Option<Option<Result<Event, Error>>> {
-        tokio::select! {
-            biased;
-            event = self.monitor.next() => Some(event),
-            () = std::future::ready(()) => None,
+        // A mark can be in front of it, which has a turn of its own.
+        for _ in 0..2 {
+            tokio::select! {
+                biased;
+                event = self.monitor.next() => return Some(event),
+                () = std::future::ready(()) => {}
+            }
         }
+        None
     }
 
     fn take(&mut self, event: Option<Result<Event, Error>>) -> Result<(), End> {
@@ -343,8 +351,7 @@ impl Run {
             metrics.event(event);
         }
         let all_have_begun = self.watches.event(event);
-        // A pattern has no record.
-        let state = self.state.as_mut().filter(|_| event.pattern.is_none());
+        let state = self.state.as_mut();
         // That it begins is no change, and goes on record without a wait for what is done about it, as does
         // whoever takes a name that nobody had: only what is on record can be missed at the next start.
         let unfinished = state.and_then(|state| {

@@ -11,6 +11,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::fstat,
     termios::isatty,
 };
 use tokio::io::{
@@ -61,6 +62,11 @@ pub(crate) fn is_ready(file: impl AsFd, flags: PollFlags) -> io::Result<bool> {
 /// A terminal that has room for a byte lets a write of more wait. Opened again, it does not, and still
 /// does for those who share it.
 fn opened_again(stdout: &io::Stdout) -> Option<OwnedFd> {
+    /// Of the side that a terminal emulator has, which cannot be opened again: that makes a new pair.
+    const PTMX: u64 = libc::makedev(5, 2);
+    if fstat(stdout).ok()?.st_rdev == PTMX {
+        return None;
+    }
     let again = OpenOptions::new()
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -68,26 +74,37 @@ fn opened_again(stdout: &io::Stdout) -> Option<OwnedFd> {
     again.ok().map(OwnedFd::from)
 }
 
+/// For what cannot be waited for: `None`.
+fn waits_for(file: &OwnedFd) -> io::Result<Option<AsyncFd<PollableFd>>> {
+    let watched = PollableFd(file.try_clone()?);
+    // SAFETY: `PollableFd` owns its descriptor and always hands out the same one.
+    let waits =
+        unsafe { AsyncFd::register_with_interest(watched, Interest::WRITABLE | Interest::ERROR) };
+    Ok(waits.ok())
+}
+
 impl Stdout {
     /// To be called before privileges are given up: the terminal may be somebody else's.
     pub(crate) fn open() -> io::Result<Self> {
         let stdout = io::stdout();
         let terminal = isatty(&stdout).then(|| opened_again(&stdout)).flatten();
-        let file = match terminal {
-            Some(terminal) => terminal,
-            None => stdout.as_fd().try_clone_to_owned()?,
-        };
-        let watched = PollableFd(file.try_clone()?);
-        // SAFETY: `PollableFd` owns its descriptor and always hands out the same one.
-        let waits = unsafe {
-            AsyncFd::register_with_interest(watched, Interest::WRITABLE | Interest::ERROR)
-        };
-        Ok(Self {
+        if let Some(terminal) = terminal
+            && let Some(waits) = waits_for(&terminal)?
+        {
+            return Ok(Self::of(terminal, Some(waits)));
+        }
+        let file = stdout.as_fd().try_clone_to_owned()?;
+        let waits = waits_for(&file)?;
+        Ok(Self::of(file, waits))
+    }
+
+    const fn of(file: OwnedFd, waits: Option<AsyncFd<PollableFd>>) -> Self {
+        Self {
             file,
-            waits: waits.ok(),
+            waits,
             pending: Vec::new(),
             written: 0,
-        })
+        }
     }
 
     /// Takes a line, which [`Self::write`] writes.

@@ -141,7 +141,7 @@ struct ServedName {
     /// A loss of which nothing was told yet.
     resynced: Option<Event>,
     clients: BTreeMap<ClientId, ClientWatch>,
-    /// Whose room it takes while nobody needs it and it has not ended: that of whoever asked last.
+    /// Whose room it takes while nobody needs it and it has not ended: that of whoever left last.
     last_owner: Owner,
     /// It is watched even when no client asks for it.
     is_kept: bool,
