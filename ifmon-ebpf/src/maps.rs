@@ -44,7 +44,7 @@ type MatchWords = [u64; 4];
 static NAMES: HashMap<NameWords, NameState> = HashMap::with_max_entries(WATCHES, 0);
 
 /// Devices that hold a watched name or held one, by id. Userspace and [`Kernel::is_crowded`] see to
-/// it that there is always room for one more.
+/// it that there is room for one more; where there is none, [`Counters::refused`] says so.
 #[map]
 static DEVICES: HashMap<u64, DeviceState> = HashMap::with_max_entries(WATCHES, 0);
 

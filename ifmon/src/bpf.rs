@@ -22,7 +22,7 @@ pub(crate) mod shell;
 
 pub(crate) use self::open::{HAS_OBJECT, Loader, Running, read_layout};
 
-use std::{collections::BTreeSet, io};
+use std::io;
 
 use ifmon_ebpf::{
     Counters, DeviceState, Link, Match, NameKey, NameState, PatternSet, PatternState, Place, Record,
@@ -64,8 +64,6 @@ pub(crate) enum Request {
     Device(u64),
     /// All of them: [`Reply::Devices`].
     Devices,
-    /// Which devices hold names, or held them last: [`Reply::Holders`].
-    Holders,
     /// Devices with new ids: [`Reply::Done`]. After an error, some of them may be there.
     InsertDevices(Vec<(u64, Place)>),
     /// [`Reply::Done`], also when there is none.
@@ -124,7 +122,6 @@ pub(crate) enum Reply {
     Overflowed(io::Result<bool>),
     Counters(io::Result<Counters>),
     Name(io::Result<Option<NameState>>),
-    Holders(io::Result<BTreeSet<u64>>),
     Link(io::Result<Option<u64>>),
     Device(io::Result<Option<DeviceState>>),
     Devices(io::Result<Vec<(u64, DeviceState)>>),

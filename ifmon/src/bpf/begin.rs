@@ -567,6 +567,7 @@ impl Begin {
                 let own = devices.iter().filter(|(id, _)| id & USERSPACE_ID != 0);
                 core.devices = own.count();
                 if core.devices + self.items.len() > core.room {
+                    core.wants_room = true;
                     let error = format!(
                         "it remembers {} interfaces that had watched names before, until they are \
                          deleted, and has room for {}",

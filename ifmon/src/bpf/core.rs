@@ -67,6 +67,8 @@ pub(crate) struct Bpf {
     pub(super) devices: usize,
     /// How many names have ceased to be watched since it was looked whose devices are remembered.
     unwatched: usize,
+    /// A watch was refused for want of room.
+    pub(super) wants_room: bool,
     /// There may be something in the ring buffer.
     unread: bool,
     /// The counters were read since the ring buffer was found empty last.
@@ -176,37 +178,21 @@ pub(super) enum Resync {
     Holder(NameState, Recognition),
 }
 
-/// How far forgetting devices is that hold no watched name.
+/// How far forgetting devices is whose namespaces are not heard of any more.
 #[derive(Debug)]
 pub(super) enum Tidy {
-    Devices,
-    /// This namespace has the most.
-    Seen(NetnsId, Vec<(Link, u64)>),
-    /// The programs had seen so many changes; what they do about the last is waited for.
-    Barrier(NetnsId, Vec<(Link, u64)>, u64),
-    /// Which of them are needed?
-    Holders(NetnsId, Vec<(Link, u64)>, u64),
-    /// These are left; of the last the link is gone. If the programs see any change meanwhile, it may
-    /// be about one of them.
-    Forget(Vec<(Link, u64)>, bool, Option<(NetnsId, u64)>),
-    SeenAgain(NetnsId, u64),
+    /// So many may be remembered that nobody needs.
+    Devices(usize),
+    /// These are left; of the last the link is gone.
+    Forget(Vec<(Link, u64)>, bool),
 }
 
 impl Tidy {
     /// What to ask for next, if there is anything.
-    fn request(&mut self) -> Option<Request> {
-        if let Self::Forget(devices, _, after) = self
-            && devices.is_empty()
-        {
-            let (netns, seen) = after.take()?;
-            *self = Self::SeenAgain(netns, seen);
-        }
+    fn request(&self) -> Option<Request> {
         Some(match self {
-            Self::Devices => Request::Devices,
-            Self::Barrier(netns, ..) => Request::Ask(*netns, Question::Barrier),
-            Self::Seen(..) | Self::SeenAgain(..) => Request::Counters,
-            Self::Holders(..) => Request::Holders,
-            Self::Forget(devices, is_link_gone, _) => {
+            Self::Devices(_) => Request::Devices,
+            Self::Forget(devices, is_link_gone) => {
                 let (link, id) = devices.last()?;
                 if *is_link_gone {
                     Request::RemoveDevice(*id)
@@ -277,6 +263,7 @@ impl Bpf {
             ids: 0,
             devices: 0,
             unwatched: 0,
+            wants_room: false,
             unread: true,
             counted: false,
             matched: 0,
@@ -469,9 +456,14 @@ impl Bpf {
             Some(Task::Identify(recognition))
         } else if let Some(watch) = self.unidentified.first() {
             Some(Task::Settle(watch.netns))
-        } else if self.hook == Hook::Socket && self.unwatched > self.room / 8 {
+        } else if self.hook == Hook::Socket && (self.wants_room || self.unwatched > self.room / 8) {
             self.unwatched = 0;
-            Some(Task::Tidy(Tidy::Devices))
+            let spare = if std::mem::take(&mut self.wants_room) {
+                0
+            } else {
+                self.room / 2
+            };
+            Some(Task::Tidy(Tidy::Devices(spare)))
         } else {
             self.failures = 0;
             None
@@ -888,7 +880,10 @@ impl Machine for Bpf {
             | Command::WatchPatterns { netns, .. }
             | Command::UnwatchPattern(netns, _) => Some(*netns),
             Command::Unwatch(watch) => Some(watch.netns),
-            Command::Sync => None,
+            Command::Sync => {
+                self.patterns.owe();
+                None
+            }
             Command::Count => {
                 self.command = Some(command);
                 return;
@@ -1079,61 +1074,37 @@ impl Bpf {
 
     /// Forgets devices of namespaces that were left: the programs hear of them no more, not even of
     /// their end. In a namespace that is watched still, a device counts as the last holder of a name
-    /// also when that name is not watched any more, until it is deleted; where such devices fill half
-    /// the room, they are forgotten, too.
+    /// also when that name is not watched any more, until it is deleted; where such devices take too
+    /// much room, what is known of their namespaces is found out anew.
     fn tidied(&mut self, tidy: Tidy, reply: Reply) -> Option<Tidy> {
         match (tidy, reply) {
-            (Tidy::Devices, Reply::Devices(Ok(devices))) => {
+            (Tidy::Devices(spare), Reply::Devices(Ok(devices))) => {
                 let mut left = Vec::new();
-                let mut here: BTreeMap<NetnsId, Vec<_>> = BTreeMap::new();
+                let mut here: BTreeMap<NetnsId, usize> = BTreeMap::new();
                 for (id, device) in devices {
                     let netns = NetnsId(device.place.netns);
-                    let found = (Link::of(&device.place), id);
                     if self.namespaces.contains_key(&netns) {
-                        here.entry(netns).or_default().push(found);
+                        *here.entry(netns).or_default() += 1;
                     } else {
-                        left.push(found);
+                        left.push((Link::of(&device.place), id));
                     }
                 }
-                let most = here.iter().max_by_key(|(_, devices)| devices.len());
-                let count: usize = here.values().map(Vec::len).sum();
-                let crowd = most.filter(|_| count > self.watches.len() + self.room / 2);
-                let crowd = crowd.map(|(&netns, _)| netns);
-                Some(match crowd.and_then(|netns| here.remove_entry(&netns)) {
-                    // First these, then the others.
-                    Some((netns, devices)) if left.is_empty() => Tidy::Seen(netns, devices),
-                    crowd => {
-                        if crowd.is_some() {
-                            self.unwatched = self.room;
-                        }
-                        Tidy::Forget(left, false, None)
-                    }
-                })
-            }
-            (Tidy::Seen(netns, devices), Reply::Counters(Ok(counters))) => {
-                Some(Tidy::Barrier(netns, devices, counters.seen))
-            }
-            (Tidy::Barrier(netns, devices, seen), Reply::Answer(Answer::Waited(true))) => {
-                Some(Tidy::Holders(netns, devices, seen))
-            }
-            (Tidy::Holders(netns, mut devices, seen), Reply::Holders(Ok(holders))) => {
-                devices.retain(|(_, id)| !holders.contains(id));
-                Some(Tidy::Forget(devices, false, Some((netns, seen))))
-            }
-            (Tidy::Forget(devices, false, after), _) => Some(Tidy::Forget(devices, true, after)),
-            (Tidy::Forget(mut devices, true, after), _) => {
-                devices.pop();
-                Some(Tidy::Forget(devices, false, after))
-            }
-            (Tidy::SeenAgain(netns, seen), Reply::Counters(counters)) => {
-                // One of them may have taken a watched name before it was forgotten.
-                if counters.is_ok_and(|counters| counters.seen != seen) {
-                    self.overflowed(netns);
+                let count: usize = here.values().sum();
+                if count > self.watches.len() + spare {
+                    let mean = count / here.len().max(1);
+                    let many = here.into_iter().filter(|&(_, count)| count >= mean);
+                    self.missed.extend(many.map(|(netns, _)| netns));
+                    self.has_missed = true;
                 }
-                None
+                Some(Tidy::Forget(left, false))
             }
             // They can be looked through when other names have ceased to be watched.
-            (_, _) => None,
+            (Tidy::Devices(_), _) => None,
+            (Tidy::Forget(devices, false), _) => Some(Tidy::Forget(devices, true)),
+            (Tidy::Forget(mut devices, true), _) => {
+                devices.pop();
+                Some(Tidy::Forget(devices, false))
+            }
         }
     }
 

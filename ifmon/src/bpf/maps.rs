@@ -134,10 +134,6 @@ impl Maps {
             Request::RemoveLink(link) => Reply::Done(remove(&mut self.links, &link)),
             Request::Device(id) => Reply::Device(get(&self.devices, &id)),
             Request::Devices => Reply::Devices(entries(&self.devices)),
-            Request::Holders => {
-                let names = self.names.iter();
-                Reply::Holders(names.map(|name| Ok(name.map_err(cause)?.1.id)).collect())
-            }
             Request::InsertDevices(devices) => Reply::Done(self.insert_devices(devices)),
             Request::RemoveDevice(id) => Reply::Done(self.remove_device(id)),
             Request::Namespace(NetnsId(netns)) => Reply::Namespace(get(&self.namespaces, &netns)),

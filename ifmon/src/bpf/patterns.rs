@@ -168,6 +168,13 @@ impl Patterns {
             && spaces.all(|space| space.table.is_certain() && !space.closes)
     }
 
+    /// Somebody waits until they are certain.
+    pub(super) fn owe(&mut self) {
+        for space in self.spaces.values_mut() {
+            space.table.owe();
+        }
+    }
+
     /// Is any watched, or about to be?
     pub(super) fn are_any(&self) -> bool {
         self.everywhere.is_on || !self.spaces.is_empty()

@@ -342,7 +342,6 @@ struct Filter {
     logs: bool,
 }
 
-/// Loads the socket filter with as much of "who" as this kernel and these capabilities allow.
 /// Does a socket take the program? Each has so much memory for its filters and options, and the
 /// program is some 10 KB long, or 20 with patterns.
 fn fits(filter: &SocketFilter) -> Result<(), Unavailable> {
@@ -355,6 +354,7 @@ fn fits(filter: &SocketFilter) -> Result<(), Unavailable> {
     })
 }
 
+/// Loads the socket filter with as much of "who" as this kernel and these capabilities allow.
 fn load_socket_filter(
     layout: impl Fn() -> Option<KernelLayout>,
     wanted: LoadFor,

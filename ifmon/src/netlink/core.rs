@@ -273,6 +273,7 @@ impl Machine for Netlink {
                 for netns in all {
                     self.ready(Source::Socket(netns));
                 }
+                self.subscriptions.values_mut().for_each(Subscription::owe);
                 None
             }
             Command::Count => None,

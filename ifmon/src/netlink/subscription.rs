@@ -165,6 +165,8 @@ struct Look {
     lost: bool,
     holder: Option<u32>,
     lookup: Lookup,
+    /// It was read along with all others, under RTNL: what it has found is there to stay.
+    is_sure: bool,
 }
 
 /// What an answer is for.
@@ -263,6 +265,11 @@ impl Subscription {
             && self.half_gone.is_none()
             && !self.patterns.is_reading()
             && (!self.unread || !self.is_open())
+    }
+
+    /// Somebody waits until it is [certain](Self::is_certain).
+    pub(super) fn owe(&mut self) {
+        self.patterns.owe();
     }
 
     /// Is it known, too, that nothing was missed?
@@ -659,6 +666,7 @@ impl Subscription {
                 Some(Counted { ifindex, inode, .. }) => {
                     look.is(ifindex, &mut self.table);
                     look.lookup.inode = inode.and_then(NonZeroU64::new);
+                    look.is_sure = true;
                 }
                 None if look.holder.is_some() => {
                     rest.push((name, lost));
@@ -677,6 +685,7 @@ impl Subscription {
             lost,
             holder: self.table.begin_lookup(name),
             lookup: Lookup::default(),
+            is_sure: false,
         }
     }
 
@@ -709,6 +718,7 @@ impl Subscription {
                     let at = *at;
                     let is_news = |look: &Look| {
                         look.lookup.is_present()
+                            && !look.is_sure
                             && (pass.after_loss || !self.table.confirms(look.name, &look.lookup))
                     };
                     let rest = pass.looks.iter().enumerate().skip(at);

@@ -66,6 +66,8 @@ pub(crate) struct PatternTable {
     is_hidden: bool,
     /// A device is not there any more, and nobody said so.
     has_vanished: bool,
+    /// Somebody waits until those are looked at that had come before.
+    owes: bool,
     said: VecDeque<PatternVerdict>,
 }
 
@@ -118,6 +120,8 @@ struct Reading {
     missing: Vec<u32>,
     /// It is about devices that were told of.
     identifies: bool,
+    /// It looks at what somebody waits for.
+    pays: bool,
 }
 
 /// What was read and not heard.
@@ -217,7 +221,18 @@ impl PatternTable {
 
     /// Nothing is left to be read or told.
     pub(crate) fn is_certain(&self) -> bool {
-        self.said.is_empty() && self.is_read() && self.is_identified()
+        self.said.is_empty() && self.is_read() && !(self.owes && self.is_looking())
+    }
+
+    /// Somebody waits until it is [certain](Self::is_certain): so it is when those that have come by
+    /// now were looked at, whoever comes later.
+    pub(crate) fn owe(&mut self) {
+        self.owes = self.is_looking();
+    }
+
+    fn is_looking(&self) -> bool {
+        let reading = self.reading.as_ref();
+        !self.unidentified.is_empty() || reading.is_some_and(|reading| reading.identifies)
     }
 
     /// Nothing is left to be read, but for inodes.
@@ -634,6 +649,7 @@ impl PatternTable {
         self.was_filtered = self.is_filtered;
         self.reading = Some(Reading {
             identifies: matches!(stage, ReadingStage::Settle(_)),
+            pays: self.owes && matches!(stage, ReadingStage::Settle(_)),
             stage,
             rounds: 0,
             loss,
@@ -690,7 +706,17 @@ impl PatternTable {
                 ReadingStage::Confirm(left, wrong) => match left.last() {
                     Some(&ifindex) => return Some(Question::NameOf(ifindex)),
                     None if wrong.is_empty() => reading.stage = ReadingStage::Drain,
-                    None => reading.stage = ReadingStage::Names(wrong.clone()),
+                    None if reading.rounds >= ROUNDS => {
+                        // It is renamed again and again, so it is there; what it is called is heard.
+                        for ifindex in wrong {
+                            reading.found.remove(ifindex);
+                        }
+                        reading.stage = ReadingStage::Drain;
+                    }
+                    None => {
+                        reading.rounds += 1;
+                        reading.stage = ReadingStage::Names(wrong.clone());
+                    }
                 },
                 ReadingStage::Drain => return None,
             }
@@ -787,6 +813,7 @@ impl PatternTable {
             found,
             stage,
             identifies,
+            pays,
             ..
         }) = self.reading.take()
         else {
@@ -804,6 +831,7 @@ impl PatternTable {
             }
         }
         self.has_vanished |= identifies && !news.gone.is_empty();
+        self.owes &= !pays;
         for (ifindex, Deferred { named, is_new }) in std::mem::take(&mut self.deferred) {
             // What was read after the last that was heard counts.
             let read = read.get(&ifindex);

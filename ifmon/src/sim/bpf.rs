@@ -486,7 +486,6 @@ impl Side for Programs {
             Request::RemoveMatching(_) => 27,
             Request::Namespaces => 28,
             Request::RemoveLeaving => 29,
-            Request::Holders => 30,
         };
         KINDS_OF_QUESTIONS + kind
     }
@@ -523,7 +522,6 @@ impl Side for Programs {
             Request::InsertLink(..) => Reply::Inserted(Err(failure())),
             Request::Device(_) => Reply::Device(Err(failure())),
             Request::Devices => Reply::Devices(Err(failure())),
-            Request::Holders => Reply::Holders(Err(failure())),
             Request::Namespace(_) => Reply::Namespace(Err(failure())),
             Request::PatternState(_) => Reply::PatternState(Err(failure())),
             Request::PatternStates => {
@@ -632,9 +630,6 @@ impl Side for Programs {
             Request::Devices => {
                 let devices = maps.devices.iter();
                 Reply::Devices(Ok(devices.map(|(&id, &device)| (id, device)).collect()))
-            }
-            Request::Holders => {
-                Reply::Holders(Ok(maps.names.values().map(|state| state.id).collect()))
             }
             Request::InsertDevices(devices) => {
                 let mut devices = devices.into_iter();

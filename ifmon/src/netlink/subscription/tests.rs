@@ -226,6 +226,7 @@ fn where_a_device_went_is_out_of_date_with_the_next_message_about_it() {
         lost: true,
         holder: table.begin_lookup(first),
         lookup: Lookup::default(),
+        is_sure: false,
     };
     let step = look.answered(LookStep::Index, Answer::Index(Ok(None)), &mut table);
     assert!(
