@@ -217,6 +217,14 @@ impl Begin {
         )
     }
 
+    /// A watch whose holder, a device with this index and this id, is gone unheard.
+    pub(super) fn after(watch: &Watch, link: Link, id: u64) -> Self {
+        Self {
+            step: BeginStep::Forget(vec![(link, id)], false),
+            ..Self::again(watch.netns, vec![watch.name])
+        }
+    }
+
     /// Nothing but the namespace, for patterns.
     pub(super) fn namespace(netns: NetnsId, hook: Hook) -> Self {
         Self {

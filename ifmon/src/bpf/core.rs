@@ -71,6 +71,8 @@ pub(crate) struct Bpf {
     pub(super) wants_room: bool,
     /// There may be something in the ring buffer.
     unread: bool,
+    /// Somebody waits for all that was sent, and what follows from it.
+    owes: bool,
     /// The counters were read since the ring buffer was found empty last.
     counted: bool,
     /// Records about watches that the programs have counted, those for which they say that there
@@ -265,6 +267,7 @@ impl Bpf {
             unwatched: 0,
             wants_room: false,
             unread: true,
+            owes: false,
             counted: false,
             matched: 0,
             dropped: 0,
@@ -326,6 +329,7 @@ impl Bpf {
             && self.missed.is_empty()
             && self.unidentified.is_empty()
             && self.settled.is_empty()
+            && !self.owes
             && self.patterns.are_certain()
             && self.task.is_none()
     }
@@ -370,6 +374,9 @@ impl Bpf {
         if let Some(netns) = self.noisy.pop_first() {
             let request = Request::Overflowed(netns);
             return Some(self.request(AwaitedOwner::Overflowed(netns), request));
+        }
+        if std::mem::take(&mut self.owes) {
+            self.patterns.owe();
         }
         // Before a namespace with the same inode number can have the same watch.
         if let Some(watch) = self.ended.pop() {
@@ -881,7 +888,7 @@ impl Machine for Bpf {
             | Command::UnwatchPattern(netns, _) => Some(*netns),
             Command::Unwatch(watch) => Some(watch.netns),
             Command::Sync => {
-                self.patterns.owe();
+                self.owes = true;
                 None
             }
             Command::Count => {
@@ -1029,6 +1036,10 @@ impl Bpf {
                     Err(Recognized::Failed(error)) => {
                         self.unidentified.insert(watch);
                         self.trouble(error);
+                    }
+                    Err(Recognized::Vanished(link, id)) => {
+                        self.has_missed = true;
+                        return Some(Task::Begin(Box::new(Begin::after(&watch, link, id))));
                     }
                     // Who takes the name next is looked at then.
                     Err(Recognized::Nothing | Recognized::Unheard | Recognized::Outdated) => {}
@@ -1193,7 +1204,7 @@ impl Bpf {
                     Err(Recognized::Inode(inode)) => {
                         self.identities.identify(state.id, inode);
                     }
-                    Err(Recognized::Nothing | Recognized::Unheard) => {}
+                    Err(Recognized::Nothing | Recognized::Unheard | Recognized::Vanished(..)) => {}
                 }
                 self.resynced(watch, &state, None);
                 None

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use ifmon_ebpf::NameState;
+use ifmon_ebpf::{Link, NameState};
 
 use super::{
     Reply, Request,
@@ -52,6 +52,8 @@ pub(super) enum Recognized {
     Nothing,
     /// Nor was the program shown all that happened.
     Unheard,
+    /// The program was not shown that the device, which has this id, is gone.
+    Vanished(Link, u64),
     /// The name has changed hands since.
     Outdated,
     /// Something could not be read.
@@ -102,11 +104,13 @@ impl Recognition {
             (RecognitionStep::Settle, _) => RecognitionStep::Missing,
             (RecognitionStep::Missing, Reply::Name(state)) => {
                 let state = state.map_err(Recognized::Failed)?;
-                return Err(if self.is_it(state) {
-                    Recognized::Unheard
-                } else {
-                    Recognized::Outdated
-                });
+                let state = state.filter(|&state| self.is_it(Some(state)));
+                let state = state.ok_or(Recognized::Outdated)?;
+                let link = Link {
+                    netns: self.watch.netns.0,
+                    ifindex: self.ifindex,
+                };
+                return Err(Recognized::Vanished(link, state.id));
             }
             (RecognitionStep::Heard(inode), Reply::Overflowed(Ok(false))) => {
                 RecognitionStep::Confirm(inode.ok_or(Recognized::Nothing)?)

@@ -58,6 +58,8 @@ pub(crate) struct Subscription {
     has_filter: bool,
     /// There may be something in the queue.
     unread: bool,
+    /// Somebody waits for all that was queued, and what follows from it.
+    owes: bool,
     /// Names are being looked up.
     pass: Option<Pass>,
     /// What the request is for whose answer is awaited.
@@ -220,6 +222,7 @@ impl Subscription {
             socket: SocketState::New,
             has_filter: false,
             unread: true,
+            owes: false,
             pass: None,
             awaiting: AwaitedReply::Nothing,
             half_heard: None,
@@ -269,13 +272,14 @@ impl Subscription {
 
     /// Somebody waits until it is [certain](Self::is_certain).
     pub(super) fn owe(&mut self) {
-        self.patterns.owe();
+        self.owes = true;
     }
 
     /// Is it known, too, that nothing was missed?
     pub(super) fn is_certain(&self) -> bool {
         self.is_drained()
             && self.suspects.is_empty()
+            && !self.owes
             && self.patterns.is_certain()
             && self.is_open()
     }
@@ -401,6 +405,9 @@ impl Subscription {
         if self.unread && reads {
             self.awaiting = AwaitedReply::Read;
             return Some(Next::Request(Request::Read(self.netns)));
+        }
+        if reads && std::mem::take(&mut self.owes) {
+            self.patterns.owe();
         }
         if self.pass.is_some() {
             return self.look();
