@@ -630,6 +630,8 @@ impl Subscription {
     /// suspect.
     fn begin_pass(&mut self) {
         let after_loss = self.is_after_loss();
+        // After a loss each is asked for once more at the end.
+        let has_come = !self.suspects.is_empty() && !after_loss;
         // All new names are tried in one go, once.
         let mut in_one_go = true;
         let names: Vec<_> = match &mut self.joining {
@@ -658,7 +660,11 @@ impl Subscription {
         self.pass = Some(Pass {
             looks: Vec::with_capacity(names.len()),
             names: names.into_iter(),
-            stage: PassStage::Settle,
+            stage: match (has_come, is_many && in_one_go) {
+                (true, _) => PassStage::Settle,
+                (false, true) => PassStage::Census,
+                (false, false) => PassStage::Next,
+            },
             in_one_go: is_many && in_one_go,
             after_loss,
         });
