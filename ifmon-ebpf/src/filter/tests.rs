@@ -35,6 +35,8 @@ struct Maps {
     matching: HashMap<Link, Match>,
     /// Of all devices.
     kind: Name,
+    /// There is no room in `devices`.
+    is_crowded_with_devices: bool,
     /// There is no room in `matching`.
     is_crowded_with_matches: bool,
     leaving: HashMap<u64, Leaving>,
@@ -60,7 +62,7 @@ impl Kernel for Maps {
     }
 
     fn insert_device(&mut self, id: u64, state: &DeviceState) -> bool {
-        let is_new = !self.devices.contains_key(&id);
+        let is_new = !self.devices.contains_key(&id) && !self.is_crowded_with_devices;
         if is_new {
             self.devices.insert(id, *state);
             self.count += 1;
@@ -738,6 +740,16 @@ fn what_the_ring_buffer_does_not_take_is_counted_and_true_all_the_same() {
     assert_eq!(maps.matched_before, 1, "counted before it is tried");
     assert_eq!(maps.counters.dropped, 1);
     assert_eq!(maps.name_of(wg0()).ifindex, 7);
+}
+
+#[test]
+fn a_device_for_which_there_is_no_room_is_counted_and_wakes_whoever_listens() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.is_crowded_with_devices = true;
+    let record = maps.event(DeviceEvent::Exists, wg0());
+    assert_eq!(record.map(|record| record.flags), Some(flag::REFUSED));
+    assert_eq!(maps.counters.refused, 1);
+    assert!(maps.links.is_empty(), "nobody finds what is not there");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! What is made of records while the program may have missed something; what many of them do is for
 //! the simulator.
 
-use ifmon_ebpf::flag::{LEFT_NAME, TOOK_NAME};
+use ifmon_ebpf::{
+    DeviceState,
+    flag::{LEFT_NAME, TOOK_NAME},
+};
 
 use super::*;
 use crate::{Identity, machine::Wanted};
@@ -46,9 +49,16 @@ fn took(id: u64, ifindex: u32, to_count: u64, to_epoch: u32) -> Record {
 struct Side {
     records: VecDeque<Record>,
     has_error: bool,
+    /// Devices for which there was no room.
+    refused: u64,
+    /// What is remembered, and what was removed of that.
+    devices: Vec<(u64, DeviceState)>,
+    removed: Vec<u64>,
     /// Index and inode of the holder.
     holder: (u32, u64),
     state: NameState,
+    /// Why it does not go on.
+    error: Option<Error>,
 }
 
 impl Side {
@@ -65,15 +75,26 @@ impl Side {
                 }
                 Step::Done(_) => continue,
                 Step::Wait(None) => return signals,
-                step => panic!("{step:?}"),
+                Step::Failed(error) => {
+                    self.error = Some(error);
+                    return signals;
+                }
+                step @ Step::Wait(_) => panic!("{step:?}"),
             };
             let reply = match request {
                 Request::Record => Reply::Record(self.records.pop_front()),
                 Request::Overflowed(_) => {
                     Reply::Overflowed(Ok(std::mem::take(&mut self.has_error)))
                 }
-                Request::Counters => Reply::Counters(Ok(KernelCounters::default())),
-                Request::Devices => Reply::Devices(Ok(Vec::new())),
+                Request::Counters => Reply::Counters(Ok(KernelCounters {
+                    refused: self.refused,
+                    ..KernelCounters::default()
+                })),
+                Request::Devices => Reply::Devices(Ok(self.devices.clone())),
+                Request::RemoveDevice(id) => {
+                    self.removed.push(id);
+                    Reply::Done(Ok(()))
+                }
                 Request::Link(_) => Reply::Link(Ok(None)),
                 Request::InsertLink(..) => Reply::Inserted(Ok(true)),
                 Request::InsertNames(names) => {
@@ -98,6 +119,73 @@ impl Side {
     }
 }
 
+fn wg0() -> InterfaceName {
+    InterfaceName::new("wg0").expect("a valid name")
+}
+
+fn watch(core: &mut Bpf, side: &mut Side, netns: NetnsId) {
+    core.command(Command::Watch {
+        netns,
+        wanted: vec![Wanted {
+            name: wg0(),
+            inode: true,
+        }],
+    });
+    side.run(core);
+}
+
+/// The maps are wrong about who has a name then.
+#[test]
+fn what_found_no_room_is_a_loss() {
+    for hook in [Hook::Socket, Hook::Function] {
+        let mut core = Bpf::new(hook, 4);
+        let mut side = Side {
+            holder: (2, 100),
+            ..Side::default()
+        };
+        watch(&mut core, &mut side, NETNS);
+        side.refused = 1;
+        side.holder = (3, 200);
+        core.ready(Source::Ring);
+        let signals = side.run(&mut core);
+        let found = signals.iter().find_map(|signal| match signal {
+            Signal::Resync { observed, .. } => observed.holder,
+            _ => None,
+        });
+        match hook {
+            Hook::Socket => assert_eq!(found.map(|device| device.ifindex), Some(3)),
+            Hook::Function => assert!(side.error.is_some(), "{signals:?}"),
+        }
+    }
+}
+
+/// That they are deleted is not heard.
+#[test]
+fn devices_of_a_namespace_that_was_left_are_forgotten() {
+    const LEFT: NetnsId = NetnsId(2);
+    let mut core = Bpf::new(Hook::Socket, 4);
+    let mut side = Side {
+        holder: (2, 100),
+        ..Side::default()
+    };
+    watch(&mut core, &mut side, NETNS);
+    watch(&mut core, &mut side, LEFT);
+    let device = |netns: NetnsId| DeviceState {
+        place: Place {
+            netns: netns.0,
+            ..wire("wg0", 2)
+        },
+        ..DeviceState::default()
+    };
+    side.devices = vec![(10, device(NETNS)), (11, device(LEFT))];
+    core.command(Command::Unwatch(Watch {
+        netns: LEFT,
+        name: wg0(),
+    }));
+    side.run(&mut core);
+    assert_eq!(side.removed, [11]);
+}
+
 /// That something was missed is said once, and what is read of a name after that can be of another
 /// device than the one that the program was shown last.
 #[test]
@@ -107,14 +195,7 @@ fn an_inode_is_that_of_the_device_that_the_program_was_shown() {
         holder: (2, 100),
         ..Side::default()
     };
-    core.command(Command::Watch {
-        netns: NETNS,
-        wanted: vec![Wanted {
-            name: InterfaceName::new("wg0").expect("a valid name"),
-            inode: true,
-        }],
-    });
-    side.run(&mut core);
+    watch(&mut core, &mut side, NETNS);
     let NameState { id, epoch, .. } = side.state;
     side.records = VecDeque::from([
         left(id, 2, 1, epoch),
