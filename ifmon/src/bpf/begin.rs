@@ -82,6 +82,42 @@ pub(super) struct Begin {
     failure: Option<Failure>,
 }
 
+/// Devices that are forgotten, one after the other: first nobody finds it any more, then it is gone.
+#[derive(Debug)]
+pub(super) struct Forgetting {
+    devices: Vec<(Link, u64)>,
+    /// The last of them is not found any more.
+    is_link_gone: bool,
+}
+
+impl Forgetting {
+    pub(super) const fn new(devices: Vec<(Link, u64)>) -> Self {
+        Self {
+            devices,
+            is_link_gone: false,
+        }
+    }
+
+    /// What is to be done next, if anything is left.
+    pub(super) fn request(&self) -> Option<Request> {
+        let (link, id) = *self.devices.last()?;
+        Some(if self.is_link_gone {
+            Request::RemoveDevice(id)
+        } else {
+            Request::RemoveLink(link)
+        })
+    }
+
+    /// That is done.
+    pub(super) fn done(mut self) -> Self {
+        if self.is_link_gone {
+            self.devices.pop();
+        }
+        self.is_link_gone = !self.is_link_gone;
+        self
+    }
+}
+
 /// A device of userspace's finding: whose name it has, its index and its id.
 #[derive(Clone, Copy, Debug)]
 struct Unlinked {
@@ -127,7 +163,7 @@ enum BeginStep {
     /// Devices of a namespace in which something was missed, or that was left for a while: none of
     /// what is known of them holds.
     Known,
-    Forget(Vec<(Link, u64)>, bool),
+    Forget(Forgetting),
     Seen,
     /// Whoever still writes to what was removed is done: it can be taken for what is inserted.
     Settle,
@@ -220,7 +256,7 @@ impl Begin {
     /// A watch whose holder, a device with this index and this id, is gone unheard.
     pub(super) fn after(watch: &Watch, link: Link, id: u64) -> Self {
         Self {
-            step: BeginStep::Forget(vec![(link, id)], false),
+            step: BeginStep::Forget(Forgetting::new(vec![(link, id)])),
             ..Self::again(watch.netns, vec![watch.name])
         }
     }
@@ -346,9 +382,8 @@ impl Begin {
                     continue;
                 }
                 BeginStep::Known => Request::Devices,
-                BeginStep::Forget(devices, is_link_gone) => match devices.last() {
-                    Some((link, _)) if !is_link_gone => Request::RemoveLink(*link),
-                    Some((_, id)) => Request::RemoveDevice(*id),
+                BeginStep::Forget(forgetting) => match forgetting.request() {
+                    Some(request) => request,
                     None if self.is_again => {
                         self.begin_stretch();
                         continue;
@@ -590,14 +625,10 @@ impl Begin {
                     .into_iter()
                     .filter(|(_, device)| device.place.netns == self.netns.0);
                 let known = here.map(|(id, device)| (Link::of(&device.place), id));
-                BeginStep::Forget(known.collect(), false)
+                BeginStep::Forget(Forgetting::new(known.collect()))
             }
-            (BeginStep::Forget(devices, false), Reply::Done(Ok(()))) => {
-                BeginStep::Forget(devices, true)
-            }
-            (BeginStep::Forget(mut devices, true), Reply::Done(Ok(()))) => {
-                devices.pop();
-                BeginStep::Forget(devices, false)
+            (BeginStep::Forget(forgetting), Reply::Done(Ok(()))) => {
+                BeginStep::Forget(forgetting.done())
             }
             (BeginStep::Seen, Reply::Counters(Ok(counters))) => {
                 self.seen = counters.seen;
@@ -646,21 +677,18 @@ impl Begin {
                     if self.hook == Hook::Function || self.in_one_go {
                         return self.begin_stretch();
                     }
-                    self.step = BeginStep::Confirm(self.stretch.start);
-                    return;
-                }
-                if self.in_one_go {
+                    BeginStep::Confirm(self.stretch.start)
+                } else if self.in_one_go {
                     return self.begin_stretches();
+                } else {
+                    self.check()
                 }
-                self.is_checking = true;
-                BeginStep::Check(self.stretch.start, BeginCheck::Index)
             }
             (BeginStep::Confirm(at), Reply::Answer(Answer::Index(Ok(found)))) => {
                 if found == self.items[at].holder.map(|(ifindex, _)| ifindex) {
                     BeginStep::Confirm(at + 1)
                 } else {
-                    self.is_checking = true;
-                    BeginStep::Check(self.stretch.start, BeginCheck::Index)
+                    self.check()
                 }
             }
             (BeginStep::Confirm(_), Reply::Answer(Answer::Index(Err(error)))) => {
@@ -704,6 +732,12 @@ impl Begin {
                 step
             }
         };
+    }
+
+    /// Makes sure of each name of the stretch.
+    const fn check(&mut self) -> BeginStep {
+        self.is_checking = true;
+        BeginStep::Check(self.stretch.start, BeginCheck::Index)
     }
 
     /// What is known of the other watches of the namespace may be wrong as well.

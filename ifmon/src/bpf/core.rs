@@ -15,7 +15,7 @@ use ifmon_ebpf::{Counters as KernelCounters, Link, Name, NameKey, NameState, Pla
 
 use super::{
     Reply, Request,
-    begin::Begin,
+    begin::{Begin, Forgetting},
     everywhere::EverywhereStep,
     identities::Identities,
     patterns::{DepartedDevice, PatternStep, Patterns},
@@ -185,24 +185,16 @@ pub(super) enum Resync {
 pub(super) enum Tidy {
     /// So many may be remembered that nobody needs.
     Devices(usize),
-    /// These are left; of the last the link is gone.
-    Forget(Vec<(Link, u64)>, bool),
+    Forget(Forgetting),
 }
 
 impl Tidy {
     /// What to ask for next, if there is anything.
     fn request(&self) -> Option<Request> {
-        Some(match self {
-            Self::Devices(_) => Request::Devices,
-            Self::Forget(devices, is_link_gone) => {
-                let (link, id) = devices.last()?;
-                if *is_link_gone {
-                    Request::RemoveDevice(*id)
-                } else {
-                    Request::RemoveLink(*link)
-                }
-            }
-        })
+        match self {
+            Self::Devices(_) => Some(Request::Devices),
+            Self::Forget(forgetting) => forgetting.request(),
+        }
     }
 }
 
@@ -1107,15 +1099,11 @@ impl Bpf {
                     self.missed.extend(many.map(|(netns, _)| netns));
                     self.has_missed = true;
                 }
-                Some(Tidy::Forget(left, false))
+                Some(Tidy::Forget(Forgetting::new(left)))
             }
             // They can be looked through when other names have ceased to be watched.
             (Tidy::Devices(_), _) => None,
-            (Tidy::Forget(devices, false), _) => Some(Tidy::Forget(devices, true)),
-            (Tidy::Forget(mut devices, true), _) => {
-                devices.pop();
-                Some(Tidy::Forget(devices, false))
-            }
+            (Tidy::Forget(forgetting), _) => Some(Tidy::Forget(forgetting.done())),
         }
     }
 

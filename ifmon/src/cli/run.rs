@@ -358,8 +358,8 @@ impl Run {
             let watch = (event.netns, event.interface);
             let unfinished = state.told(watch);
             let begins = matches!(event.kind, EventKind::Watching { .. });
-            let is_new = event.kind.holder().is_some() && state.expects_nobody(watch);
-            (!begins && !is_new).then_some(unfinished)
+            let is_new = || event.kind.holder().is_some() && state.expects_nobody(watch);
+            (!begins && !is_new()).then_some(unfinished)
         });
         let told = self.output.event(event, unfinished.clone());
         if all_have_begun {

@@ -33,7 +33,7 @@ impl Socket {
 
     /// A socket for questions, or one that will hear of every link of its namespace.
     pub(crate) fn unsubscribed(netns: &Netns) -> io::Result<Self> {
-        netns.run(|| Self::open(0))
+        netns.run(Self::to_ask)
     }
 
     /// From here on it hears of every link.

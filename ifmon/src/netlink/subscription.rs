@@ -122,8 +122,6 @@ struct Pass {
     /// Looked up.
     looks: Vec<Look>,
     stage: PassStage,
-    /// All names at once.
-    in_one_go: bool,
     /// Messages were lost before it.
     after_loss: bool,
 }
@@ -131,7 +129,10 @@ struct Pass {
 #[derive(Debug)]
 enum PassStage {
     /// What was told of these names is over soon: a device that has just come may not stay.
-    Settle,
+    Settle {
+        /// Then they are looked up so.
+        in_one_go: bool,
+    },
     /// All names in one go.
     Census,
     /// The next name.
@@ -149,6 +150,12 @@ enum PassStage {
     Untracked(Vec<u32>),
     /// The name of the first of these was read.
     UntrackedInode(Vec<u32>, InterfaceName),
+}
+
+impl PassStage {
+    const fn first(in_one_go: bool) -> Self {
+        if in_one_go { Self::Census } else { Self::Next }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -587,7 +594,6 @@ impl Subscription {
             names,
             looks,
             stage,
-            in_one_go: _,
             after_loss: _,
         }) = self.pass.take()
         else {
@@ -595,7 +601,7 @@ impl Subscription {
         };
         let current = match stage {
             PassStage::Looking(look, _) => Some(look),
-            PassStage::Settle
+            PassStage::Settle { .. }
             | PassStage::Census
             | PassStage::Next
             | PassStage::Barrier
@@ -657,15 +663,15 @@ impl Subscription {
         if is_many {
             self.table.index_inodes();
         }
+        let in_one_go = in_one_go && is_many;
         self.pass = Some(Pass {
             looks: Vec::with_capacity(names.len()),
             names: names.into_iter(),
-            stage: match (has_come, is_many && in_one_go) {
-                (true, _) => PassStage::Settle,
-                (false, true) => PassStage::Census,
-                (false, false) => PassStage::Next,
+            stage: if has_come {
+                PassStage::Settle { in_one_go }
+            } else {
+                PassStage::first(in_one_go)
             },
-            in_one_go: is_many && in_one_go,
             after_loss,
         });
     }
@@ -707,7 +713,7 @@ impl Subscription {
         let mut pass = self.pass.take()?;
         let question = loop {
             match &pass.stage {
-                PassStage::Settle => break Question::Barrier,
+                PassStage::Settle { .. } => break Question::Barrier,
                 PassStage::Census => break Question::Census(Census::worth(pass.names.len())),
                 PassStage::Next => match pass.names.next() {
                     Some((name, lost)) => {
@@ -716,9 +722,7 @@ impl Subscription {
                     }
                     None if self.wants_barrier(&pass) => pass.stage = PassStage::Barrier,
                     None => {
-                        pass.stage = PassStage::Drain;
-                        self.unread = true;
-                        self.pass = Some(pass);
+                        self.drain(pass);
                         return None;
                     }
                 },
@@ -734,17 +738,14 @@ impl Subscription {
                             && !look.is_sure
                             && (pass.after_loss || !self.table.confirms(look.name, &look.lookup))
                     };
-                    let rest = pass.looks.iter().enumerate().skip(at);
-                    let next = rest.into_iter().find(|(_, look)| is_news(look));
-                    if let Some((at, look)) = next {
-                        let question = Question::IndexOf(look.name);
-                        pass.stage = PassStage::Confirm(at);
-                        break question;
-                    }
-                    pass.stage = PassStage::Drain;
-                    self.unread = true;
-                    self.pass = Some(pass);
-                    return None;
+                    let mut rest = pass.looks.iter().enumerate().skip(at);
+                    let Some((at, look)) = rest.find(|(_, look)| is_news(look)) else {
+                        self.drain(pass);
+                        return None;
+                    };
+                    let question = Question::IndexOf(look.name);
+                    pass.stage = PassStage::Confirm(at);
+                    break question;
                 }
                 PassStage::Drain => {
                     self.enter(std::mem::take(&mut pass.looks));
@@ -768,6 +769,13 @@ impl Subscription {
         };
         self.pass = Some(pass);
         Some(Next::Background(self.ask(AwaitedReply::Pass, question)))
+    }
+
+    /// What is queued by now is heard before what was looked up is entered.
+    fn drain(&mut self, mut pass: Pass) {
+        pass.stage = PassStage::Drain;
+        self.unread = true;
+        self.pass = Some(pass);
     }
 
     /// Can what was looked up be ahead of what was told? Newer kernels answer before a change is
@@ -1046,8 +1054,7 @@ impl Subscription {
                     Err((look, step, error)) => (PassStage::Looking(look, step), Some(error)),
                 }
             }
-            (PassStage::Settle, _) if pass.in_one_go => (PassStage::Census, None),
-            (PassStage::Settle, _) => (PassStage::Next, None),
+            (PassStage::Settle { in_one_go }, _) => (PassStage::first(in_one_go), None),
             (PassStage::Barrier, _) => (PassStage::Confirm(0), None),
             (PassStage::Confirm(at), Answer::Index(index)) => match index {
                 Ok(index) => {

@@ -647,9 +647,10 @@ impl PatternTable {
 
     fn read(&mut self, stage: ReadingStage, loss: Option<Loss>) {
         self.was_filtered = self.is_filtered;
+        let identifies = matches!(stage, ReadingStage::Settle(_));
         self.reading = Some(Reading {
-            identifies: matches!(stage, ReadingStage::Settle(_)),
-            pays: self.owes && matches!(stage, ReadingStage::Settle(_)),
+            identifies,
+            pays: identifies && self.owes,
             stage,
             rounds: 0,
             loss,
