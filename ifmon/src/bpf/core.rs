@@ -101,6 +101,9 @@ pub(crate) struct Bpf {
     /// Those of them whose last change is over.
     settled: BTreeSet<Watch>,
     pub(super) task: Option<Task>,
+    /// A record that a device lost a name, not told before it is known whether the program was shown
+    /// all that came before.
+    unconfirmed: Option<Box<Record>>,
     /// A record that cannot be told before something was asked.
     half_told: Option<HalfTold>,
     /// The same about a pattern.
@@ -229,6 +232,7 @@ struct Taking {
 enum AwaitedOwner {
     Nothing,
     Record,
+    Confirmation,
     Overflowed(NetnsId),
     Counters,
     /// For a caller.
@@ -276,6 +280,7 @@ impl Bpf {
             unidentified: BTreeSet::new(),
             settled: BTreeSet::new(),
             task: None,
+            unconfirmed: None,
             half_told: None,
             half_gone: None,
             awaiting: AwaitedOwner::Nothing,
@@ -307,6 +312,7 @@ impl Bpf {
         !self.unread
             && self.noisy.is_empty()
             && self.said.is_empty()
+            && self.unconfirmed.is_none()
             && self.half_told.is_none()
             && self.half_gone.is_none()
     }
@@ -328,6 +334,10 @@ impl Bpf {
 
     /// What to do next; `None` when something was decided that changes it.
     fn step(&mut self, now: &Now) -> Option<Step<Request>> {
+        if let Some(record) = &self.unconfirmed {
+            let request = Request::Overflowed(NetnsId(record.from.netns));
+            return Some(self.request(AwaitedOwner::Confirmation, request));
+        }
         if let Some(half) = &self.half_told {
             let request = match half {
                 HalfTold::Took(_, recognition) => recognition.request(),
@@ -649,6 +659,29 @@ impl Bpf {
         self.counted = false;
     }
 
+    /// Takes the record that a device lost a name, now that it is known whether the program was shown
+    /// all that came before. If it was not, what it says of names is found out in another way.
+    fn confirmed(&mut self, now: &Now, reply: Reply) {
+        let Some(mut record) = self.unconfirmed.take() else {
+            return;
+        };
+        let has_missed = match reply {
+            Reply::Overflowed(result) => result.unwrap_or_else(|error| {
+                self.trouble(error);
+                true
+            }),
+            reply => {
+                debug_assert!(false, "{reply:?} to a record");
+                true
+            }
+        };
+        if has_missed {
+            self.overflowed(NetnsId(record.from.netns));
+            record.flags &= !(flag::LEFT_NAME | flag::TOOK_NAME);
+        }
+        self.record(now, &record);
+    }
+
     /// Takes a record, in the order in which the program sent them.
     fn record(&mut self, now: &Now, record: &Record) {
         if record.flags & flag::TRACED != 0 {
@@ -832,8 +865,15 @@ impl Machine for Bpf {
         ) {
             (AwaitedOwner::Record, Reply::Record(Some(record))) => {
                 self.counted = false;
-                self.record(now, &record);
+                // Where messages were missed, the device may have lost the name before, and another one
+                // may have it by now.
+                if self.hook == Hook::Socket && record.flags & flag::LEFT_NAME != 0 {
+                    self.unconfirmed = Some(Box::new(record));
+                } else {
+                    self.record(now, &record);
+                }
             }
+            (AwaitedOwner::Confirmation, reply) => self.confirmed(now, reply),
             (AwaitedOwner::Record, Reply::Record(None)) => self.unread = false,
             (AwaitedOwner::Overflowed(netns), Reply::Overflowed(Ok(true))) => {
                 self.overflowed(netns)

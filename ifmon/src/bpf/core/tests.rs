@@ -48,6 +48,7 @@ fn took(id: u64, ifindex: u32, to_count: u64, to_epoch: u32) -> Record {
 #[derive(Default)]
 struct Side {
     records: VecDeque<Record>,
+    /// There was a message that the program was not shown, before the last record.
     has_error: bool,
     /// Devices for which there was no room.
     refused: u64,
@@ -84,7 +85,8 @@ impl Side {
             let reply = match request {
                 Request::Record => Reply::Record(self.records.pop_front()),
                 Request::Overflowed(_) => {
-                    Reply::Overflowed(Ok(std::mem::take(&mut self.has_error)))
+                    let is_due = self.records.is_empty();
+                    Reply::Overflowed(Ok(is_due && std::mem::take(&mut self.has_error)))
                 }
                 Request::Counters => Reply::Counters(Ok(KernelCounters {
                     refused: self.refused,
@@ -229,4 +231,25 @@ fn an_inode_is_that_of_the_device_that_the_program_was_shown() {
     assert_eq!(told.map(|device| device.ifindex), Some(4), "{signals:?}");
     assert_eq!(found.map(|device| device.ifindex), Some(5), "{signals:?}");
     assert_ne!(told.map(|device| device.id), found.map(|device| device.id));
+}
+
+/// It lost the name before that, and the next one with the name was not shown to the program either.
+#[test]
+fn a_device_that_is_gone_may_not_have_been_the_last_one_with_the_name() {
+    let mut core = Bpf::new(Hook::Socket, 4);
+    let mut side = Side {
+        holder: (2, 100),
+        ..Side::default()
+    };
+    watch(&mut core, &mut side, NETNS);
+    let NameState { id, epoch, .. } = side.state;
+    side.records = VecDeque::from([left(id, 2, 1, epoch)]);
+    side.has_error = true;
+    side.holder = (5, 300);
+    core.ready(Source::Ring);
+    let signals = side.run(&mut core);
+    let [Signal::Resync { observed, .. }] = &signals[..] else {
+        panic!("{signals:?}");
+    };
+    assert_eq!(observed.holder.map(|device| device.ifindex), Some(5));
 }
