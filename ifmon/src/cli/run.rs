@@ -490,10 +490,10 @@ impl Run {
             .watches
             .in_order()
             .iter()
-            .filter(|account| account.holder().is_some() != is_wanted)
-            .map(|account| {
-                let (netns, interface) = account.watch;
-                format!("{interface}{}", self.output.namespaces().whereabouts(netns))
+            .filter(|(_, account)| account.holder().is_some() != is_wanted)
+            .map(|&(netns, account)| {
+                let whereabouts = self.output.namespaces().whereabouts(netns);
+                format!("{}{whereabouts}", account.name)
             })
             .chain(patterns)
             .collect();

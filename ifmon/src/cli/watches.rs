@@ -1,7 +1,11 @@
 //! The watches: from the arguments to the library's builder, and what is remembered of each until
 //! its last line.
 
-use std::{collections::HashMap, ffi::OsStr, num::NonZeroU32};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    num::NonZeroU32,
+};
 
 use anyhow::Context as _;
 use ifmon::{
@@ -19,10 +23,11 @@ use super::{
 /// A name in a namespace.
 pub(crate) type WatchKey = (NetnsId, InterfaceName);
 
-/// What is remembered of a watch for its last line. There may be thousands, so it is kept small.
+/// What is remembered of a watch for its last line. There may be thousands, so it is kept small: its
+/// namespace is not in it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Account {
-    pub(crate) watch: WatchKey,
+    pub(crate) name: InterfaceName,
     /// Its place among the watches that have begun, from 1.
     began: Option<NonZeroU32>,
     ifindex: Option<NonZeroU32>,
@@ -48,10 +53,11 @@ pub(crate) struct PatternAccount {
     pub(crate) delivered: u64,
 }
 
-/// All watches, sorted.
+/// All watches.
 #[derive(Debug)]
 pub(crate) struct Watches {
-    accounts: Box<[Account]>,
+    /// Of each namespace, sorted.
+    accounts: BTreeMap<NetnsId, Box<[Account]>>,
     patterns: Vec<PatternAccount>,
     /// How many have begun.
     begun: u32,
@@ -63,14 +69,16 @@ impl Watches {
         watches.dedup();
         patterns.sort_unstable();
         patterns.dedup();
-        let account = |watch| Account {
-            watch,
+        let account = |&(_, name): &WatchKey| Account {
+            name,
             began: None,
             ifindex: None,
             delivered: 0,
         };
+        let in_each = watches.chunk_by(|(one, _), (next, _)| one == next);
+        let accounts = in_each.map(|here| (here[0].0, here.iter().map(account).collect()));
         Self {
-            accounts: watches.into_iter().map(account).collect(),
+            accounts: accounts.collect(),
             patterns: patterns
                 .into_iter()
                 .map(|(netns, pattern)| PatternAccount {
@@ -85,15 +93,15 @@ impl Watches {
         }
     }
 
-    fn find(&self, watch: WatchKey) -> Option<usize> {
-        self.accounts
-            .binary_search_by_key(&watch, |account| account.watch)
-            .ok()
+    /// What is remembered of a watch.
+    pub(crate) fn account(&self, (netns, name): WatchKey) -> Option<&Account> {
+        let here = self.accounts.get(&netns)?;
+        here.get(find(here, name)?)
     }
 
-    /// What is remembered of a watch.
-    pub(crate) fn account(&self, watch: WatchKey) -> Option<&Account> {
-        self.accounts.get(self.find(watch)?)
+    fn account_mut(&mut self, (netns, name): WatchKey) -> Option<&mut Account> {
+        let here = self.accounts.get_mut(&netns)?;
+        here.get_mut(find(here, name)?)
     }
 
     /// Counts an event. True when it was the first of the last watch to begin.
@@ -101,8 +109,8 @@ impl Watches {
         if let Some(pattern) = &event.pattern {
             return self.event_of(pattern, event);
         }
-        let at = self.find((event.netns, event.interface));
-        let Some(account) = at.and_then(|at| self.accounts.get_mut(at)) else {
+        let place = self.begun + 1;
+        let Some(account) = self.account_mut((event.netns, event.interface)) else {
             return false;
         };
         account.delivered += 1;
@@ -110,8 +118,8 @@ impl Watches {
         if !matches!(event.kind, EventKind::Watching { .. }) || account.began.is_some() {
             return false;
         }
-        self.begun += 1;
-        account.began = NonZeroU32::new(self.begun);
+        account.began = NonZeroU32::new(place);
+        self.begun = place;
         self.have_all_begun()
     }
 
@@ -146,7 +154,8 @@ impl Watches {
     }
 
     fn have_all_begun(&self) -> bool {
-        self.begun as usize == self.accounts.len() + self.patterns.len()
+        let names: usize = self.accounts.values().map(|here| here.len()).sum();
+        self.begun as usize == names + self.patterns.len()
     }
 
     /// How many have begun.
@@ -157,7 +166,8 @@ impl Watches {
     /// Have all begun, and does each name exist, or none?
     pub(crate) fn are_all(&self, present: bool) -> bool {
         self.accounts
-            .iter()
+            .values()
+            .flatten()
             .all(|account| account.began.is_some() && account.holder().is_some() == present)
             && self
                 .patterns
@@ -178,16 +188,19 @@ impl Watches {
         begun
     }
 
-    /// Those that have begun, in the order in which they did.
-    pub(crate) fn in_order(&self) -> Vec<Account> {
-        let begun = self
-            .accounts
-            .iter()
-            .filter(|account| account.began.is_some());
-        let mut accounts: Vec<Account> = begun.copied().collect();
-        accounts.sort_unstable_by_key(|account| account.began);
-        accounts
+    /// Those that have begun, each with its namespace, in the order in which they did.
+    pub(crate) fn in_order(&self) -> Vec<(NetnsId, Account)> {
+        let in_each = self.accounts.iter();
+        let all = in_each.flat_map(|(&netns, here)| here.iter().map(move |&it| (netns, it)));
+        let mut begun: Vec<_> = all.filter(|(_, account)| account.began.is_some()).collect();
+        begun.sort_unstable_by_key(|(_, account)| account.began);
+        begun
     }
+}
+
+fn find(here: &[Account], name: InterfaceName) -> Option<usize> {
+    here.binary_search_by_key(&name, |account| account.name)
+        .ok()
 }
 
 /// Says to the library what is to be watched, and which devices are expected: those that were

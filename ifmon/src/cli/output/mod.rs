@@ -17,7 +17,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use ifmon::{BackendKind, Counters, Event, EventKind, Handle, InterfaceName, Origins, Peers};
+use ifmon::{
+    BackendKind, Counters, Event, EventKind, Handle, InterfaceName, NetnsId, Origins, Peers,
+};
 use tokio::time::{Instant, timeout};
 
 use self::{
@@ -290,16 +292,17 @@ impl Output {
     /// The last line of each watch.
     pub(crate) fn stopped(
         &mut self,
-        accounts: Vec<Account>,
+        accounts: Vec<(NetnsId, Account)>,
         patterns: Vec<PatternAccount>,
         counters: Counters,
         backend: BackendKind,
         reason: Reason,
     ) {
         self.summarize(None);
-        let names = accounts
-            .into_iter()
-            .map(|account| (account.watch, None, account.holder(), account.delivered));
+        let names = accounts.into_iter().map(|(netns, account)| {
+            let watch = (netns, account.name);
+            (watch, None, account.holder(), account.delivered)
+        });
         let patterns = patterns.into_iter().map(|account| {
             let watch = (account.netns, InterfaceName::NONE);
             (watch, Some(account.pattern), None, account.delivered)
