@@ -72,6 +72,8 @@ pub(crate) async fn run(mut args: Args, handed_over: Option<UnixListener>) -> an
     let elsewhere = args.netns.iter().any(is_named) || args.interfaces.iter().any(is_elsewhere);
     let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
     let (builder, watches, places) = watches::builder(&mut args, directory.as_mut())?;
+    // What the arguments took: a buffer of which little is used stands there next.
+    memory::give_back();
     let monitor = tokio::select! {
         biased;
         () = signals.end() => return Ok(stopped(args.wait.is_none())),

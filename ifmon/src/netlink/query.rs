@@ -66,7 +66,7 @@ impl Query {
         // The kernel makes its pieces as large as what it has to say of one device.
         let mut buffer = vec![0; MESSAGE];
         loop {
-            let Some(length) = self.socket.receive(&mut buffer).map_err(unanswered)? else {
+            let Some(length) = self.socket.receive(&mut *buffer).map_err(unanswered)? else {
                 continue;
             };
             let Some(datagram) = buffer.get(..length) else {
@@ -230,7 +230,7 @@ impl Query {
     ) -> io::Result<Option<T>> {
         self.socket.send(question)?;
         loop {
-            let Some(length) = self.socket.receive(buffer).map_err(unanswered)? else {
+            let Some(length) = self.socket.receive(&mut *buffer).map_err(unanswered)? else {
                 continue;
             };
             let Some(datagram) = buffer.get(..length) else {

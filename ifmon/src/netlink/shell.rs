@@ -3,6 +3,8 @@
 
 use std::{collections::HashMap, io, os::fd::AsFd as _};
 
+use rustix::buffer::spare_capacity;
+
 use super::{
     MESSAGE, Received, Reply, Request,
     filter::{Interest, Precision, build},
@@ -29,7 +31,7 @@ pub(crate) struct Sockets {
     /// The namespace in which watches are about to begin.
     offered: Option<Netns>,
     readiness: Readiness,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
 }
 
 /// A namespace: the socket that hears, and whom to ask.
@@ -56,8 +58,9 @@ impl Sockets {
             connections: HashMap::new(),
             offered: None,
             readiness: Readiness::new().map_err(cannot_open)?,
-            // What is not written to takes no memory.
-            buffer: vec![0; MESSAGE].into_boxed_slice(),
+            // What is not written to takes no memory. Zeros would be written where the allocator takes
+            // what was in use before.
+            buffer: Vec::with_capacity(MESSAGE),
         })
     }
 
@@ -92,7 +95,8 @@ impl Sockets {
         let connection = self.connections.get(&netns);
         let socket = connection.and_then(|connection| connection.socket.as_ref());
         let socket = socket.ok_or(io::ErrorKind::NotConnected)?;
-        let length = match socket.receive(&mut self.buffer) {
+        self.buffer.clear();
+        let length = match socket.receive(spare_capacity(&mut self.buffer)) {
             Ok(Some(length)) => length,
             Ok(None) => return Ok(Received::Stray),
             Err(error) => {

@@ -5,9 +5,12 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, bind, connect, netlink::SocketAddrNetlink,
-    recvfrom, socket_with, sockopt,
+use rustix::{
+    buffer::Buffer,
+    net::{
+        AddressFamily, RecvFlags, SocketFlags, SocketType, bind, connect,
+        netlink::SocketAddrNetlink, recvfrom, socket_with, sockopt,
+    },
 };
 
 use super::filter::Instruction;
@@ -84,7 +87,7 @@ impl Socket {
     ///
     /// `None` for a datagram from anybody else: with CAP_NET_ADMIN one can speak to the group. Only the
     /// kernel's port is 0.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub(crate) fn receive(&self, buffer: impl Buffer<u8>) -> io::Result<Option<usize>> {
         let Self(socket) = self;
         let (_, length, sender) = recvfrom(socket, buffer, RecvFlags::TRUNC)?;
         let from_kernel = sender
