@@ -58,6 +58,8 @@ pub(crate) struct PatternAccount {
 pub(crate) struct Watches {
     /// Of each namespace, sorted.
     accounts: BTreeMap<NetnsId, Box<[Account]>>,
+    /// How many there are in all.
+    names: usize,
     patterns: Vec<PatternAccount>,
     /// How many have begun.
     begun: u32,
@@ -79,6 +81,7 @@ impl Watches {
         let accounts = in_each.map(|here| (here[0].0, here.iter().map(account).collect()));
         Self {
             accounts: accounts.collect(),
+            names: watches.len(),
             patterns: patterns
                 .into_iter()
                 .map(|(netns, pattern)| PatternAccount {
@@ -154,8 +157,7 @@ impl Watches {
     }
 
     fn have_all_begun(&self) -> bool {
-        let names: usize = self.accounts.values().map(|here| here.len()).sum();
-        self.begun as usize == names + self.patterns.len()
+        self.begun as usize == self.names + self.patterns.len()
     }
 
     /// How many have begun.
