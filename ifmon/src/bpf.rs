@@ -9,6 +9,7 @@ pub(crate) mod begin;
 pub(crate) mod btf;
 pub(crate) mod core;
 mod everywhere;
+mod forgetting;
 pub(crate) mod identities;
 mod layout;
 pub(crate) mod load;

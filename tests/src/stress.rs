@@ -8,6 +8,7 @@ mod death;
 mod ending;
 mod flood;
 mod follow;
+mod leftovers;
 mod open;
 mod race;
 mod soak;
@@ -68,6 +69,11 @@ pub const PARTS: &[Part] = &[
     Part {
         backends: EBPF,
         ..Part::all("open", open::open)
+    },
+    Part {
+        // A tracing program hears of all devices, so that none is forgotten.
+        backends: &[BackendKind::NetlinkEbpf],
+        ..Part::all("leftovers", leftovers::leftovers)
     },
     Part {
         // A socket would keep the namespace alive.

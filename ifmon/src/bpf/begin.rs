@@ -27,6 +27,7 @@ use ifmon_ebpf::{DeviceState, Link, Name, NameState, Place, USERSPACE_ID};
 use super::{
     Reply, Request,
     core::{Bpf, Hook, ReportedName, TaskProgress, is_whole, key_of},
+    forgetting::Forgetting,
 };
 use crate::{
     Error, InterfaceName, NetnsId,
@@ -80,42 +81,6 @@ pub(super) struct Begin {
     entered: bool,
     inserted_namespace: bool,
     failure: Option<Failure>,
-}
-
-/// Devices that are forgotten, one after the other: first nobody finds it any more, then it is gone.
-#[derive(Debug)]
-pub(super) struct Forgetting {
-    devices: Vec<(Link, u64)>,
-    /// The last of them is not found any more.
-    is_link_gone: bool,
-}
-
-impl Forgetting {
-    pub(super) const fn new(devices: Vec<(Link, u64)>) -> Self {
-        Self {
-            devices,
-            is_link_gone: false,
-        }
-    }
-
-    /// What is to be done next, if anything is left.
-    pub(super) fn request(&self) -> Option<Request> {
-        let (link, id) = *self.devices.last()?;
-        Some(if self.is_link_gone {
-            Request::RemoveDevice(id)
-        } else {
-            Request::RemoveLink(link)
-        })
-    }
-
-    /// That is done.
-    pub(super) fn done(mut self) -> Self {
-        if self.is_link_gone {
-            self.devices.pop();
-        }
-        self.is_link_gone = !self.is_link_gone;
-        self
-    }
 }
 
 /// A device of userspace's finding: whose name it has, its index and its id.
@@ -610,7 +575,6 @@ impl Begin {
                 let own = devices.iter().filter(|(id, _)| id & USERSPACE_ID != 0);
                 core.devices = own.count();
                 if core.devices + self.items.len() > core.room {
-                    core.wants_room = true;
                     let error = format!(
                         "it remembers {} interfaces that had watched names before, until they are \
                          deleted, and has room for {}",
@@ -1027,8 +991,11 @@ impl Begin {
                 name: item.name,
             };
             let device = item.holder.map(|(ifindex, id)| {
+                // A device that a program on a function saw come has the id that it gave it.
+                let is_seen = core.hook == Hook::Function && id & USERSPACE_ID == 0;
                 let before = core.watches.get(&watch).filter(|known| {
-                    item.is_again && known.ifindex == ifindex && !core.identities.knows(known.id)
+                    let is_unknown = !is_seen && !core.identities.knows(known.id);
+                    item.is_again && known.ifindex == ifindex && is_unknown
                 });
                 let id = match (before.map(|known| known.id), item.inode) {
                     // Nothing speaks against it that this is still the same device.

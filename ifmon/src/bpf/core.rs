@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ifmon_ebpf::{Counters as KernelCounters, Link, Name, NameKey, NameState, Place, Record, flag};
+use ifmon_ebpf::{Counters as KernelCounters, Name, NameKey, NameState, Place, Record, flag};
 
 use super::{
     Reply, Request,
-    begin::{Begin, Forgetting},
+    begin::Begin,
     everywhere::EverywhereStep,
+    forgetting::{Leftovers, Tidy},
     identities::Identities,
     patterns::{DepartedDevice, PatternStep, Patterns},
     recognition::{Recognition, Recognized},
@@ -65,10 +66,7 @@ pub(crate) struct Bpf {
     pub(super) ids: u64,
     /// No more than these of the devices with such an id are still in the map.
     pub(super) devices: usize,
-    /// How many names have ceased to be watched since it was looked whose devices are remembered.
-    unwatched: usize,
-    /// A watch was refused for want of room.
-    pub(super) wants_room: bool,
+    pub(super) leftovers: Leftovers,
     /// There may be something in the ring buffer.
     unread: bool,
     /// Somebody waits for all that was sent, and what follows from it.
@@ -92,7 +90,7 @@ pub(crate) struct Bpf {
     /// Namespaces that may have ended unheard.
     doubtful: BTreeSet<NetnsId>,
     /// Namespaces about which the program itself may have missed something.
-    missed: BTreeSet<NetnsId>,
+    pub(super) missed: BTreeSet<NetnsId>,
     pub(super) has_missed: bool,
     /// Watches that have ended with their namespaces, and are still in the maps.
     pub(super) ended: Vec<Watch>,
@@ -118,7 +116,7 @@ pub(crate) struct Bpf {
     /// How often in a row something could not be read, and when it is tried again.
     failures: u32,
     retry: Option<Instant>,
-    failed: Option<Error>,
+    pub(super) failed: Option<Error>,
 }
 
 /// Records that have been counted and have not come.
@@ -183,24 +181,6 @@ pub(super) enum Resync {
     Holder(NameState, Recognition),
 }
 
-/// How far forgetting devices is whose namespaces are not heard of any more.
-#[derive(Debug)]
-pub(super) enum Tidy {
-    /// So many may be remembered that nobody needs.
-    Devices(usize),
-    Forget(Forgetting),
-}
-
-impl Tidy {
-    /// What to ask for next, if there is anything.
-    fn request(&self) -> Option<Request> {
-        match self {
-            Self::Devices(_) => Some(Request::Devices),
-            Self::Forget(forgetting) => forgetting.request(),
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Unwatch {
     Name,
@@ -260,8 +240,7 @@ impl Bpf {
             epoch: 0,
             ids: 0,
             devices: 0,
-            unwatched: 0,
-            wants_room: false,
+            leftovers: Leftovers::default(),
             unread: true,
             owes: false,
             counted: false,
@@ -465,14 +444,8 @@ impl Bpf {
             Some(Task::Identify(recognition))
         } else if let Some(watch) = self.unidentified.first() {
             Some(Task::Settle(watch.netns))
-        } else if self.hook == Hook::Socket && (self.wants_room || self.unwatched > self.room / 8) {
-            self.unwatched = 0;
-            let spare = if std::mem::take(&mut self.wants_room) {
-                0
-            } else {
-                self.room / 2
-            };
-            Some(Task::Tidy(Tidy::Devices(spare)))
+        } else if let Some(tidy) = self.next_tidying() {
+            Some(Task::Tidy(tidy))
         } else {
             self.failures = 0;
             None
@@ -491,6 +464,9 @@ impl Bpf {
     /// Begins to carry out a command; gives it back when that has to wait.
     fn begin(&mut self, command: Command) -> Result<Task, Option<Command>> {
         Ok(match command {
+            Command::Watch { ref wanted, .. } if self.waits_for_room(wanted.len()) => {
+                return Err(Some(command));
+            }
             Command::Watch { netns, wanted } => {
                 Task::Begin(Box::new(Begin::new(netns, wanted, self.hook)))
             }
@@ -1095,7 +1071,7 @@ impl Bpf {
                 self.suspects.remove(&watch);
                 self.unidentified.remove(&watch);
                 self.settled.remove(&watch);
-                self.unwatched += 1;
+                self.leftovers.unwatched += 1;
                 let others = self.watches.range(Watch::first_of(netns)..).next();
                 let is_needed = others.is_some_and(|(other, _)| other.netns == netns)
                     || self.has_patterns(netns);
@@ -1111,52 +1087,6 @@ impl Bpf {
             None => {
                 self.outcome = Some(Outcome::Unwatched);
                 None
-            }
-        }
-    }
-
-    /// Forgets devices of namespaces that were left: the programs hear of them no more, not even of
-    /// their end. In a namespace that is watched still, a device counts as the last holder of a name
-    /// also when that name is not watched any more, until it is deleted; where such devices take too
-    /// much room, what is known of their namespaces is found out anew.
-    fn tidied(&mut self, tidy: Tidy, reply: Reply) -> Option<Tidy> {
-        match (tidy, reply) {
-            (Tidy::Devices(spare), Reply::Devices(Ok(devices))) => {
-                let mut left = Vec::new();
-                let mut here: BTreeMap<NetnsId, usize> = BTreeMap::new();
-                for (id, device) in devices {
-                    let netns = NetnsId(device.place.netns);
-                    if self.namespaces.contains_key(&netns) {
-                        *here.entry(netns).or_default() += 1;
-                    } else {
-                        left.push((Link::of(&device.place), id));
-                    }
-                }
-                let count: usize = here.values().sum();
-                if count > self.watches.len() + spare {
-                    let mean = count / here.len().max(1);
-                    let many = here.into_iter().filter(|&(_, count)| count >= mean);
-                    self.missed.extend(many.map(|(netns, _)| netns));
-                    self.has_missed = true;
-                }
-                Some(Tidy::Forget(Forgetting::new(left)))
-            }
-            // They can be looked through when other names have ceased to be watched.
-            (Tidy::Devices(_), _) => None,
-            (Tidy::Forget(forgetting), _) => Some(Tidy::Forget(forgetting.done())),
-        }
-    }
-
-    /// There was no room for a device that took a watched name: the maps are wrong about who has it.
-    fn had_no_room(&mut self) {
-        self.has_missed = true;
-        match self.hook {
-            Hook::Socket => self.missed.extend(self.namespaces.keys()),
-            Hook::Function => {
-                self.failed = Some(Error::Ended(io::Error::other(
-                    "so many interfaces are remembered that had watched names before that a change was \
-                     lost; Builder::capacity makes more room",
-                )));
             }
         }
     }

@@ -58,6 +58,10 @@ struct Side {
     /// Index and inode of the holder.
     holder: (u32, u64),
     state: NameState,
+    /// The epoch of the namespace that was inserted last.
+    namespace: Option<u32>,
+    /// Of the last command.
+    outcome: Option<Outcome>,
     /// Why it does not go on.
     error: Option<Error>,
 }
@@ -74,7 +78,10 @@ impl Side {
                     signals.push(signal);
                     continue;
                 }
-                Step::Done(_) => continue,
+                Step::Done(outcome) => {
+                    self.outcome = Some(outcome);
+                    continue;
+                }
                 Step::Wait(None) => return signals,
                 Step::Failed(error) => {
                     self.error = Some(error);
@@ -93,11 +100,27 @@ impl Side {
                     ..KernelCounters::default()
                 })),
                 Request::Devices => Reply::Devices(Ok(self.devices.clone())),
+                Request::InsertDevices(devices) => {
+                    let state = |place| DeviceState {
+                        place,
+                        ..DeviceState::default()
+                    };
+                    let devices = devices.into_iter();
+                    self.devices
+                        .extend(devices.map(|(id, place)| (id, state(place))));
+                    Reply::Done(Ok(()))
+                }
                 Request::RemoveDevice(id) => {
+                    self.devices.retain(|(other, _)| *other != id);
                     self.removed.push(id);
                     Reply::Done(Ok(()))
                 }
                 Request::Link(_) => Reply::Link(Ok(None)),
+                Request::Namespace(_) => Reply::Namespace(Ok(self.namespace)),
+                Request::InsertNamespace(_, epoch) => {
+                    self.namespace = Some(epoch);
+                    Reply::Done(Ok(()))
+                }
                 Request::InsertLink(..) => Reply::Inserted(Ok(true)),
                 Request::InsertNames(names) => {
                     self.state = names[0].1;
@@ -159,6 +182,39 @@ fn what_found_no_room_is_a_loss() {
             Hook::Function => assert!(side.error.is_some(), "{signals:?}"),
         }
     }
+}
+
+/// A device that had a name stays in the maps when the name is not watched any more.
+#[test]
+fn a_watch_waits_until_room_was_made_for_it() {
+    const ROOM: usize = 8;
+    let mut core = Bpf::new(Hook::Socket, ROOM);
+    let mut side = Side {
+        holder: (2, 100),
+        ..Side::default()
+    };
+    let wanted = |at: usize| Wanted {
+        name: InterfaceName::new(format!("wg{at}")).expect("a valid name"),
+        inode: true,
+    };
+    core.command(Command::Watch {
+        netns: NETNS,
+        wanted: (0..ROOM).map(wanted).collect(),
+    });
+    side.run(&mut core);
+    core.command(Command::Unwatch(Watch {
+        netns: NETNS,
+        name: wg0(),
+    }));
+    side.run(&mut core);
+    assert_eq!(side.devices.len(), ROOM);
+    core.command(Command::Watch {
+        netns: NETNS,
+        wanted: vec![wanted(ROOM)],
+    });
+    side.run(&mut core);
+    let outcome = side.outcome.expect("an answer");
+    assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
 }
 
 /// That they are deleted is not heard.

@@ -1,0 +1,191 @@
+//! Forgets devices that nobody needs any more.
+//!
+//! A device that took a watched name is remembered until it is deleted, or until others have had
+//! the name and there are many: so the programs know it when it comes back. When a name is not
+//! watched any more, nothing in the kernel says so, and who had it last stays; a program on a socket
+//! does not even hear of the end of devices in a namespace that was left.
+//!
+//! From outside they can be forgotten where no program hears of them, or where all that is known of a
+//! namespace is found out anew. A program on a function hears of every device, and can have found one
+//! right before it is forgotten: what becomes of that one would be lost. So there they stay.
+
+use std::{collections::BTreeMap, io};
+
+use ifmon_ebpf::{DeviceState, Link, USERSPACE_ID};
+
+use super::{
+    Reply, Request,
+    core::{Bpf, Hook},
+};
+use crate::{Error, NetnsId};
+
+/// How much may be remembered that nobody needs.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// How many names have ceased to be watched since it was looked whose devices are remembered.
+    pub(super) unwatched: usize,
+    /// There is no room for a watch that is to begin.
+    wants_room: bool,
+    /// It was tried to make some for it.
+    has_made_room: bool,
+}
+
+/// How far forgetting is.
+#[derive(Debug)]
+pub(super) enum Tidy {
+    /// What is remembered? So many may be that nobody needs.
+    Devices(usize),
+    Forget(Forgetting),
+}
+
+impl Tidy {
+    /// What to ask for next, if there is anything.
+    pub(super) fn request(&self) -> Option<Request> {
+        match self {
+            Self::Devices(_) => Some(Request::Devices),
+            Self::Forget(forgetting) => forgetting.request(),
+        }
+    }
+}
+
+/// Devices that are forgotten, one after the other: first nobody finds it any more, then it is gone.
+#[derive(Debug)]
+pub(super) struct Forgetting {
+    devices: Vec<(Link, u64)>,
+    /// The last of them is not found any more.
+    is_link_gone: bool,
+}
+
+impl Forgetting {
+    pub(super) const fn new(devices: Vec<(Link, u64)>) -> Self {
+        Self {
+            devices,
+            is_link_gone: false,
+        }
+    }
+
+    /// What is to be done next, if anything is left.
+    pub(super) fn request(&self) -> Option<Request> {
+        let (link, id) = *self.devices.last()?;
+        Some(if self.is_link_gone {
+            Request::RemoveDevice(id)
+        } else {
+            Request::RemoveLink(link)
+        })
+    }
+
+    /// That is done.
+    pub(super) fn done(mut self) -> Self {
+        if self.is_link_gone {
+            self.devices.pop();
+        }
+        self.is_link_gone = !self.is_link_gone;
+        self
+    }
+}
+
+impl Bpf {
+    /// What is to be looked for, when there is nothing else to do.
+    pub(super) fn next_tidying(&mut self) -> Option<Tidy> {
+        if !self.is_untidy() {
+            return None;
+        }
+        let Leftovers {
+            unwatched,
+            wants_room,
+            ..
+        } = &mut self.leftovers;
+        *unwatched = 0;
+        let spare = if std::mem::take(wants_room) {
+            0
+        } else {
+            self.room / 2
+        };
+        Some(Tidy::Devices(spare))
+    }
+
+    fn is_untidy(&self) -> bool {
+        let Leftovers {
+            unwatched,
+            wants_room,
+            ..
+        } = self.leftovers;
+        self.hook == Hook::Socket && (wants_room || unwatched > self.room / 8)
+    }
+
+    /// Has a watch of so many names to wait until room was made for it?
+    pub(super) fn waits_for_room(&mut self, names: usize) -> bool {
+        if self.hook == Hook::Function {
+            return false;
+        }
+        let is_crowded = self.devices + names > self.room;
+        let leftovers = &mut self.leftovers;
+        if is_crowded && !std::mem::replace(&mut leftovers.has_made_room, true) {
+            leftovers.wants_room = true;
+        }
+        // Namespaces that are looked at anew are what makes the room.
+        let is_making = self.leftovers.has_made_room && !self.missed.is_empty();
+        let waits = self.is_untidy() || is_making;
+        self.leftovers.has_made_room &= waits;
+        waits
+    }
+
+    /// Goes on with the answer to what was asked.
+    pub(super) fn tidied(&mut self, tidy: Tidy, reply: Reply) -> Option<Tidy> {
+        match (tidy, reply) {
+            (Tidy::Devices(spare), Reply::Devices(Ok(devices))) => {
+                self.devices = devices.iter().filter(|(id, _)| is_own(*id)).count();
+                let left = self.unheard(devices, spare);
+                let own = left.iter().filter(|(_, id)| is_own(*id)).count();
+                self.devices -= own;
+                Some(Tidy::Forget(Forgetting::new(left)))
+            }
+            // It can be looked for when other names have ceased to be watched.
+            (Tidy::Devices(_), _) => None,
+            (Tidy::Forget(forgetting), _) => Some(Tidy::Forget(forgetting.done())),
+        }
+    }
+
+    /// Those of namespaces that were left. In one that is watched still, a device counts as the last
+    /// holder of a name also when that name is not watched any more, until it is deleted; where such
+    /// devices take too much room, what is known of their namespaces is found out anew.
+    fn unheard(&mut self, devices: Vec<(u64, DeviceState)>, spare: usize) -> Vec<(Link, u64)> {
+        let mut left = Vec::new();
+        let mut here: BTreeMap<NetnsId, usize> = BTreeMap::new();
+        for (id, device) in devices {
+            let netns = NetnsId(device.place.netns);
+            if self.namespaces.contains_key(&netns) {
+                *here.entry(netns).or_default() += 1;
+            } else {
+                left.push((Link::of(&device.place), id));
+            }
+        }
+        let count: usize = here.values().sum();
+        if count > self.watches.len() + spare {
+            let mean = count / here.len().max(1);
+            let many = here.into_iter().filter(|&(_, count)| count >= mean);
+            self.missed.extend(many.map(|(netns, _)| netns));
+            self.has_missed = true;
+        }
+        left
+    }
+
+    /// There was no room for a device that took a watched name: the maps are wrong about who has it.
+    pub(super) fn had_no_room(&mut self) {
+        self.has_missed = true;
+        match self.hook {
+            Hook::Socket => self.missed.extend(self.namespaces.keys()),
+            Hook::Function => {
+                self.failed = Some(Error::Ended(io::Error::other(
+                    "so many interfaces are remembered that had watched names before that a change was \
+                     lost; Builder::capacity makes more room",
+                )));
+            }
+        }
+    }
+}
+
+/// Did userspace give out this id?
+const fn is_own(id: u64) -> bool {
+    id & USERSPACE_ID != 0
+}
