@@ -56,21 +56,17 @@ impl WantedNames {
             let rest = usize::try_from(section.end - at).unwrap_or(usize::MAX);
             let held = window.get(at, rest.min(LONGEST))?;
             let held = &held[..held.len().min(rest)];
-            // Not handed through the loop, which would take a tenth more instructions by it.
-            let mut noted = Ok(());
-            let end = each_of(&lengths, held, &mut |start, string| {
+            let mut strings = Strings::of(held);
+            while let Some((start, string)) = strings.next(&lengths) {
                 let is_tail = within && start == 0;
-                if !is_tail
-                    && let Some(name) = wanted.iter().find(|name| name.as_bytes() == string)
-                    && noted.is_ok()
+                if !is_tail && let Some(name) = wanted.iter().find(|name| name.as_bytes() == string)
                 {
                     // It fits: the length of the section has 32 bits.
-                    noted = names.note((at - section.start) as u32 + start as u32, name);
+                    names.note((at - section.start) as u32 + start as u32, name)?;
                 }
-            });
-            noted?;
-            within = end == 0;
-            at += if within { held.len() } else { end } as u64;
+            }
+            within = strings.start == 0;
+            at += if within { held.len() } else { strings.start } as u64;
         }
         Ok(names)
     }
@@ -104,39 +100,75 @@ impl WantedNames {
     }
 }
 
-/// Calls `each` with every string that ends here and has, for its first byte, one of these lengths; and
-/// says where the last one ends.
-///
-/// There are a hundred thousand strings of a dozen bytes: to search for the end of each as with
-/// memchr(3) takes more than twice as many instructions as not to begin anew each time. The loop is
-/// a function of its own, so that it gets all the registers.
-#[inline(never)]
-fn each_of(lengths: &[u64; 256], held: &[u8], each: &mut dyn FnMut(usize, &[u8])) -> usize {
-    const LOWER: u64 = u64::MAX / 255 * 0x7f;
-    let mut start = 0;
-    let mut base = 0;
-    while let Some(rest) = held.get(base..)
-        && !rest.is_empty()
-    {
-        let word = match rest.first_chunk() {
-            Some(word) => *word,
-            None => array::from_fn(|index| rest.get(index).copied().unwrap_or(u8::MAX)),
-        };
-        let word = u64::from_le_bytes(word);
-        // The uppermost bit of each byte that is NUL: no byte's sum reaches the next one.
-        let mut nuls = !(((word & LOWER) + LOWER) | word | LOWER);
-        while nuls != 0 {
-            let end = base + nuls.trailing_zeros() as usize / 8;
-            nuls &= nuls - 1;
-            let string = &held[start..end];
-            if let [first, ..] = string
-                && lengths[usize::from(*first)] >> (string.len() % LONGEST) & 1 != 0
-            {
-                each(start, string);
-            }
-            start = end + 1;
+/// The strings in a piece of memory, found by where they end.
+struct Strings<'a> {
+    held: &'a [u8],
+    words: &'a [[u8; WORD]],
+    /// What is behind the last whole word, and nothing that is NUL.
+    tail: [u8; WORD],
+    /// The word that is looked at next.
+    next: usize,
+    /// The uppermost bit of each byte of the one before that is NUL and was not counted yet.
+    nuls: u64,
+    /// Where the string begins whose end comes next.
+    start: usize,
+}
+
+const WORD: usize = size_of::<u64>();
+
+impl<'a> Strings<'a> {
+    fn of(held: &'a [u8]) -> Self {
+        let (words, rest) = held.as_chunks();
+        Self {
+            held,
+            words,
+            tail: array::from_fn(|index| rest.get(index).copied().unwrap_or(u8::MAX)),
+            next: 0,
+            nuls: 0,
+            start: 0,
         }
-        base += size_of::<u64>();
     }
-    start
+
+    /// The next string that has, for its first byte, one of these lengths, and where it begins.
+    ///
+    /// There are a hundred thousand strings of a dozen bytes: to search for the end of each as with
+    /// memchr(3) takes three times as many instructions as not to begin anew each time. A function of
+    /// its own, so that the loop has all the registers; what is done with the few strings that come
+    /// out of it would take them.
+    #[inline(never)]
+    fn next(&mut self, lengths: &[u64; 256]) -> Option<(usize, &'a [u8])> {
+        const LOWER: u64 = u64::MAX / 255 * 0x7f;
+        let Self {
+            held,
+            words,
+            tail,
+            mut next,
+            mut nuls,
+            mut start,
+        } = *self;
+        let found = 'found: loop {
+            while nuls == 0 {
+                let word = match words.get(next) {
+                    Some(word) => *word,
+                    None if next == words.len() => tail,
+                    None => break 'found None,
+                };
+                next += 1;
+                let word = u64::from_le_bytes(word);
+                // No byte's sum reaches the next one.
+                nuls = !(((word & LOWER) + LOWER) | word | LOWER);
+            }
+            let end = next * WORD - WORD + nuls.trailing_zeros() as usize / 8;
+            nuls &= nuls - 1;
+            let begin = start;
+            start = end + 1;
+            // Of an empty one it is the NUL, for which there are no lengths.
+            let first = held.get(begin).copied().unwrap_or_default();
+            if lengths[usize::from(first)] >> ((end - begin) % LONGEST) & 1 != 0 {
+                break held.get(begin..end).map(|string| (begin, string));
+            }
+        };
+        (self.next, self.nuls, self.start) = (next, nuls, start);
+        found
+    }
 }
