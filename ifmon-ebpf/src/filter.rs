@@ -164,9 +164,18 @@ pub struct DeviceChange {
     pub left_epoch: u32,
     pub took_epoch: u32,
     pub kind: Name,
+    /// Always 0, which the verifier does not know.
+    pub zero: u32,
 }
 
 impl DeviceChange {
+    /// Sets a flag. The verifier is not to know that it is set: all that comes after would be another
+    /// way for each set of them.
+    #[inline(always)]
+    fn set(&mut self, flag: u32) {
+        self.flags |= flag ^ self.zero;
+    }
+
     /// The record of it, with no time and nobody who made it.
     #[inline(always)]
     pub fn record<K>(&self, kind: K) -> Record<K> {
@@ -186,6 +195,7 @@ impl DeviceChange {
             left_epoch,
             took_epoch,
             kind: _,
+            zero: _,
         } = *self;
         Record {
             time: 0,
@@ -225,14 +235,22 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     let zero = load(&counters.zero);
     let event = kernel.conceal(notice.event, zero);
 
+    // The same goes for what the record has that stays 0 on some ways and is a number on others. One that
+    // it knows and one that it does not are two states to it, and from each it would go through all
+    // that sends.
     let mut change = DeviceChange {
         flags: zero as u32,
+        zero: zero as u32,
+        from_count: zero,
+        to_count: zero,
         reg_state: notice.reg_state,
         nsid: notice.nsid,
         kind: notice.kind,
         to: Place {
+            name: Name([zero, zero]),
+            // It is branched on: what it does not know, it would follow both ways.
+            netns: 0,
             ifindex: notice.to_ifindex,
-            ..Place::default()
         },
         ..DeviceChange::default()
     };
@@ -345,7 +363,7 @@ fn track<K: Kernel>(
             && here.ifindex == LOOPBACK_IFINDEX
             && let Some(epoch) = kernel.end_namespace(here.netns)
         {
-            change.flags |= flag::NETNS_GONE;
+            change.set(flag::NETNS_GONE);
             change.from_epoch = epoch;
         }
         return true;
@@ -392,7 +410,7 @@ fn give_up<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     if change.flags & flag::NETNS_GONE == 0 {
         change.from_epoch = name.epoch;
     }
-    change.flags |= flag::LEFT_NAME;
+    change.set(flag::LEFT_NAME);
     if is_first && let Some(device) = kernel.device(change.id) {
         add(&mut device.homes, 1);
     }
@@ -417,7 +435,7 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     }
     if change.id == 0 {
         let Some(id) = remember(kernel, &change.to) else {
-            change.flags |= flag::REFUSED;
+            change.set(flag::REFUSED);
             return;
         };
         change.id = id;
@@ -435,7 +453,7 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     };
     change.to_count = write(name, change.id, change.to.ifindex);
     change.to_epoch = name.epoch;
-    change.flags |= flag::TOOK_NAME;
+    change.set(flag::TOOK_NAME);
 }
 
 /// Does it concern a pattern? Keeps `MATCHING` true, and `PATTERN_STATES` where the patterns are those
@@ -684,7 +702,8 @@ fn set_place(device: &mut DeviceState, place: &Place) {
     }
 }
 
-/// Writes who holds a name, or held it until now, in the same way; says how often that was.
+/// Writes who holds a name, or held it until now, in the same way; says how often that was. It is read
+/// again, so that the verifier does not know it where it is the first time.
 #[inline(always)]
 fn write(name: &mut NameState, id: u64, ifindex: u32) -> u64 {
     let count = name.opened.wrapping_add(1);
@@ -695,8 +714,8 @@ fn write(name: &mut NameState, id: u64, ifindex: u32) -> u64 {
         (&raw mut (*name).id).write_volatile(id);
         (&raw mut (*name).ifindex).write_volatile(ifindex);
         (&raw mut (*name).closed).write_volatile(count);
+        (&raw const (*name).opened).read_volatile()
     }
-    count
 }
 
 #[cfg(test)]

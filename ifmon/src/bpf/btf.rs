@@ -7,7 +7,7 @@
 //! This file says *what* is wanted; `btf/reader.rs` knows how to find it.
 //!
 //! Why not a library: `aya-obj` keeps the members of its types private, and the others parse the
-//! whole file into memory to get at these dozen numbers. This takes about 15 million instructions
+//! whole file into memory to get at these dozen numbers. This takes about 13 million instructions
 //! and 100 KB for 4 MB of BTF.
 
 #[cfg(test)]
