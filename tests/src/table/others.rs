@@ -31,15 +31,16 @@ fn as_ip_monitor_saw_it(stage: &mut Stage) -> Result<()> {
     };
     let stdout = oracle.stdout.take().context("no standard output")?;
     let mut lines = BufReader::new(stdout).lines();
-    // It listens once it tells of something.
-    let mut probe = 0;
+    // It listens once it tells of something. That can take so long that links made for it would have
+    // the indexes below.
+    stage.home.add("probe0", 90)?;
     let ready = std::thread::spawn(move || {
         let first = lines.next();
         (first, lines)
     });
     while !ready.is_finished() {
-        stage.home.add_unrelated(probe, 1)?;
-        probe += 1;
+        stage.home.set(90, |link| link.up())?;
+        stage.home.set(90, |link| link.down())?;
     }
     let (_, mut lines) = ready
         .join()
