@@ -159,16 +159,22 @@ fn watch(core: &mut Bpf, side: &mut Side, netns: NetnsId) {
     side.run(core);
 }
 
+/// `wg0` is watched, which a device has.
+fn watched(hook: Hook) -> (Bpf, Side) {
+    let mut core = Bpf::new(hook, 4);
+    let mut side = Side {
+        holder: (2, 100),
+        ..Side::default()
+    };
+    watch(&mut core, &mut side, NETNS);
+    (core, side)
+}
+
 /// The maps are wrong about who has a name then.
 #[test]
 fn what_found_no_room_is_a_loss() {
     for hook in [Hook::Socket, Hook::Function] {
-        let mut core = Bpf::new(hook, 4);
-        let mut side = Side {
-            holder: (2, 100),
-            ..Side::default()
-        };
-        watch(&mut core, &mut side, NETNS);
+        let (mut core, mut side) = watched(hook);
         side.refused = 1;
         side.holder = (3, 200);
         core.ready(Source::Ring);
@@ -221,12 +227,7 @@ fn a_watch_waits_until_room_was_made_for_it() {
 #[test]
 fn devices_of_a_namespace_that_was_left_are_forgotten() {
     const LEFT: NetnsId = NetnsId(2);
-    let mut core = Bpf::new(Hook::Socket, 4);
-    let mut side = Side {
-        holder: (2, 100),
-        ..Side::default()
-    };
-    watch(&mut core, &mut side, NETNS);
+    let (mut core, mut side) = watched(Hook::Socket);
     watch(&mut core, &mut side, LEFT);
     let device = |netns: NetnsId| DeviceState {
         place: Place {
@@ -248,12 +249,7 @@ fn devices_of_a_namespace_that_was_left_are_forgotten() {
 /// device than the one that the program was shown last.
 #[test]
 fn an_inode_is_that_of_the_device_that_the_program_was_shown() {
-    let mut core = Bpf::new(Hook::Socket, 4);
-    let mut side = Side {
-        holder: (2, 100),
-        ..Side::default()
-    };
-    watch(&mut core, &mut side, NETNS);
+    let (mut core, mut side) = watched(Hook::Socket);
     let NameState { id, epoch, .. } = side.state;
     side.records = VecDeque::from([
         left(id, 2, 1, epoch),
@@ -292,12 +288,7 @@ fn an_inode_is_that_of_the_device_that_the_program_was_shown() {
 /// It lost the name before that, and the next one with the name was not shown to the program either.
 #[test]
 fn a_device_that_is_gone_may_not_have_been_the_last_one_with_the_name() {
-    let mut core = Bpf::new(Hook::Socket, 4);
-    let mut side = Side {
-        holder: (2, 100),
-        ..Side::default()
-    };
-    watch(&mut core, &mut side, NETNS);
+    let (mut core, mut side) = watched(Hook::Socket);
     let NameState { id, epoch, .. } = side.state;
     side.records = VecDeque::from([left(id, 2, 1, epoch)]);
     side.has_error = true;
