@@ -572,8 +572,7 @@ impl Begin {
             }
             (BeginStep::Enter, Reply::Done(Err(error))) => return self.fail(Failure::Enter(error)),
             (BeginStep::Room, Reply::Devices(Ok(devices))) => {
-                let own = devices.iter().filter(|(id, _)| id & USERSPACE_ID != 0);
-                core.devices = own.count();
+                core.devices = count_own(&devices);
                 if core.devices + self.items.len() > core.room {
                     let error = format!(
                         "it remembers {} interfaces that had watched names before, until they are \
@@ -992,7 +991,7 @@ impl Begin {
             };
             let device = item.holder.map(|(ifindex, id)| {
                 // A device that a program on a function saw come has the id that it gave it.
-                let is_seen = core.hook == Hook::Function && id & USERSPACE_ID == 0;
+                let is_seen = core.hook == Hook::Function && !is_own(id);
                 let before = core.watches.get(&watch).filter(|known| {
                     let is_unknown = !is_seen && !core.identities.knows(known.id);
                     item.is_again && known.ifindex == ifindex && is_unknown
@@ -1062,10 +1061,20 @@ impl BeginItem {
     }
 }
 
+/// Did userspace give out this id?
+const fn is_own(id: u64) -> bool {
+    id & USERSPACE_ID != 0
+}
+
+/// How many of these devices are of userspace's finding.
+pub(super) fn count_own(devices: &[(u64, DeviceState)]) -> usize {
+    devices.iter().filter(|(id, _)| is_own(*id)).count()
+}
+
 /// Is it userspace's word where the device is, which may have been out of date when it was entered?
 /// No program has written it since.
 fn is_word(id: u64, device: Option<DeviceState>) -> bool {
-    id & USERSPACE_ID != 0 && device.is_some_and(|device| device.opened == 0)
+    is_own(id) && device.is_some_and(|device| device.opened == 0)
 }
 
 /// What speaks against it.

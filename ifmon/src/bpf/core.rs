@@ -637,22 +637,11 @@ impl Bpf {
 
     /// Takes the record that a device lost a name, now that it is known whether the program was shown
     /// all that came before. If it was not, what it says of names is found out in another way.
-    fn confirmed(&mut self, now: &Now, reply: Reply) {
+    fn confirmed(&mut self, now: &Now, overflowed: io::Result<bool>) {
         let Some(mut record) = self.unconfirmed.take() else {
             return;
         };
-        let has_missed = match reply {
-            Reply::Overflowed(result) => result.unwrap_or_else(|error| {
-                self.trouble(error);
-                true
-            }),
-            reply => {
-                debug_assert!(false, "{reply:?} to a record");
-                true
-            }
-        };
-        if has_missed {
-            self.overflowed(NetnsId(record.from.netns));
+        if self.has_missed_in(NetnsId(record.from.netns), overflowed) {
             record.flags &= !(flag::LEFT_NAME | flag::TOOK_NAME);
         }
         self.record(now, &record);
@@ -849,15 +838,10 @@ impl Machine for Bpf {
                     self.record(now, &record);
                 }
             }
-            (AwaitedOwner::Confirmation, reply) => self.confirmed(now, reply),
             (AwaitedOwner::Record, Reply::Record(None)) => self.unread = false,
-            (AwaitedOwner::Overflowed(netns), Reply::Overflowed(Ok(true))) => {
-                self.overflowed(netns)
-            }
-            (AwaitedOwner::Overflowed(_), Reply::Overflowed(Ok(false))) => {}
-            (AwaitedOwner::Overflowed(netns), Reply::Overflowed(Err(error))) => {
-                self.overflowed(netns);
-                self.trouble(error);
+            (AwaitedOwner::Confirmation, Reply::Overflowed(result)) => self.confirmed(now, result),
+            (AwaitedOwner::Overflowed(netns), Reply::Overflowed(result)) => {
+                self.has_missed_in(netns, result);
             }
             (AwaitedOwner::Counters, Reply::Counters(Ok(counters))) => self.check(&counters),
             (AwaitedOwner::Counters, Reply::Counters(Err(error))) => self.trouble(error),
@@ -935,6 +919,18 @@ impl Bpf {
             // What the program never saw, it did not count.
             lost: (!self.has_missed).then_some(dropped),
         }
+    }
+
+    /// Was there a message of this namespace that the program could not be shown, or is that not known?
+    fn has_missed_in(&mut self, netns: NetnsId, overflowed: io::Result<bool>) -> bool {
+        if let Ok(false) = overflowed {
+            return false;
+        }
+        self.overflowed(netns);
+        if let Err(error) = overflowed {
+            self.trouble(error);
+        }
+        true
     }
 
     /// The program could not be shown a message: what the maps have of this namespace may be wrong.

@@ -11,10 +11,11 @@
 
 use std::{collections::BTreeMap, io};
 
-use ifmon_ebpf::{DeviceState, Link, USERSPACE_ID};
+use ifmon_ebpf::{DeviceState, Link};
 
 use super::{
     Reply, Request,
+    begin::count_own,
     core::{Bpf, Hook},
 };
 use crate::{Error, NetnsId};
@@ -115,10 +116,7 @@ impl Bpf {
 
     /// Has a watch of so many names to wait until room was made for it?
     pub(super) fn waits_for_room(&mut self, names: usize) -> bool {
-        if self.hook == Hook::Function {
-            return false;
-        }
-        let is_crowded = self.devices + names > self.room;
+        let is_crowded = self.hook == Hook::Socket && self.devices + names > self.room;
         let leftovers = &mut self.leftovers;
         if is_crowded && !std::mem::replace(&mut leftovers.has_made_room, true) {
             leftovers.wants_room = true;
@@ -134,11 +132,16 @@ impl Bpf {
     pub(super) fn tidied(&mut self, tidy: Tidy, reply: Reply) -> Option<Tidy> {
         match (tidy, reply) {
             (Tidy::Devices(spare), Reply::Devices(Ok(devices))) => {
-                self.devices = devices.iter().filter(|(id, _)| is_own(*id)).count();
-                let left = self.unheard(devices, spare);
-                let own = left.iter().filter(|(_, id)| is_own(*id)).count();
-                self.devices -= own;
-                Some(Tidy::Forget(Forgetting::new(left)))
+                let is_heard_of = |(_, device): &(u64, DeviceState)| {
+                    let netns = NetnsId(device.place.netns);
+                    self.namespaces.contains_key(&netns)
+                };
+                let (here, left): (Vec<_>, Vec<_>) = devices.into_iter().partition(is_heard_of);
+                self.devices = count_own(&here);
+                self.make_room(&here, spare);
+                let left = left.iter();
+                let left = left.map(|(id, device)| (Link::of(&device.place), *id));
+                Some(Tidy::Forget(Forgetting::new(left.collect())))
             }
             // It can be looked for when other names have ceased to be watched.
             (Tidy::Devices(_), _) => None,
@@ -146,28 +149,21 @@ impl Bpf {
         }
     }
 
-    /// Those of namespaces that were left. In one that is watched still, a device counts as the last
-    /// holder of a name also when that name is not watched any more, until it is deleted; where such
-    /// devices take too much room, what is known of their namespaces is found out anew.
-    fn unheard(&mut self, devices: Vec<(u64, DeviceState)>, spare: usize) -> Vec<(Link, u64)> {
-        let mut left = Vec::new();
+    /// In a namespace that is watched still, a device counts as the last holder of a name also when that
+    /// name is not watched any more, until it is deleted; where such devices take too much room, what is
+    /// known of their namespaces is found out anew.
+    fn make_room(&mut self, devices: &[(u64, DeviceState)], spare: usize) {
+        if devices.len() <= self.watches.len() + spare {
+            return;
+        }
         let mut here: BTreeMap<NetnsId, usize> = BTreeMap::new();
-        for (id, device) in devices {
-            let netns = NetnsId(device.place.netns);
-            if self.namespaces.contains_key(&netns) {
-                *here.entry(netns).or_default() += 1;
-            } else {
-                left.push((Link::of(&device.place), id));
-            }
+        for (_, device) in devices {
+            *here.entry(NetnsId(device.place.netns)).or_default() += 1;
         }
-        let count: usize = here.values().sum();
-        if count > self.watches.len() + spare {
-            let mean = count / here.len().max(1);
-            let many = here.into_iter().filter(|&(_, count)| count >= mean);
-            self.missed.extend(many.map(|(netns, _)| netns));
-            self.has_missed = true;
-        }
-        left
+        let mean = devices.len() / here.len().max(1);
+        let many = here.into_iter().filter(|&(_, count)| count >= mean);
+        self.missed.extend(many.map(|(netns, _)| netns));
+        self.has_missed = true;
     }
 
     /// There was no room for a device that took a watched name: the maps are wrong about who has it.
@@ -183,9 +179,4 @@ impl Bpf {
             }
         }
     }
-}
-
-/// Did userspace give out this id?
-const fn is_own(id: u64) -> bool {
-    id & USERSPACE_ID != 0
 }
