@@ -547,7 +547,7 @@ fn compare<K: Kernel>(
         if is_here {
             change.took_count = count;
             change.took_epoch = epoch;
-            change.flags |= flag::TOOK_PATTERN;
+            change.flags |= flag::TOOK_PATTERN | flag::UNKEPT * u32::from(!is_kept);
         } else {
             change.left_count = count;
             change.left_epoch = epoch;

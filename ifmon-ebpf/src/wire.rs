@@ -284,6 +284,8 @@ pub mod flag {
     pub const FOUND_NETNS: u32 = 1 << 14;
     /// As [`Counters::refused`] says; sent to wake whoever reads that.
     pub const REFUSED: u32 = 1 << 15;
+    /// With `TOOK_PATTERN`: the device may match, and there was no room for it in `MATCHING`.
+    pub const UNKEPT: u32 = 1 << 16;
 }
 
 /// One change of one device: what the ring buffer carries. A program that knows names alone does

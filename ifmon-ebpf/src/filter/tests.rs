@@ -987,7 +987,8 @@ fn what_cannot_be_remembered_lets_everything_through() {
     let mut maps = matching_wg();
     maps.is_crowded_with_matches = true;
     assert_eq!(maps.event(DeviceEvent::Exists, stranger), None);
-    maps.event(DeviceEvent::Exists, wg0());
+    let record = maps.event(DeviceEvent::Exists, wg0());
+    assert_eq!(record, Some(matched(wg0(), 1, flag::UNKEPT)));
     let record = maps.event(DeviceEvent::Exists, stranger);
     assert_eq!(record, Some(matched(stranger, 2, 0)));
     assert_eq!(

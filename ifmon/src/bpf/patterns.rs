@@ -53,8 +53,10 @@ pub(super) struct Space {
     pub(super) epoch: u32,
     /// The changes that were delivered or accounted for.
     pub(super) count: u64,
-    /// There was no room for all of its devices in the maps.
+    /// There was no room for all of its devices in the maps:
     is_full: bool,
+    /// for these, as far as is known.
+    unkept: BTreeSet<u32>,
     /// It could not be entered.
     is_closed: bool,
     /// The maps know all devices, and nothing was lost while they were told.
@@ -243,7 +245,7 @@ impl Patterns {
 
     /// Is this a change of the namespace that was not accounted for? A later one than the next
     /// shows a gap.
-    fn is_news(&mut self, netns: u32, epoch: u32, count: u64) -> Option<&mut PatternTable> {
+    fn is_news(&mut self, netns: u32, epoch: u32, count: u64) -> Option<&mut Space> {
         let space = self.spaces.get_mut(&NetnsId(netns))?;
         if epoch != space.epoch || count <= space.count {
             return None;
@@ -253,7 +255,7 @@ impl Patterns {
         if lost > 0 {
             space.lost(lost);
         }
-        Some(&mut space.table)
+        Some(space)
     }
 }
 
@@ -315,6 +317,9 @@ impl Space {
     /// What the programs know of the devices is an answer to all that is asked: nothing is hidden from
     /// them.
     fn read_map(&mut self, devices: &[(u32, Match)]) -> io::Result<()> {
+        for (ifindex, _) in devices {
+            self.unkept.remove(ifindex);
+        }
         let links = devices.iter().filter_map(|&(ifindex, found)| {
             let name = found.name.unmarked();
             let named = if name == Name::default() {
@@ -335,9 +340,8 @@ impl Space {
         self.table.answer(Answer::Table(Ok(table)))?;
         while let Some(question) = self.table.question() {
             let answer = match question {
-                // There was no room for it, perhaps.
-                Question::NameOf(ifindex) if self.is_full => {
-                    Answer::Name(Ok(self.table.named(ifindex)))
+                Question::NameOf(ifindex) if self.unkept.contains(&ifindex) => {
+                    Answer::Name(Ok(self.table.heard(ifindex)))
                 }
                 Question::NameOf(_) => Answer::Name(Ok(None)),
                 question => Answer::unknown(question),
@@ -618,8 +622,9 @@ impl Bpf {
             }
             (PatternStep::Close, Reply::Done(Ok(()))) => Some(PatternStep::Settle),
             // There is no room for all of them: everything is let through from now on.
-            (PatternStep::Mark(_), Reply::Done(Err(error))) => {
+            (PatternStep::Mark(left), Reply::Done(Err(error))) => {
                 space.is_full = true;
+                space.unkept.extend(left);
                 log::warn!("the programs let every interface through from now on: {error}");
                 self.have_begun(netns);
                 None
@@ -711,10 +716,11 @@ impl Bpf {
         let (from_netns, to_netns) = (NetnsId(from.netns), NetnsId(to.netns));
         self.record_of_namespace(record, time, by);
         if record.flags & flag::LEFT_PATTERN != 0
-            && let Some(table) =
+            && let Some(Space { table, unkept, .. }) =
                 self.patterns
                     .is_news(from.netns, record.left_epoch, record.left_count)
         {
+            unkept.remove(&from.ifindex);
             if record.flags & flag::MOVED == 0 {
                 table.gone(from.ifindex, None, place(to));
                 self.say_patterns(from_netns, time, by);
@@ -733,10 +739,15 @@ impl Bpf {
         }
         if record.flags & flag::TOOK_PATTERN != 0
             && let Some(name) = InterfaceName::from_kernel(&to.name.to_bytes())
-            && let Some(table) =
+            && let Some(Space { table, unkept, .. }) =
                 self.patterns
                     .is_news(to.netns, record.took_epoch, record.took_count)
         {
+            if record.flags & flag::UNKEPT == 0 {
+                unkept.remove(&to.ifindex);
+            } else {
+                unkept.insert(to.ifindex);
+            }
             let kind = LinkKind::from_kernel(&record.kind.to_bytes());
             table.exists(
                 to.ifindex,

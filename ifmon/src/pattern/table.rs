@@ -318,6 +318,14 @@ impl PatternTable {
         self.devices.get(&ifindex).map(MatchingDevice::named)
     }
 
+    /// What was heard last of a device, which may not be told yet.
+    pub(crate) fn heard(&self, ifindex: u32) -> Option<Named> {
+        match self.deferred.get(&ifindex) {
+            Some(deferred) => deferred.named,
+            None => self.named(ifindex),
+        }
+    }
+
     /// Ends a watch.
     pub(crate) fn remove(&mut self, pattern: &Pattern) {
         self.patterns.retain(|watched| watched.pattern != *pattern);

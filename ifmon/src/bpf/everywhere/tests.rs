@@ -1,14 +1,14 @@
-//! What is left of a watch of all namespaces that was refused; what many changes do is for the
-//! simulator.
+//! What is left of a watch of all namespaces that was refused, and what is known where no look can be
+//! taken; what many changes do is for the simulator.
 
 use std::{collections::BTreeSet, io, time::Instant};
 
-use ifmon_ebpf::{Counters as KernelCounters, PatternState};
+use ifmon_ebpf::{Counters as KernelCounters, Name, PatternState, Place};
 
 use super::*;
 use crate::{
-    bpf::core::Hook,
-    machine::{Answer, Command, LinkTable, Now, Question, Step as MachineStep},
+    bpf::{Matching, core::Hook},
+    machine::{Answer, Command, LinkTable, Now, Question, Source, Step as MachineStep},
 };
 
 /// One that can be entered, or not, and one of which the programs hear.
@@ -26,6 +26,7 @@ struct Side {
     has_waited: bool,
     states: BTreeMap<NetnsId, PatternState>,
     matching: BTreeSet<(NetnsId, u32)>,
+    records: VecDeque<Record>,
 }
 
 impl Side {
@@ -49,6 +50,31 @@ impl Side {
         }
     }
 
+    /// These are sent; what is told of them.
+    fn send(
+        &mut self,
+        core: &mut Bpf,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Vec<EventKind> {
+        let now = Now::at(Instant::now());
+        self.records.extend(records);
+        core.ready(Source::Ring);
+        let mut told = Vec::new();
+        loop {
+            let request = match core.poll(&now) {
+                MachineStep::Request(request) | MachineStep::Background(request) => request,
+                MachineStep::Signal(Signal::Pattern { told: verdict, .. }) => {
+                    told.push(verdict.kind);
+                    continue;
+                }
+                MachineStep::Wait(None) => return told,
+                step => panic!("{step:?}"),
+            };
+            let reply = self.answer(request);
+            core.answer(&now, reply);
+        }
+    }
+
     /// The first change in a namespace: a device that matches.
     fn find(&mut self) {
         let state = PatternState {
@@ -64,7 +90,7 @@ impl Side {
         let failure = || io::Error::from_raw_os_error(libc::EIO);
         self.has_waited &= matches!(request, Request::RemoveLeaving);
         match request {
-            Request::Record => Reply::Record(None),
+            Request::Record => Reply::Record(self.records.pop_front()),
             Request::Counters => Reply::Counters(Ok(KernelCounters::default())),
             Request::Namespaces => Reply::Namespaces(vec![ENTERED]),
             Request::InsertPatterns(NetnsId::ALL, _) if self.fails => {
@@ -75,6 +101,11 @@ impl Side {
                 self.has_failed = true;
                 Reply::Done(Err(failure()))
             }
+            Request::Enter(FOUND) => Reply::Done(Err(io::ErrorKind::NotFound.into())),
+            Request::Matching(FOUND) => Reply::Matching(Ok(Matching {
+                devices: Vec::new(),
+                state: self.states.get(&FOUND).copied(),
+            })),
             Request::Ask(_, Question::Table) => Reply::Answer(Answer::Table(Ok(LinkTable {
                 links: Vec::new(),
                 is_interrupted: false,
@@ -152,4 +183,44 @@ fn a_refused_watch_is_over_when_no_device_is_between_two_namespaces() {
     side.is_busy = false;
     let outcome = side.watch(&mut core, "b");
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
+}
+
+/// One device had room in the maps, and another one had none; that the first one moved away is lost.
+#[test]
+fn of_a_namespace_that_cannot_be_entered_it_is_known_who_had_room_in_the_maps() {
+    let mut core = Bpf::new(Hook::Function, 4);
+    let mut side = Side::default();
+    let outcome = side.watch(&mut core, "b");
+    assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
+    let epoch = KERNEL_EPOCH | 1;
+    let took = |ifindex, name: &[u8], took_count, flags| Record {
+        to: Place {
+            name: Name::new(name).expect("a short name"),
+            netns: FOUND.0,
+            ifindex,
+        },
+        took_count,
+        took_epoch: epoch,
+        flags: flag::NEW | flags,
+        ..Record::default()
+    };
+    let first = took(LOOPBACK_IFINDEX, b"lo", 0, flag::FOUND_NETNS);
+    let kept = took(3, b"b", 1, flag::TOOK_PATTERN);
+    let unkept = took(4, b"b", 3, flag::TOOK_PATTERN | flag::UNKEPT);
+    let state = PatternState {
+        changes: 3,
+        full: 1,
+        epoch,
+    };
+    side.states.insert(FOUND, state);
+    let told = side.send(&mut core, [first, kept, unkept]);
+    let [
+        EventKind::Appeared { ifindex: 3 },
+        EventKind::Resynced { lost: Some(2), .. },
+        EventKind::Deleted { ifindex: 3 },
+        EventKind::Appeared { ifindex: 4 },
+    ] = told[..]
+    else {
+        panic!("{told:?}");
+    };
 }
