@@ -18,6 +18,9 @@ use crate::{
 
 /// How many ids are tried for a device.
 const ATTEMPTS: u32 = 2;
+/// At how many of the remembered devices it is looked in turn. At two, for each one that is remembered,
+/// so that it is come to all of them sooner than as many more can be remembered.
+const LOOKS: u32 = 2;
 
 /// What has happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,10 +93,14 @@ pub trait Kernel {
     fn device(&mut self, id: u64) -> Option<&mut DeviceState>;
     /// Counts in `Control::devices`. False when there is one with this id, or no room.
     fn insert_device(&mut self, id: u64, state: &DeviceState) -> bool;
-    /// Counts in `Control::devices`, unless userspace gave the id.
+    /// Counts in `Control::devices`.
     fn remove_device(&mut self, id: u64);
     /// Are there so many devices that those that can be missed should go?
     fn is_crowded(&mut self) -> bool;
+    /// The one in `REMEMBERED` that was looked at longest ago. It is taken out.
+    fn next_remembered(&mut self) -> Option<u64>;
+    /// Puts it there, behind all others. Where there is no room, it stays until it is unregistered.
+    fn add_remembered(&mut self, id: u64);
 
     /// In `LINKS`.
     fn link(&mut self, link: &Link) -> Option<u64>;
@@ -290,6 +297,8 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     {
         add(&mut counters.dropped, u64::from(is_matched));
     }
+    // Last, where the verifier has nothing else to keep any more.
+    forget(kernel, notice.here.netns);
     Some(change.flags)
 }
 
@@ -404,15 +413,14 @@ fn give_up<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     if name.ifindex == 0 || name.id != change.id {
         return;
     }
-    // The first holder is userspace's word, and no home was counted for it.
-    let is_first = name.opened == 0;
     change.from_count = write(name, change.id, 0);
     if change.flags & flag::NETNS_GONE == 0 {
         change.from_epoch = name.epoch;
     }
     change.set(flag::LEFT_NAME);
-    if is_first && let Some(device) = kernel.device(change.id) {
-        add(&mut device.homes, 1);
+    // It had it by userspace's word, perhaps.
+    if let Some(device) = kernel.device(change.id) {
+        device.home = NameKey::of(&change.from);
     }
 }
 
@@ -423,12 +431,9 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
         return;
     }
     let key = NameKey::of(&change.to);
-    let Some(name) = kernel.name(&key) else {
+    if kernel.name(&key).is_none() {
         return;
-    };
-    // As in `give_up`.
-    let is_first = name.opened == 0;
-    let before = name.id;
+    }
     // The watch has ended with its namespace, and another one has its number.
     if !kernel.has_namespace(key.netns) {
         return;
@@ -440,13 +445,8 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
         };
         change.id = id;
     }
-    if is_first || before != change.id {
-        if let Some(device) = kernel.device(change.id) {
-            add(&mut device.homes, 1);
-        }
-        if !is_first {
-            lose_home(kernel, before);
-        }
+    if let Some(device) = kernel.device(change.id) {
+        device.home = key;
     }
     let Some(name) = kernel.name(&key) else {
         return;
@@ -547,7 +547,7 @@ fn compare<K: Kernel>(
         if is_here {
             change.took_count = count;
             change.took_epoch = epoch;
-            change.flags |= flag::TOOK_PATTERN | flag::UNKEPT * u32::from(!is_kept);
+            change.flags |= flag::TOOK_PATTERN | (flag::UNKEPT * u32::from(!is_kept));
         } else {
             change.left_count = count;
             change.left_epoch = epoch;
@@ -618,7 +618,7 @@ fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
     let state = DeviceState {
         opened: 0,
         place: *here,
-        homes: 0,
+        home: NameKey::default(),
         closed: 0,
     };
     // Each CPU counts for itself, so ids are unique without the result of an atomic operation;
@@ -631,6 +631,7 @@ fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
         if kernel.insert_device(id, &state) {
             // After the device: who finds the id finds that too.
             kernel.set_link(&Link::of(here), id);
+            kernel.add_remembered(id);
             return Some(id);
         }
     }
@@ -638,30 +639,45 @@ fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
     None
 }
 
-/// Another device is the last holder of a name now. The one before is forgotten if it was the last
-/// holder of no other name and there are many; otherwise it stays for as long as it is registered,
-/// because userspace may not have heard that another one had the name.
+/// Forgets devices that can be missed, if there are many, some at a time and all in turn.
+///
+/// Otherwise a device stays for as long as it is registered, because userspace may not have heard that
+/// another one had its name, or it comes back. Many stay that nobody needs when names that they had are
+/// watched no more, of which nothing is said here.
 #[inline(always)]
-fn lose_home<K: Kernel>(kernel: &mut K, id: u64) {
-    let Some(device) = kernel.device(id) else {
-        return;
-    };
-    add(&mut device.homes, u64::MAX);
-    let homes = load(&device.homes);
-    let place = device.place;
-    let link = Link::of(&place);
-    if homes == 0 && kernel.is_crowded() {
-        // It may hold a name by userspace's word.
-        let name = kernel.name(&NameKey::of(&place));
-        if name.is_some_and(|name| name.ifindex != 0 && name.id == id) {
+fn forget<K: Kernel>(kernel: &mut K, netns: u32) {
+    for _ in 0..LOOKS {
+        let Some(id) = kernel.next_remembered() else {
             return;
+        };
+        let Some(device) = kernel.device(id) else {
+            continue;
+        };
+        let (home, place) = (device.home, device.place);
+        // What is told of devices elsewhere can be told meanwhile, where it is by messages.
+        let is_steady = kernel.hears_everywhere() || place.netns == netns;
+        if !is_steady
+            || !kernel.is_crowded()
+            || is_last(kernel, &home, id)
+            // By userspace's word, perhaps.
+            || is_last(kernel, &NameKey::of(&place), id)
+        {
+            kernel.add_remembered(id);
+            continue;
         }
         // Between the two halves of a move the entry may be another device's.
+        let link = Link::of(&place);
         if kernel.link(&link) == Some(id) {
             kernel.remove_link(&link);
         }
         kernel.remove_device(id);
     }
+}
+
+/// Does the device have this watched name, or was it the last one that had it?
+#[inline(always)]
+fn is_last<K: Kernel>(kernel: &mut K, key: &NameKey, id: u64) -> bool {
+    kernel.name(key).is_some_and(|name| name.id == id)
 }
 
 /// Adds, wrapping around, so that nobody gets between; of the result nobody learns. That is

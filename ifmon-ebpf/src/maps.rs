@@ -13,11 +13,11 @@ use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     helpers::bpf_get_smp_processor_id,
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, Queue, RingBuf},
 };
 use ifmon_ebpf::{
     Control, Counters, DeviceState, EVERYWHERE, Leaving, Link, Name, NameKey, NameState,
-    PatternSet, PatternState, Place, Shared, USERSPACE_ID,
+    PatternSet, PatternState, Place, Shared,
     filter::{DeviceChange, DeviceEvent, Kernel},
 };
 
@@ -44,13 +44,20 @@ type MatchWords = [u64; 4];
 static NAMES: HashMap<NameWords, NameState> = HashMap::with_max_entries(WATCHES, 0);
 
 /// Devices that hold a watched name or held one, by id. Userspace and [`Kernel::is_crowded`] see to
-/// it that there is room for one more; where there is none, [`Counters::refused`] says so.
+/// it that there is room for one more; where there is none, [`Counters::refused`] says so. No verdict
+/// may rest on one that is neither the last one with its watched name nor its last one's: it can be
+/// forgotten.
 #[map]
 static DEVICES: HashMap<u64, DeviceState> = HashMap::with_max_entries(WATCHES, 0);
 
 /// Their ids, by namespace and index.
 #[map]
 static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
+
+/// Ids of devices that are, or were, in `DEVICES`, in the order in which it is looked whether they can be
+/// missed.
+#[map]
+static REMEMBERED: Queue<u64> = Queue::with_max_entries(WATCHES, 0);
 
 /// Namespaces with a watch that are still alive, by inode number, with an epoch from userspace.
 #[map]
@@ -139,7 +146,7 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
     #[inline(always)]
     fn device(&mut self, id: u64) -> Option<&mut DeviceState> {
         let state = DEVICES.get_ptr_mut(id)?;
-        // SAFETY: as in `name`; `homes`, which others may write, is added to atomically.
+        // SAFETY: as in `name`.
         unsafe { state.as_mut() }
     }
 
@@ -153,13 +160,14 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
                     netns,
                     ifindex,
                 },
-            homes,
+            home,
             closed,
         } = *state;
-        let place = words_of(netns, ifindex);
-        let words: [u64; 6] = [opened, first, second, place, homes, closed];
+        let [third, fourth] = home.name.0;
+        let (place, home) = (words_of(netns, ifindex), words_of(home.netns, home.zero));
+        let words: [u64; 8] = [opened, first, second, place, third, fourth, home, closed];
         // SAFETY: the same bytes.
-        let state = unsafe { transmute::<[u64; 6], DeviceState>(words) };
+        let state = unsafe { transmute::<[u64; 8], DeviceState>(words) };
         let is_inserted = DEVICES.insert(id, state, BPF_NOEXIST).is_ok();
         if is_inserted {
             count_devices(1);
@@ -169,9 +177,19 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
 
     #[inline(always)]
     fn remove_device(&mut self, id: u64) {
-        if DEVICES.remove(id).is_ok() && id & USERSPACE_ID == 0 {
+        if DEVICES.remove(id).is_ok() {
             count_devices(u32::MAX);
         }
+    }
+
+    #[inline(always)]
+    fn next_remembered(&mut self) -> Option<u64> {
+        REMEMBERED.pop().ok().flatten()
+    }
+
+    #[inline(always)]
+    fn add_remembered(&mut self, id: u64) {
+        let _ = REMEMBERED.push(id, 0);
     }
 
     #[inline(always)]

@@ -143,10 +143,8 @@ pub struct DeviceState {
     /// Where it was after the last event: the kernel no longer knows the old name when it reports
     /// a rename.
     pub place: Place,
-    /// Of how many watched names it was the last holder: how many [`NameState::id`] are this
-    /// device. Kept by atomic additions, because those names can be of several namespaces;
-    /// outside of the two counts.
-    pub homes: u64,
+    /// The watched name that it took last; zeros where it took none. Outside of the two counts.
+    pub home: NameKey,
     /// See [`NameState::closed`].
     pub closed: u64,
 }
@@ -400,11 +398,10 @@ pub struct Control {
     /// Not 0: send every change of every device, so that a test can compare the filter with no
     /// filter.
     pub open: u32,
-    /// With more entries than this in `DEVICES`, a device that is no longer the last one of any
-    /// watched name is forgotten at once, and not only when it is unregistered.
+    /// With more entries than this in `DEVICES`, those that can be missed are forgotten, and not only
+    /// when they are unregistered.
     pub crowd: u32,
-    /// Entries in `DEVICES` whose ids the kernel side gave. Whoever enters one or takes it out adds
-    /// to this atomically.
+    /// Entries in `DEVICES`. Whoever enters one or takes it out adds to this atomically.
     pub devices: u32,
     /// In how many namespaces there are patterns. While there is none, nobody looks for one.
     pub patterned: u32,

@@ -71,8 +71,7 @@ pub const PARTS: &[Part] = &[
         ..Part::all("open", open::open)
     },
     Part {
-        // A tracing program hears of all devices, so that none is forgotten.
-        backends: &[BackendKind::NetlinkEbpf],
+        backends: EBPF,
         ..Part::all("leftovers", leftovers::leftovers)
     },
     Part {

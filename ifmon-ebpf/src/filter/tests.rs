@@ -3,7 +3,7 @@
 extern crate std;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     vec::Vec,
 };
 
@@ -29,12 +29,15 @@ struct Maps {
     names: HashMap<NameKey, NameState>,
     devices: BTreeMap<u64, DeviceState>,
     links: HashMap<Link, u64>,
+    remembered: VecDeque<u64>,
     namespaces: HashMap<u32, u32>,
     patterns: HashMap<u32, PatternSet>,
     pattern_states: HashMap<u32, PatternState>,
     matching: HashMap<Link, Match>,
     /// Of all devices.
     kind: Name,
+    /// The program hears of one namespace at a time.
+    hears_one: bool,
     /// There is no room in `devices`.
     is_crowded_with_devices: bool,
     /// There is no room in `matching`.
@@ -71,9 +74,17 @@ impl Kernel for Maps {
     }
 
     fn remove_device(&mut self, id: u64) {
-        if self.devices.remove(&id).is_some() && id & USERSPACE_ID == 0 {
+        if self.devices.remove(&id).is_some() {
             self.count -= 1;
         }
+    }
+
+    fn next_remembered(&mut self) -> Option<u64> {
+        self.remembered.pop_front()
+    }
+
+    fn add_remembered(&mut self, id: u64) {
+        self.remembered.push_back(id);
     }
 
     fn is_crowded(&mut self) -> bool {
@@ -105,7 +116,7 @@ impl Kernel for Maps {
     }
 
     fn hears_everywhere(&self) -> bool {
-        true
+        !self.hears_one
     }
 
     fn patterns(&mut self, netns: u32) -> Option<&PatternSet> {
@@ -260,7 +271,9 @@ impl Maps {
             ..DeviceState::default()
         };
         self.devices.insert(id, state);
+        self.count += 1;
         self.links.insert(Link::of(&place), id);
+        self.remembered.push_back(id);
         self.told(place, id);
         id
     }
@@ -362,7 +375,7 @@ fn a_device_takes_a_watched_name_and_goes() {
             }
         );
         assert_eq!(maps.links[&Link::of(&wg0())], id(1));
-        assert_eq!(maps.devices[&id(1)].homes, 1);
+        assert_eq!(maps.devices[&id(1)].home, NameKey::of(&wg0()));
 
         let record = maps.event(deleted, wg0());
         assert_eq!(record, Some(left(id(1), wg0(), NOWHERE, 2)));
@@ -417,7 +430,7 @@ fn a_known_device_is_followed_from_name_to_name() {
         // Back again: it is the same one.
         let record = maps.event(renamed, wg0());
         assert_eq!(record, Some(took(id(1), wg1(), wg0(), 3)));
-        assert_eq!(maps.devices[&id(1)].homes, 1);
+        assert_eq!(maps.devices[&id(1)].home, NameKey::of(&wg0()));
     }
 }
 
@@ -434,7 +447,7 @@ fn a_rename_between_two_watched_names_is_one_record() {
             ..took(id(1), wg0(), wg1(), 1)
         };
         assert_eq!(record, Some(expected));
-        assert_eq!(maps.devices[&id(1)].homes, 2);
+        assert_eq!(maps.devices[&id(1)].home, NameKey::of(&wg1()));
     }
 }
 
@@ -466,15 +479,13 @@ fn a_device_that_userspace_found_holds_the_name_before_its_first_change() {
         let found = maps.found(wg0());
         let record = maps.event(renamed, wg1());
         assert_eq!(record, Some(left(found, wg0(), wg1(), 1)));
-        assert_eq!(maps.devices[&found].homes, 1);
+        assert_eq!(maps.devices[&found].home, NameKey::of(&wg0()));
 
         let record = maps.event(renamed, wg0());
         assert_eq!(record, Some(took(found, wg1(), wg0(), 2)));
-        assert_eq!(maps.devices[&found].homes, 1);
 
         let record = maps.event(deleted, wg0());
         assert_eq!(record, Some(left(found, wg0(), NOWHERE, 3)));
-        // What userspace inserted was not counted.
         maps.assert_empty();
     }
 }
@@ -509,9 +520,9 @@ fn who_holds_a_name_by_the_word_of_userspace_is_not_forgotten_for_want_of_room()
     maps.event(DeviceEvent::Renamed, wg1());
     maps.watch(&wg1());
     maps.told(wg1(), id(1));
-    // The first name goes to another device, and no home of the second one was counted.
+    // The name that it took goes to another device.
     maps.event(DeviceEvent::Registered, place(NETNS, "wg0", 8));
-    assert_eq!(maps.devices[&id(1)].homes, 0);
+    assert!(maps.devices.contains_key(&id(1)));
     let record = maps.event(DeviceEvent::Unregistered, wg1());
     assert_eq!(record, Some(left(id(1), wg1(), NOWHERE, 1)));
 }
@@ -525,7 +536,6 @@ fn who_had_the_name_once_does_not_lose_it_again() {
         let other = place(NETNS, "wg0", 8);
         let record = maps.event(created, other);
         assert_eq!(record, Some(took(id(2), NOWHERE, other, 3)));
-        assert_eq!(maps.devices[&id(1)].homes, 0);
         assert_eq!(maps.event(deleted, wg1()), None);
         assert_eq!(maps.name_of(wg0()).ifindex, 8);
     }
@@ -568,7 +578,59 @@ fn the_last_holder_of_another_watched_name_is_kept() {
     maps.event(DeviceEvent::Exists, wg0());
     maps.event(DeviceEvent::Exists, wg1());
     maps.event(DeviceEvent::Exists, place(NETNS, "wg0", 8));
-    assert_eq!(maps.devices[&id(1)].homes, 1);
+    assert!(maps.devices.contains_key(&id(1)));
+}
+
+/// Nothing in the kernel says that a name is not watched any more.
+#[test]
+fn whose_name_is_not_watched_any_more_is_forgotten_when_there_are_many() {
+    for (crowd, is_kept) in [(2, true), (1, false)] {
+        let mut maps = Maps::watching([wg0(), wg1()]);
+        maps.crowd = crowd;
+        maps.event(DeviceEvent::Registered, wg0());
+        maps.names.remove(&NameKey::of(&wg0()));
+        maps.event(DeviceEvent::Registered, place(NETNS, "wg1", 8));
+        assert_eq!(maps.devices.contains_key(&id(1)), is_kept);
+        assert_eq!(maps.count, 1 + u32::from(is_kept));
+    }
+}
+
+#[test]
+fn what_userspace_found_is_forgotten_when_there_are_many() {
+    let mut maps = Maps::watching([wg0()]);
+    maps.found(wg0());
+    let found = maps.found(place(NETNS, "eth1", 8));
+    maps.crowd = 1;
+    maps.event(DeviceEvent::Renamed, place(NETNS, "eth0", 7));
+    assert!(!maps.devices.contains_key(&found));
+    assert_eq!(maps.count, 1, "one was the last to have the name");
+}
+
+/// What is told of it could be told at the same time, on another processor.
+#[test]
+fn by_messages_a_device_is_forgotten_with_what_is_told_of_its_own_namespace() {
+    let mut maps = Maps::watching([wg0(), place(OTHER, "wg0", 3)]);
+    maps.hears_one = true;
+    maps.crowd = 1;
+    maps.event(DeviceEvent::Exists, wg0());
+    maps.names.remove(&NameKey::of(&wg0()));
+    maps.event(DeviceEvent::Exists, place(OTHER, "wg0", 3));
+    assert!(maps.devices.contains_key(&id(1)));
+    maps.watch(&wg1());
+    maps.event(DeviceEvent::Exists, place(NETNS, "wg1", 4));
+    assert!(!maps.devices.contains_key(&id(1)));
+}
+
+/// What was deleted is not looked at for ever.
+#[test]
+fn devices_that_are_gone_are_not_looked_at_again() {
+    let mut maps = Maps::watching([wg0(), wg1()]);
+    maps.event(DeviceEvent::Registered, place(NETNS, "wg1", 8));
+    for _ in 0..100 {
+        maps.event(DeviceEvent::Registered, wg0());
+        maps.event(DeviceEvent::Unregistered, wg0());
+        assert!(maps.remembered.len() <= 2);
+    }
 }
 
 #[test]

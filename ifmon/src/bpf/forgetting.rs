@@ -1,13 +1,13 @@
 //! Forgets devices that nobody needs any more.
 //!
-//! A device that took a watched name is remembered until it is deleted, or until others have had
-//! the name and there are many: so the programs know it when it comes back. When a name is not
-//! watched any more, nothing in the kernel says so, and who had it last stays; a program on a socket
-//! does not even hear of the end of devices in a namespace that was left.
+//! A device that took a watched name is remembered until it is deleted: so the programs know it when
+//! it comes back. Where there are many they forget those that can be missed, some with each change
+//! (`forget` in `ifmon-ebpf/src/filter.rs`). A program on a socket does so in the namespace of the
+//! change, and does not hear of devices in one that was left: those are forgotten here.
 //!
-//! From outside they can be forgotten where no program hears of them, or where all that is known of a
-//! namespace is found out anew. A program on a function hears of every device, and can have found one
-//! right before it is forgotten: what becomes of that one would be lost. So there they stay.
+//! Here, too, what is known of a namespace is found out anew where a watch that is to begin finds no room,
+//! or nothing changes and so nothing is forgotten. A program on a function hears of every device, and can
+//! have found one right before it is forgotten from outside: what becomes of that one would be lost.
 
 use std::{collections::BTreeMap, io};
 

@@ -299,6 +299,8 @@ impl Load<'_> {
                 .map_max_entries("NAMES", entries)
                 .map_max_entries("DEVICES", devices)
                 .map_max_entries("LINKS", devices)
+                // Half of them can be gone.
+                .map_max_entries("REMEMBERED", devices.saturating_mul(2))
                 .map_max_entries("NAMESPACES", entries)
                 .map_max_entries("SOCKETS", entries)
                 .map_max_entries("PATTERNS", patterns)

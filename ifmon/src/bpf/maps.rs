@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, IterableMap as _, Map, MapData, MapError},
+    maps::{HashMap, IterableMap as _, Map, MapData, MapError, Queue},
 };
 use ifmon_ebpf::{
     DeviceState, Link, Match, Name, NameKey, NameState, PatternSet, PatternState, Place,
@@ -27,6 +27,7 @@ pub(super) struct Maps {
     names: HashMap<MapData, NameKey, NameState>,
     devices: HashMap<MapData, u64, DeviceState>,
     links: HashMap<MapData, Link, u64>,
+    remembered: Queue<MapData, u64>,
     namespaces: HashMap<MapData, u32, u32>,
     sockets: HashMap<MapData, u64, u32>,
     /// `None` where there was no pattern at the start.
@@ -110,6 +111,7 @@ impl Maps {
             names: take(object, "NAMES")?,
             devices: take(object, "DEVICES")?,
             links: take(object, "LINKS")?,
+            remembered: take(object, "REMEMBERED")?,
             namespaces: take(object, "NAMESPACES")?,
             sockets: take(object, "SOCKETS")?,
             patterns: match object.map("PATTERNS") {
@@ -128,9 +130,7 @@ impl Maps {
             Request::InsertNames(names) => Reply::Done(insert_all(&mut self.names, names)),
             Request::RemoveName(key) => Reply::Done(remove(&mut self.names, &key)),
             Request::Link(link) => Reply::Link(get(&self.links, &link)),
-            Request::InsertLink(link, id) => {
-                Reply::Inserted(is_new(insert(&mut self.links, link, id, BPF_NOEXIST)))
-            }
+            Request::InsertLink(link, id) => Reply::Inserted(self.insert_link(link, id)),
             Request::RemoveLink(link) => Reply::Done(remove(&mut self.links, &link)),
             Request::Device(id) => Reply::Device(get(&self.devices, &id)),
             Request::Devices => Reply::Devices(entries(&self.devices)),
@@ -228,10 +228,19 @@ impl Maps {
     }
 
     fn remove_device(&mut self, id: u64) -> io::Result<()> {
-        if take_out(&mut self.devices, &id)? && id & USERSPACE_ID == 0 {
-            self.shared.uncount_device();
+        if take_out(&mut self.devices, &id)? {
+            self.shared.count_devices(u32::MAX);
         }
         Ok(())
+    }
+
+    /// Where to find a device that was inserted, which can be forgotten from then on.
+    fn insert_link(&mut self, link: Link, id: u64) -> io::Result<bool> {
+        let is_new = is_new(insert(&mut self.links, link, id, BPF_NOEXIST))?;
+        if is_new && let Err(error) = self.remembered.push(id, 0) {
+            log::debug!("{link:?} is remembered until it is deleted: {error}");
+        }
+        Ok(is_new)
     }
 
     fn insert_devices(&mut self, devices: Vec<(u64, Place)>) -> io::Result<()> {
@@ -243,8 +252,21 @@ impl Maps {
             };
             (id, state)
         });
-        insert_all(&mut self.devices, devices.collect())
+        let devices: Vec<_> = devices.collect();
+        let ids: Vec<u64> = devices.iter().map(|(id, _)| *id).collect();
+        // Before, since the programs can take them out.
+        self.shared.count_devices(count_of(&ids));
+        insert_all(&mut self.devices, devices).inspect_err(|_| {
+            let is_missing = |id: &&u64| !matches!(get(&self.devices, id), Ok(Some(_)));
+            let missing: Vec<_> = ids.iter().filter(is_missing).collect();
+            self.shared.count_devices(count_of(&missing).wrapping_neg());
+        })
     }
+}
+
+/// As many as the maps can have.
+fn count_of<T>(all: &[T]) -> u32 {
+    u32::try_from(all.len()).unwrap_or_default()
 }
 
 pub(super) fn take<M>(object: &mut Ebpf, name: &str) -> Result<M, Unavailable>

@@ -109,7 +109,7 @@ impl Shared {
         self.set(offset_of!(Control, open), u32::from(is_open));
     }
 
-    /// With more devices than this, those that are no longer the last ones of a name are forgotten.
+    /// With more devices than this, those that can be missed are forgotten.
     pub(super) fn set_crowd(&mut self, crowd: u32) {
         self.set(offset_of!(Control, crowd), crowd);
     }
@@ -119,10 +119,10 @@ impl Shared {
         self.set(offset_of!(Control, patterned), count);
     }
 
-    /// A device that the programs have counted was taken out of `DEVICES`.
-    pub(super) fn uncount_device(&mut self) {
+    /// So many were inserted in `DEVICES`; wraps around for those that were taken out.
+    pub(super) fn count_devices(&mut self, summand: u32) {
         let devices = self.field(offset_of!(Control, devices));
-        devices.fetch_sub(1, Ordering::SeqCst);
+        devices.fetch_add(summand, Ordering::SeqCst);
     }
 
     fn set(&mut self, offset: usize, value: u32) {

@@ -153,8 +153,9 @@ impl Programs {
             .add(ring_fd, Source::Ring)
             .map_err(Unavailable::other)?;
         let mut maps = Maps::of(&mut object)?;
-        // The other half of the room is for devices of userspace's finding, at most one a name.
-        let crowd = u32::try_from(room.saturating_sub(1)).unwrap_or(u32::MAX);
+        // There is twice as much room: one device a name cannot be missed, and others are not come to at
+        // once.
+        let crowd = u32::try_from(room).unwrap_or(u32::MAX);
         maps.shared.set_crowd(crowd);
         Ok(Self {
             hook,

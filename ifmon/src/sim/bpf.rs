@@ -67,6 +67,7 @@ struct Maps {
     names: HashMap<NameKey, NameState>,
     devices: BTreeMap<u64, DeviceState>,
     links: HashMap<Link, u64>,
+    remembered: VecDeque<u64>,
     namespaces: HashMap<u32, u32>,
     /// The programs trace.
     hears_everywhere: bool,
@@ -110,6 +111,7 @@ impl Maps {
             ..DeviceState::default()
         };
         self.devices.insert(id, state);
+        self.count += 1;
         Ok(())
     }
 
@@ -148,9 +150,17 @@ impl Kernel for Maps {
     }
 
     fn remove_device(&mut self, id: u64) {
-        if self.devices.remove(&id).is_some() && id & USERSPACE_ID == 0 {
+        if self.devices.remove(&id).is_some() {
             self.count -= 1;
         }
+    }
+
+    fn next_remembered(&mut self) -> Option<u64> {
+        self.remembered.pop_front()
+    }
+
+    fn add_remembered(&mut self, id: u64) {
+        self.remembered.push_back(id);
     }
 
     fn is_crowded(&mut self) -> bool {
@@ -430,7 +440,7 @@ impl Side for Programs {
                 } else {
                     2 * watches
                 },
-                crowd: watches - 1,
+                crowd: if is_crowded { 1 } else { watches },
                 ring_room: room,
                 matching_room: if is_crowded {
                     LITTLE_MATCHING
@@ -609,6 +619,7 @@ impl Side for Programs {
                 let is_new = !maps.links.contains_key(&link);
                 if is_new {
                     maps.links.insert(link, id);
+                    maps.add_remembered(id);
                 }
                 Reply::Inserted(Ok(is_new))
             }
@@ -794,8 +805,7 @@ impl Side for Programs {
             ..
         } = maps.counters;
         assert_eq!(seen, matched + ignored);
-        let theirs = maps.devices.keys().filter(|id| *id & USERSPACE_ID == 0);
-        assert_eq!(maps.count, theirs.count(), "devices are counted");
+        assert_eq!(maps.count, maps.devices.len(), "devices are counted");
         let mut spots: BTreeSet<_> = watched.iter().map(|spot| netns(spot.space).0).collect();
         let patterned: BTreeSet<_> = patterns
             .iter()

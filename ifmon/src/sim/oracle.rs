@@ -28,6 +28,8 @@ pub(crate) struct Means {
     pub(crate) forgets: bool,
     /// What had a name before is forgotten for want of room, when a loss hides another holder.
     pub(crate) can_forget: bool,
+    /// Who had a name last, and has taken another one since, is forgotten for want of room.
+    pub(crate) forgets_homes: bool,
     /// Messages or records can be lost, or what is asked not be answered.
     pub(crate) can_lose: bool,
     /// Can a device be known by its index? Where messages are not heard and indexes used again,
@@ -366,6 +368,7 @@ impl Follower {
         told.holder.is_some_and(|device| {
             device.ifindex == ifindex
                 && (self.is_obscured
+                    || self.means.forgets_homes
                     || self.means.forgets
                     || self.means.is_local && host.has_travelled(device.id))
         })
@@ -387,6 +390,7 @@ impl Follower {
             overwrites,
             hides_inodes,
             is_local,
+            forgets_homes,
             ..
         } = self.means;
         match (kind, truth) {
@@ -423,7 +427,8 @@ impl Follower {
             // came back from elsewhere.
             (EventKind::Recreated { ifindex, .. }, EventKind::Returned { ifindex: back }) => {
                 let is_unread = !calm || hides_inodes;
-                (is_local && (!is_lossless || has_travelled && is_unread) || self.is_obscured)
+                let is_forgotten = self.is_obscured || forgets_homes;
+                (is_local && (!is_lossless || has_travelled && is_unread) || is_forgotten)
                     && ifindex == back
             }
             // Another device with the name *and* the index of the one that is expected back, gone

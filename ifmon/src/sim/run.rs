@@ -231,6 +231,11 @@ impl Setting {
             forgets: [Some(self.kind), self.behind].contains(&Some(BackendKind::NetlinkEbpf))
                 && self.is_faulty,
             // A client of the agent knows but the last holder.
+            forgets_homes: self.is_crowded
+                && [Some(self.kind), self.behind]
+                    .into_iter()
+                    .flatten()
+                    .any(BackendKind::is_ebpf),
             can_forget: (self.is_crowded || is_agent) && can_lose,
             is_certain: is_lossless || is_counted || !reuses,
             calm,
