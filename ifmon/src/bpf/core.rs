@@ -638,13 +638,10 @@ impl Bpf {
     /// Takes the record that a device lost a name, now that it is known whether the program was shown
     /// all that came before. If it was not, what it says of names is found out in another way.
     fn confirmed(&mut self, now: &Now, overflowed: io::Result<bool>) {
-        let Some(mut record) = self.unconfirmed.take() else {
-            return;
-        };
-        if self.has_missed_in(NetnsId(record.from.netns), overflowed) {
-            record.flags &= !(flag::LEFT_NAME | flag::TOOK_NAME);
+        if let Some(record) = self.unconfirmed.take() {
+            self.answered_overflowed(NetnsId(record.from.netns), overflowed);
+            self.record(now, &record);
         }
-        self.record(now, &record);
     }
 
     /// Takes a record, in the order in which the program sent them.
@@ -653,6 +650,7 @@ impl Bpf {
             return;
         }
         self.received += 1;
+        let record = &self.without_missed(*record);
         let time = now.wall_time(Duration::from_nanos(record.time));
         let by = actor(record);
         if record.flags & flag::LEFT_NAME != 0
@@ -702,6 +700,18 @@ impl Bpf {
                 self.gone(netns, time, by);
             }
         }
+    }
+
+    /// Without what it says of names in a namespace where the program may have missed something: who has
+    /// them is found out soon, and the record may follow from what was missed.
+    fn without_missed(&self, mut record: Record) -> Record {
+        if self.missed.contains(&NetnsId(record.from.netns)) {
+            record.flags &= !flag::LEFT_NAME;
+        }
+        if self.missed.contains(&NetnsId(record.to.netns)) {
+            record.flags &= !flag::TOOK_NAME;
+        }
+        record
     }
 
     /// Is this the next change of the name, in the watch that there is now? An earlier one was
@@ -841,7 +851,7 @@ impl Machine for Bpf {
             (AwaitedOwner::Record, Reply::Record(None)) => self.unread = false,
             (AwaitedOwner::Confirmation, Reply::Overflowed(result)) => self.confirmed(now, result),
             (AwaitedOwner::Overflowed(netns), Reply::Overflowed(result)) => {
-                self.has_missed_in(netns, result);
+                self.answered_overflowed(netns, result);
             }
             (AwaitedOwner::Counters, Reply::Counters(Ok(counters))) => self.check(&counters),
             (AwaitedOwner::Counters, Reply::Counters(Err(error))) => self.trouble(error),
@@ -921,16 +931,15 @@ impl Bpf {
         }
     }
 
-    /// Was there a message of this namespace that the program could not be shown, or is that not known?
-    fn has_missed_in(&mut self, netns: NetnsId, overflowed: io::Result<bool>) -> bool {
-        if let Ok(false) = overflowed {
-            return false;
+    /// Was there a message of this namespace that the program could not be shown? If that is not known,
+    /// there may have been.
+    fn answered_overflowed(&mut self, netns: NetnsId, overflowed: io::Result<bool>) {
+        if !matches!(overflowed, Ok(false)) {
+            self.overflowed(netns);
         }
-        self.overflowed(netns);
         if let Err(error) = overflowed {
             self.trouble(error);
         }
-        true
     }
 
     /// The program could not be shown a message: what the maps have of this namespace may be wrong.

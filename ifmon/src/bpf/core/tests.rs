@@ -300,3 +300,24 @@ fn a_device_that_is_gone_may_not_have_been_the_last_one_with_the_name() {
     };
     assert_eq!(observed.holder.map(|device| device.ifindex), Some(5));
 }
+
+/// That its holder before lost it is what was missed, and who has it by now is found out.
+#[test]
+fn that_a_name_was_taken_is_not_told_while_it_is_found_out_what_was_missed() {
+    let (mut core, mut side) = watched(Hook::Socket);
+    let now = Now::at(Instant::now());
+    core.ready(Source::Socket(NETNS));
+    let step = core.poll(&now);
+    let Step::Request(Request::Overflowed(NETNS)) = step else {
+        panic!("{step:?}");
+    };
+    core.answer(&now, Reply::Overflowed(Ok(true)));
+    side.records = VecDeque::from([took(7, 5, 1, side.state.epoch)]);
+    side.holder = (5, 300);
+    core.ready(Source::Ring);
+    let signals = side.run(&mut core);
+    let [Signal::Resync { observed, .. }] = &signals[..] else {
+        panic!("{signals:?}");
+    };
+    assert_eq!(observed.holder.map(|device| device.ifindex), Some(5));
+}
