@@ -54,10 +54,11 @@ pub struct Event {
 pub enum EventKind {
     /// The watch is live and the state was read after that. Once, first.
     Watching {
-        /// `None` while no interface has the name.
+        /// `None` while no interface has the name, and for a pattern (see [`Event::matches`]).
         ifindex: Option<u32>,
     },
-    /// The device was unregistered, by whatever cause.
+    /// The device was unregistered, by whatever cause. If its network namespace has ended, as `fentry`
+    /// and `kprobe` tell, so have the watches in it.
     Deleted {
         /// Of the device that is gone.
         ifindex: u32,
@@ -78,7 +79,8 @@ pub enum EventKind {
         /// Its index there, where that can be known.
         to_ifindex: Option<u32>,
     },
-    /// Nobody had the name since the watch began, and now somebody has.
+    /// Nobody had the name since the watch began, and now somebody has. Of a pattern: a device matches
+    /// that did not, be it new, renamed or moved.
     Appeared {
         /// Of the new device.
         ifindex: u32,
@@ -325,7 +327,7 @@ impl BackendKind {
         }
     }
 
-    /// Does it take CAP_BPF, and can it tell who made a change?
+    /// Is it one with a BPF program, which takes CAP_BPF, and can tell who made a change?
     pub const fn is_ebpf(self) -> bool {
         match self {
             Self::Fentry | Self::Kprobe | Self::NetlinkEbpf => true,

@@ -70,6 +70,10 @@ pub(crate) async fn run(mut args: Args, handed_over: Option<UnixListener>) -> an
     let is_elsewhere = |target: &WatchArgument| target.netns.is_some() && !target.is_everywhere();
     let is_named = |netns: &OsString| netns != target::EVERYWHERE;
     let elsewhere = args.netns.iter().any(is_named) || args.interfaces.iter().any(is_elsewhere);
+    let pattern_elsewhere = args.interfaces.iter().any(|target| {
+        let goes_elsewhere = target.netns.is_none() && args.netns.iter().any(is_named);
+        target.is_pattern() && (is_elsewhere(target) || goes_elsewhere)
+    });
     let mut directory = args.state.as_deref().map(Directory::open).transpose()?;
     let (builder, watches, places) = watches::builder(&mut args, directory.as_mut())?;
     // What the arguments took: a buffer of which little is used stands there next.
@@ -87,9 +91,16 @@ pub(crate) async fn run(mut args: Args, handed_over: Option<UnixListener>) -> an
     };
     let backend = monitor.backend();
     if elsewhere {
-        warn_of_netns(backend, watches.has_patterns());
+        warn_of_netns(backend, pattern_elsewhere);
     }
-    if !args.mine.is_empty() && !backend.is_ebpf() {
+    if let Some(directory) = &mut directory
+        && !backend.keeps_netns_alive()
+    {
+        directory.leave_others();
+    }
+    // An agent tells those whom it trusts.
+    let tells_who = backend.is_ebpf() || backend == BackendKind::Agent;
+    if !args.mine.is_empty() && !tells_who {
         log::warn!(
             "--mine has no effect: {backend} cannot tell who makes a change, the BPF backends can"
         );

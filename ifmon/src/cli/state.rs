@@ -221,6 +221,13 @@ impl Directory {
         place.clone()
     }
 
+    /// Lets the namespaces go that ifmon is not in, and that it would keep alive. Of those who have names
+    /// there the index alone goes on record.
+    pub(crate) fn leave_others(&mut self) {
+        let own = Netns::current().ok().map(|own| own.id());
+        self.inspectors.retain(|netns, _| Some(*netns) == own);
+    }
+
     /// The device that is to be expected for a watch that begins.
     pub(crate) fn expected(&mut self, netns: &Netns, watch: WatchKey) -> Option<Identity> {
         let stored = match fs::read(self.file(watch)) {

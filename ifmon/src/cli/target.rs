@@ -52,6 +52,10 @@ pub(crate) enum NoInterface {
 }
 
 impl WatchArgument {
+    pub(crate) const fn is_pattern(&self) -> bool {
+        matches!(self.what, Selection::Pattern(_))
+    }
+
     /// Takes a word apart. No interface name has a slash in it, so the last one ends the namespace,
     /// which is taken as it is. In the name a backslash takes the next character as it is;
     /// `literal` takes all of them so.

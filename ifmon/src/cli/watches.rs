@@ -177,11 +177,6 @@ impl Watches {
                 .all(|account| account.began > 0 && (account.matches > 0) == present)
     }
 
-    /// Is there any pattern?
-    pub(crate) const fn has_patterns(&self) -> bool {
-        !self.patterns.is_empty()
-    }
-
     /// The patterns that have begun, in the order in which they did.
     pub(crate) fn patterns(&self) -> Vec<PatternAccount> {
         let begun = self.patterns.iter().filter(|account| account.began > 0);

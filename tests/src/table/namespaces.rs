@@ -9,6 +9,7 @@ use crate::{
     backend::TRACING,
     namespace::Namespace,
     room::{Device, NamedNetns, Room},
+    scratch::Scratch,
     stage::{SENTINEL, Stage, left_out},
     want::{appeared, deleted, moved, recreated, renamed, returned},
 };
@@ -30,6 +31,10 @@ pub(super) const TABLE: &[Scenario] = &[
     veth("the peer's namespace ends", peer_ends),
     // A socket keeps its namespace alive, so these are for tracing.
     only(TRACING, veth("a watched namespace ends", watched_ends)),
+    only(
+        TRACING,
+        veth("a watched namespace ends, by --state", ends_on_record),
+    ),
     only(
         TRACING,
         veth("the only watched namespace ends", only_watched_ends),
@@ -224,11 +229,29 @@ fn watched_ends(stage: &mut Stage) -> Result<()> {
     other.add("wg0", 100)?;
     let watches = [(&doomed, "wg0", Some(100)), (&other, "wg0", Some(100))];
     stage.watch_rooms(&watches)?;
-    stage.end_room(doomed)?;
+    stage.end_one_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
     other.delete(100)?;
     stage.see_in(lasting, "wg0", deleted(100))?;
     stage.nothing_more(&[&other])
+}
+
+/// To be able to read who has a name there would keep it alive.
+fn ends_on_record(stage: &mut Stage) -> Result<()> {
+    let scratch = Scratch::new("state")?;
+    let directory = scratch.path().to_str().context("a path in UTF-8")?;
+    let (doomed, other) = (stage.room()?, stage.room()?);
+    let (ending, lasting) = (doomed.id()?, other.id()?);
+    doomed.add("wg0", 100)?;
+    let names = [doomed.path(), other.path()].map(|path| format!("{path}/wg0"));
+    let args = ["--state", directory, &names[0], &names[1]];
+    let watches = [(ending, "wg0", Some(100)), (lasting, "wg0", None)];
+    stage.watch_with(&args, &watches)?;
+    stage.end_one_room(doomed)?;
+    stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
+    other.add("wg0", 101)?;
+    stage.see_in(lasting, "wg0", appeared(101))?;
+    stage.nothing_more(&[])
 }
 
 fn only_watched_ends(stage: &mut Stage) -> Result<()> {
@@ -267,7 +290,7 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     let ending = doomed.id()?;
     doomed.add("wg0", 100)?;
     stage.watch_rooms(&[(&doomed, "wg0", Some(100)), (&other, "wg0", None)])?;
-    stage.end_room(doomed)?;
+    stage.end_one_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
     let next = another_with_number(ending, &mut Vec::new())?;
     next.add("wg0", 100)?;
