@@ -242,7 +242,8 @@ impl Check {
         }
     }
 
-    /// What [`BackendChoice::Auto`] takes here.
+    /// What [`BackendChoice::Auto`] takes here for names; patterns can take more of the kernel, and all
+    /// namespaces a program that traces.
     pub fn best(&self) -> Option<BackendKind> {
         self.backends
             .iter()

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// After so many requests in a row others have their turn.
-const PATIENCE: u32 = 256;
+const REQUESTS_IN_A_ROW: u32 = 256;
 
 /// The part of a backend that has descriptors. It does one thing at a time and decides nothing.
 pub(crate) trait Shell {
@@ -172,7 +172,7 @@ pub(crate) async fn run<M, S>(
             (output, !state.outbox.is_empty())
         };
         busy += 1;
-        if busy > PATIENCE {
+        if busy > REQUESTS_IN_A_ROW {
             busy = 0;
             tokio::task::yield_now().await;
         }

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The monitor was cancelled.
+    /// The monitor was cancelled; or it has ended, and [`Monitor::next`](crate::Monitor::next) says why.
     #[error("stopped")]
     Stopped,
 
@@ -84,7 +84,8 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A backend that was asked for by name does not work here.
+    /// A backend that was asked for by name does not work here, or one that works cannot do what was
+    /// asked.
     #[error("the {backend} backend does not work here: {reason}")]
     Unavailable {
         /// The backend.
@@ -97,8 +98,8 @@ pub enum Error {
     #[error("{0}")]
     NoBackend(String),
 
-    /// Subscribing to the kernel's link messages failed.
-    #[error("cannot subscribe to link messages: {0}")]
+    /// A network namespace could not be entered, or its link messages not be subscribed to.
+    #[error("cannot begin to watch in a network namespace: {0}")]
     Subscribe(#[source] io::Error),
 
     /// The kernel did not answer when it was asked for the state of a link.

@@ -35,7 +35,7 @@ impl LinkKind {
     /// Checks a kind. Whether this kernel has it is not known before there is an interface of it.
     ///
     /// # Errors
-    /// When no interface can be of it.
+    /// When it is empty, longer than is told apart here, or has a byte that no kind has.
     pub fn new(kind: impl AsRef<[u8]>) -> Result<Self, InvalidKind> {
         let kind = kind.as_ref();
         if kind.is_empty() {

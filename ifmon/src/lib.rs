@@ -38,10 +38,11 @@
 //! other end of a veth is. Everything runs on the caller's tokio runtime.
 //!
 //! One monitor serves a whole process: it takes as many descriptors as one for each tunnel would take
-//! each time (five with netlink, fourteen with netlink-ebpf), and four more for each other network
-//! namespace. What a backend needs ([`Check`] says what is missing) it needs for [`Builder::start`]. A
+//! each time (five with netlink, fourteen with netlink-ebpf), and with these four more for each other
+//! network namespace. What a backend needs ([`Check`] says what is missing) it needs for [`Builder::start`]. A
 //! process that gives up its rights afterwards, or changes its root directory, goes on being told of all
-//! that it watches, and can add names in the namespaces that it watches already.
+//! that it watches, and can add names in its own namespace; in others that it watches already with the
+//! netlink backends (`netlink-ebpf` too), since `fentry` and `kprobe` keep nothing of them open.
 //!
 //! `examples/` has an engine that restarts with its tunnel, the interfaces of a container, and use
 //! from blocking code.

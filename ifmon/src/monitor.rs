@@ -105,7 +105,8 @@ impl Builder {
 
     /// Makes room for this many watches, if that is more than there are at the start. The BPF
     /// backends cannot make more room later: they have room for 1,024, or for as many as are asked
-    /// for here (1,048,576 at most) or watched at the start.
+    /// for here (1,048,576 at most) or watched at the start. Where the kernel does not grant the memory, as
+    /// by the limit on locked memory before Linux 5.11, it is 8 in place of 1,024.
     pub fn capacity(mut self, watches: usize) -> Self {
         self.options.capacity = watches;
         self
@@ -122,7 +123,8 @@ impl Builder {
 
     /// Bytes of the queue between the kernel and this process: the socket's receive buffer, or the
     /// ring buffer of the BPF backends (rounded up to a power of two of pages). 4 MiB and 256
-    /// KiB if this is not called; 1 GiB at most.
+    /// KiB if this is not called, or 4 KiB where the kernel does not grant more (see
+    /// [`Builder::capacity`]); 1 GiB at most. An agent has queues of its own.
     pub fn receive_buffer(mut self, bytes: u32) -> Self {
         self.options.receive_buffer = Some(bytes);
         self
@@ -331,8 +333,11 @@ impl Handle {
     /// already goes on.
     ///
     /// # Errors
-    /// Those of reading its state; [`Error::Filter`] when a BPF backend has no room for one more
-    /// (see [`Builder::capacity`]); [`Error::Stopped`] when the monitor has ended.
+    /// [`Error::InvalidName`] and [`Error::InvalidPattern`]; [`Error::Netns`] and [`Error::Subscribe`]
+    /// when its network namespace cannot be entered; [`Error::Recheck`] when its state cannot be read;
+    /// [`Error::Filter`] when a BPF backend has no room for one more (see [`Builder::capacity`]);
+    /// [`Error::Unavailable`], [`Error::AllNamespaces`] and [`Error::Agent`] when the backend or the agent
+    /// does not do it; [`Error::Stopped`] when the monitor has ended.
     pub async fn watch(
         &self,
         target: impl TryInto<Target, Error: Into<Error>>,
@@ -343,8 +348,8 @@ impl Handle {
     /// The same for many at once, which takes less than one after the other.
     ///
     /// # Errors
-    /// As [`Handle::watch`]. Those of one network namespace that follow each other begin together
-    /// or not at all.
+    /// As [`Handle::watch`]. Names of one network namespace that follow each other begin together or not
+    /// at all; those before them have begun, and go on.
     pub async fn watch_all<T: TryInto<Target, Error: Into<Error>>>(
         &self,
         targets: impl IntoIterator<Item = T>,
@@ -372,7 +377,7 @@ impl Handle {
                 backend: self.kind,
                 reason,
             })?;
-            // The watches begin in the order in which they were named.
+            // In the order in which they were named, but for patterns of all namespaces, which come first.
             let last = groups
                 .last_mut()
                 .filter(|(last, _)| last.id() == netns.id());
@@ -414,7 +419,8 @@ impl Handle {
     }
 
     /// Ends the watch of a pattern; false when there was none. Kinds belong to the pattern (see
-    /// [`Pattern::of_kinds`]). Nothing of it is handed out after that.
+    /// [`Pattern::of_kinds`]). One of all namespaces is that of [`NetnsId::ALL`], as is a name that was
+    /// watched there. Nothing of it is handed out after that.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the monitor has ended.

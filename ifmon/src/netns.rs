@@ -391,10 +391,8 @@ fn is_netns(file: &File) -> bool {
     let on_nsfs = rustix::fs::fstatfs(file).is_ok_and(|fs| is_nsfs(&fs));
     // Every kind of namespace is on nsfs; the link in /proc says which kind it is.
     on_nsfs
-        && std::os::fd::AsRawFd::as_raw_fd(file)
-            .try_into()
+        && fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
             .ok()
-            .and_then(|fd: u32| fs::read_link(format!("/proc/self/fd/{fd}")).ok())
             .is_none_or(|link| {
                 let link = link.to_string_lossy();
                 !link.contains(":[") || link.starts_with("net:[")

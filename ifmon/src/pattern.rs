@@ -74,7 +74,8 @@ impl Pattern {
     /// Checks a pattern.
     ///
     /// # Errors
-    /// When it is none, or no interface can have a name that it matches.
+    /// When it is none, or the length of what it matches, or a byte that is certain in it, rules out that
+    /// an interface is called so.
     pub fn new(text: impl AsRef<[u8]>) -> Result<Self, InvalidPattern> {
         let text = text.as_ref();
         let mut parts = Vec::new();

@@ -71,8 +71,9 @@ impl Target {
     /// The same in all network namespaces, those to come as well. A name is a pattern then that this
     /// name alone matches.
     ///
-    /// Takes the backends `fentry` or `kprobe`, and is for the start: [`Handle::watch`] refuses it
-    /// later, and patterns of single namespaces beside it. No namespace is kept alive by it. There
+    /// Takes the backends `fentry` or `kprobe`, and is for the start: [`Handle::watch`] refuses it where
+    /// there are other patterns, as it does those beside it, and has room for as many namespaces then as
+    /// [`Builder::pattern_capacity`](crate::Builder::pattern_capacity) has made. No namespace is kept alive by it. There
     /// is one `Watching`, with all that match and [`NetnsId::ALL`]; every other event has the
     /// namespace that it is about. A namespace that neither `/proc/PID/ns/net` of any process nor a
     /// mount shows is watched from the first change on that is made in it. A device is known by its

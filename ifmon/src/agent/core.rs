@@ -341,6 +341,7 @@ impl Agent {
                 for wanted in &wanted {
                     self.resume(wanted.name, found(wanted), now);
                 }
+                log::info!("the agent is back");
                 self.dismiss();
             }
         }
@@ -370,7 +371,6 @@ impl Agent {
 
     /// The agent is back: nobody has to stand in for it any more.
     fn dismiss(&mut self) {
-        log::info!("the agent is back");
         self.stand_in = None;
         self.closing
             .push_back(Request::Netlink(netlink::Request::Close(self.home)));

@@ -455,8 +455,11 @@ pub(crate) fn refused(error: &ProgramError) -> Unavailable {
                 .map_or_else(|| io_error.to_string(), str::to_owned);
             Unavailable::Verifier { summary }
         }
-        ProgramError::KProbeError(KProbeError::FileError { .. }) => match has_kprobes() {
-            Some(_) => Unavailable::NoKprobes,
+        ProgramError::KProbeError(KProbeError::FileError { io_error, .. }) => match has_kprobes() {
+            Some(false) => Unavailable::NoKprobes,
+            Some(true) => {
+                from_errno(io_error).unwrap_or_else(|| Unavailable::Attach(again(io_error)))
+            }
             None => Unavailable::other(
                 "kprobes are opened through /sys/bus/event_source, which this process is not shown",
             ),

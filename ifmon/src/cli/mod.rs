@@ -91,9 +91,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = match error.downcast_ref() {
-                // It is there, and this user may not have it.
                 Some(Misused::Netns(ifmon::Error::Netns { source, .. }))
-                    if source.kind() == io::ErrorKind::PermissionDenied =>
+                    if !is_mistaken(source) =>
                 {
                     Exit::Failed
                 }
@@ -104,6 +103,16 @@ pub(crate) fn main() -> ExitCode {
             exit.into()
         }
     }
+}
+
+/// Is there no such network namespace? Or may this user not have it, or is something short that is there
+/// at the next attempt?
+fn is_mistaken(error: &io::Error) -> bool {
+    let is_short = matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    );
+    !is_short && error.kind() != io::ErrorKind::PermissionDenied
 }
 
 /// What cannot work with these arguments is wrong usage.
@@ -193,7 +202,7 @@ mod tests {
         let own_words = ifmon::Error::Subscribe(io::Error::other("no room"));
         assert_eq!(
             sentence(&own_words.into()),
-            "cannot subscribe to link messages: no room"
+            "cannot begin to watch in a network namespace: no room"
         );
         let with_context = Err::<(), _>(io::Error::other("no room")).context("cannot write");
         assert_eq!(

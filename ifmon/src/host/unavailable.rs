@@ -88,7 +88,7 @@ pub enum Unavailable {
     Memlock,
     /// The process has as many files open as it may.
     #[error(
-        "this process may open no more files; raise the limit (ulimit -n, LimitNOFILE=), BPF takes some 30"
+        "this process may open no more files; raise the limit (ulimit -n, LimitNOFILE=); to begin with BPF takes some 30"
     )]
     OpenFiles,
     /// The program does not read this kernel right.

@@ -1,5 +1,5 @@
 //! Asks the kernel about one link; or about all, which may be interrupted for ever while links come
-//! and go: patterns need that, and for thousands of names it is tried once.
+//! and go: patterns need that, and for many names it is tried once.
 //!
 //! The kernel answers a request for one link while it is being sent, so this neither waits nor
 //! needs a task. That, and an answer that cannot be lost to one odd attribute, is why it is not
