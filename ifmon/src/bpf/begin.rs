@@ -185,6 +185,8 @@ enum BeginCheck {
     /// The programs have userspace's word for the holder. Do they know the device? An answer can be
     /// ahead of what they are told: that a device is new, whereupon they forget what has its index.
     Holder(u32, u64),
+    /// Has it the name still, now that changes that had begun are over? As in [`BeginStep::Confirm`].
+    Confirm(u32, u64),
     /// Begin again with this name.
     Insert,
 }
@@ -392,7 +394,7 @@ impl Begin {
                     }
                 }
                 BeginStep::Check(_, BeginCheck::Barrier(_)) => self.ask(Question::Barrier),
-                BeginStep::Check(at, BeginCheck::Index) => {
+                BeginStep::Check(at, BeginCheck::Index | BeginCheck::Confirm(..)) => {
                     self.ask(Question::IndexOf(self.items[*at].name))
                 }
                 BeginStep::Check(at, BeginCheck::State(_)) => Request::Name(self.key(*at)),
@@ -602,7 +604,10 @@ impl Begin {
                     BeginStep::Insert
                 }
             }
-            (BeginStep::Settle, _) => BeginStep::Insert,
+            (BeginStep::Settle, Reply::Answer(Answer::Waited(waited))) => {
+                self.has_waited &= waited;
+                BeginStep::Insert
+            }
             (BeginStep::Insert, Reply::Done(Ok(()))) => BeginStep::Barrier,
             (BeginStep::Tell, Reply::Done(Ok(()))) => BeginStep::BarrierAgain,
             (BeginStep::Barrier, Reply::Answer(Answer::Waited(waited))) => {
@@ -686,6 +691,7 @@ impl Begin {
             ) => return self.fail(Failure::Filter(error_of(reply))),
             (
                 step @ (BeginStep::Enter
+                | BeginStep::Settle
                 | BeginStep::Barrier
                 | BeginStep::Census
                 | BeginStep::BarrierAgain),
@@ -904,7 +910,15 @@ impl Begin {
             }
             (BeginCheck::Holder(ifindex, id), Reply::Link(Ok(link))) => {
                 let is_known = link == Some(id);
-                return Ok(self.settle(at, is_known.then_some((0, Some((ifindex, id))))));
+                if is_known && self.hook == Hook::Socket {
+                    BeginCheck::Confirm(ifindex, id)
+                } else {
+                    return Ok(self.settle(at, is_known.then_some((0, Some((ifindex, id))))));
+                }
+            }
+            (BeginCheck::Confirm(ifindex, id), Reply::Answer(Answer::Index(found))) => {
+                let stays = found.map_err(Failure::Recheck)? == Some(ifindex);
+                return Ok(self.settle(at, stays.then_some((0, Some((ifindex, id))))));
             }
             (BeginCheck::Insert, Reply::Done(Ok(()))) => {
                 return Ok(Some(BeginStep::Look(at, BeginLook::Index)));

@@ -162,3 +162,52 @@ fn an_inode_that_can_never_be_read_is_asked_for_so_often_and_no_more() {
     let step = kernel.run(instant, &mut core);
     assert!(matches!(step, MachineStep::Failed(_)), "{step:?}");
 }
+
+/// A device that is shown while it is being set up, which fails: it goes, and nobody is told. Something
+/// else happens meanwhile.
+#[test]
+fn who_is_gone_when_changes_that_had_begun_are_over_does_not_have_the_name() {
+    let mut core = watching();
+    let now = Now::at(Instant::now());
+    let (mut looks, mut seen) = (0, 0);
+    let (mut name, mut device) = (None, None);
+    let holders = loop {
+        let request = match core.poll(&now) {
+            MachineStep::Request(request) | MachineStep::Background(request) => request,
+            MachineStep::Done(Outcome::Watched(holders)) => break holders,
+            step => panic!("{step:?}"),
+        };
+        let reply = match request {
+            Request::Record => Reply::Record(None),
+            Request::Overflowed(_) => Reply::Overflowed(Ok(false)),
+            Request::Counters => {
+                seen += 1;
+                Reply::Counters(Ok(ifmon_ebpf::Counters {
+                    seen,
+                    ..ifmon_ebpf::Counters::default()
+                }))
+            }
+            Request::Devices => Reply::Devices(Ok(Vec::new())),
+            Request::InsertNames(names) => {
+                name = names.first().map(|(_, state)| *state);
+                Reply::Done(Ok(()))
+            }
+            Request::Name(_) => Reply::Name(Ok(name)),
+            Request::Link(_) => Reply::Link(Ok(device)),
+            Request::InsertLink(_, id) => {
+                device = Some(id);
+                Reply::Inserted(Ok(true))
+            }
+            Request::Ask(_, Question::Barrier) => Reply::Answer(Answer::Waited(true)),
+            Request::Ask(_, Question::IndexOf(_)) => {
+                looks += 1;
+                Reply::Answer(Answer::Index(Ok((looks <= 2).then_some(7))))
+            }
+            Request::Ask(_, Question::IdentityOf(_)) => Reply::Answer(Answer::Identity(Ok(None))),
+            _ => Reply::Done(Ok(())),
+        };
+        core.answer(&now, reply);
+    };
+    let holders = holders.expect("it begins");
+    assert!(matches!(holders[..], [None]), "{holders:?}");
+}
