@@ -420,7 +420,7 @@ fn give_up<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
     change.set(flag::LEFT_NAME);
     // It had it by userspace's word, perhaps.
     if let Some(device) = kernel.device(change.id) {
-        device.home = NameKey::of(&change.from);
+        device.taken = NameKey::of(&change.from);
     }
 }
 
@@ -446,7 +446,7 @@ fn take<K: Kernel>(kernel: &mut K, change: &mut DeviceChange) {
         change.id = id;
     }
     if let Some(device) = kernel.device(change.id) {
-        device.home = key;
+        device.taken = key;
     }
     let Some(name) = kernel.name(&key) else {
         return;
@@ -618,7 +618,7 @@ fn remember<K: Kernel>(kernel: &mut K, here: &Place) -> Option<u64> {
     let state = DeviceState {
         opened: 0,
         place: *here,
-        home: NameKey::default(),
+        taken: NameKey::default(),
         closed: 0,
     };
     // Each CPU counts for itself, so ids are unique without the result of an atomic operation;
@@ -653,12 +653,12 @@ fn forget<K: Kernel>(kernel: &mut K, netns: u32) {
         let Some(device) = kernel.device(id) else {
             continue;
         };
-        let (home, place) = (device.home, device.place);
+        let (taken, place) = (device.taken, device.place);
         // What is told of devices elsewhere can be told meanwhile, where it is by messages.
         let is_steady = kernel.hears_everywhere() || place.netns == netns;
         if !is_steady
             || !kernel.is_crowded()
-            || is_last(kernel, &home, id)
+            || is_last(kernel, &taken, id)
             // By userspace's word, perhaps.
             || is_last(kernel, &NameKey::of(&place), id)
         {

@@ -160,12 +160,12 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
                     netns,
                     ifindex,
                 },
-            home,
+            taken,
             closed,
         } = *state;
-        let [third, fourth] = home.name.0;
-        let (place, home) = (words_of(netns, ifindex), words_of(home.netns, home.zero));
-        let words: [u64; 8] = [opened, first, second, place, third, fourth, home, closed];
+        let [third, fourth] = taken.name.0;
+        let (place, taken) = (words_of(netns, ifindex), words_of(taken.netns, taken.zero));
+        let words: [u64; 8] = [opened, first, second, place, third, fourth, taken, closed];
         // SAFETY: the same bytes.
         let state = unsafe { transmute::<[u64; 8], DeviceState>(words) };
         let is_inserted = DEVICES.insert(id, state, BPF_NOEXIST).is_ok();

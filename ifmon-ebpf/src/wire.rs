@@ -144,7 +144,7 @@ pub struct DeviceState {
     /// a rename.
     pub place: Place,
     /// The watched name that it took last; zeros where it took none. Outside of the two counts.
-    pub home: NameKey,
+    pub taken: NameKey,
     /// See [`NameState::closed`].
     pub closed: u64,
 }

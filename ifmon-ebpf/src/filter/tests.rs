@@ -375,7 +375,7 @@ fn a_device_takes_a_watched_name_and_goes() {
             }
         );
         assert_eq!(maps.links[&Link::of(&wg0())], id(1));
-        assert_eq!(maps.devices[&id(1)].home, NameKey::of(&wg0()));
+        assert_eq!(maps.devices[&id(1)].taken, NameKey::of(&wg0()));
 
         let record = maps.event(deleted, wg0());
         assert_eq!(record, Some(left(id(1), wg0(), NOWHERE, 2)));
@@ -430,7 +430,7 @@ fn a_known_device_is_followed_from_name_to_name() {
         // Back again: it is the same one.
         let record = maps.event(renamed, wg0());
         assert_eq!(record, Some(took(id(1), wg1(), wg0(), 3)));
-        assert_eq!(maps.devices[&id(1)].home, NameKey::of(&wg0()));
+        assert_eq!(maps.devices[&id(1)].taken, NameKey::of(&wg0()));
     }
 }
 
@@ -447,7 +447,7 @@ fn a_rename_between_two_watched_names_is_one_record() {
             ..took(id(1), wg0(), wg1(), 1)
         };
         assert_eq!(record, Some(expected));
-        assert_eq!(maps.devices[&id(1)].home, NameKey::of(&wg1()));
+        assert_eq!(maps.devices[&id(1)].taken, NameKey::of(&wg1()));
     }
 }
 
@@ -479,7 +479,7 @@ fn a_device_that_userspace_found_holds_the_name_before_its_first_change() {
         let found = maps.found(wg0());
         let record = maps.event(renamed, wg1());
         assert_eq!(record, Some(left(found, wg0(), wg1(), 1)));
-        assert_eq!(maps.devices[&found].home, NameKey::of(&wg0()));
+        assert_eq!(maps.devices[&found].taken, NameKey::of(&wg0()));
 
         let record = maps.event(renamed, wg0());
         assert_eq!(record, Some(took(found, wg1(), wg0(), 2)));

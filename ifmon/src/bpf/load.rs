@@ -309,7 +309,14 @@ impl Load<'_> {
                 .map_max_entries("EVENTS", ring)
                 .load(&code);
             match result {
-                Ok(object) => return Ok((object, entries as usize)),
+                Ok(object) => {
+                    if watches < WATCHES {
+                        log::info!(
+                            "memory for the BPF maps is limited: there is room for {entries} watches"
+                        );
+                    }
+                    return Ok((object, entries as usize));
+                }
                 Err(error) => last = Some(error),
             }
         }

@@ -119,7 +119,7 @@ pub(crate) struct Args {
     pub(crate) netns: Vec<OsString>,
 
     /// Show what this host allows, which backend that gives and why no better one, and end
-    #[arg(long)]
+    #[arg(long, conflicts_with = "agent")]
     pub(crate) check: bool,
 
     /// Watch for any number of clients that need no privileges: they call on a unix socket
@@ -503,6 +503,8 @@ mod tests {
             &["--serve", "--exec", "true"],
             &["--serve", "--netns", "web"],
             &["--serve", "--check"],
+            // It asks the one that listens where agents do.
+            &["--check", "--agent", "/tmp/a"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }

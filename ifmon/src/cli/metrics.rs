@@ -48,12 +48,12 @@ pub(crate) struct Metrics {
 
 #[derive(Clone, Debug, Default)]
 struct Totals {
-    watches: Watches,
+    watches: TotalsByWatch,
     /// How often the state of a watch was read again, patterns as well.
     resyncs: u64,
 }
 
-type Watches = BTreeMap<(NetnsId, InterfaceName), WatchTotals>;
+type TotalsByWatch = BTreeMap<(NetnsId, InterfaceName), WatchTotals>;
 
 #[derive(Clone, Debug)]
 struct WatchTotals {
@@ -305,7 +305,7 @@ fn labels(
 
 /// A label that means the same after a restart of the host, where the namespace has a name. Where
 /// another one has that label, the number is left: no two series may be the same.
-fn label(id: NetnsId, watches: &Watches) -> String {
+fn label(id: NetnsId, watches: &TotalsByWatch) -> String {
     let is_taken = |label: &String| {
         let mut others = watches.iter().filter(|((other, _), _)| *other != id);
         others.any(|(_, watched)| watched.netns == *label)

@@ -29,7 +29,7 @@ pub(crate) struct Means {
     /// What had a name before is forgotten for want of room, when a loss hides another holder.
     pub(crate) can_forget: bool,
     /// Who had a name last, and has taken another one since, is forgotten for want of room.
-    pub(crate) forgets_homes: bool,
+    pub(crate) forgets_earlier: bool,
     /// Messages or records can be lost, or what is asked not be answered.
     pub(crate) can_lose: bool,
     /// Can a device be known by its index? Where messages are not heard and indexes used again,
@@ -368,7 +368,7 @@ impl Follower {
         told.holder.is_some_and(|device| {
             device.ifindex == ifindex
                 && (self.is_obscured
-                    || self.means.forgets_homes
+                    || self.means.forgets_earlier
                     || self.means.forgets
                     || self.means.is_local && host.has_travelled(device.id))
         })
@@ -390,7 +390,7 @@ impl Follower {
             overwrites,
             hides_inodes,
             is_local,
-            forgets_homes,
+            forgets_earlier,
             ..
         } = self.means;
         match (kind, truth) {
@@ -427,7 +427,7 @@ impl Follower {
             // came back from elsewhere.
             (EventKind::Recreated { ifindex, .. }, EventKind::Returned { ifindex: back }) => {
                 let is_unread = !calm || hides_inodes;
-                let is_forgotten = self.is_obscured || forgets_homes;
+                let is_forgotten = self.is_obscured || forgets_earlier;
                 (is_local && (!is_lossless || has_travelled && is_unread) || is_forgotten)
                     && ifindex == back
             }

@@ -231,7 +231,7 @@ impl Setting {
             forgets: [Some(self.kind), self.behind].contains(&Some(BackendKind::NetlinkEbpf))
                 && self.is_faulty,
             // A client of the agent knows but the last holder.
-            forgets_homes: self.is_crowded
+            forgets_earlier: self.is_crowded
                 && [Some(self.kind), self.behind]
                     .into_iter()
                     .flatten()

@@ -27,7 +27,7 @@ const TO_DO: &str = "run it as root, or name a path that its user may write to w
 const LISTEN_FDS_START: i32 = 3;
 
 /// Which file it is: of which device, and by which inode.
-type File = (u64, u64);
+type FileIdentity = (u64, u64);
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct ListeningSocket {
     /// The group that owns it, where that is known.
     pub(super) group: Option<u32>,
     /// What is to be removed at the end, as long as it is this one.
-    own: Option<(PathBuf, File)>,
+    own: Option<(PathBuf, FileIdentity)>,
 }
 
 /// The socket of the service manager, if there is one. To be called once, before anything is opened:
@@ -153,7 +153,7 @@ impl Drop for ListeningSocket {
     }
 }
 
-fn file_at(path: &Path) -> Option<File> {
+fn file_at(path: &Path) -> Option<FileIdentity> {
     let found = fs::symlink_metadata(path).ok()?;
     Some((found.st_dev(), found.st_ino()))
 }
