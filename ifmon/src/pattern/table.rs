@@ -743,8 +743,10 @@ impl PatternTable {
         match (&mut reading.stage, answer) {
             (ReadingStage::Table, Answer::Table(table)) => {
                 let table = table?;
+                let mut here = BTreeSet::new();
                 for (ifindex, named) in table.links {
                     if matches(&self.patterns, &named) || self.devices.contains_key(&ifindex) {
+                        here.insert(ifindex);
                         reading
                             .found
                             .insert(ifindex, Some(MatchingDevice::new(named)));
@@ -756,16 +758,11 @@ impl PatternTable {
                 if table.is_interrupted && reading.rounds < ROUNDS {
                     reading.rounds += 1;
                 } else {
-                    let is_missing = |ifindex: &u32| !reading.found.contains_key(ifindex);
-                    let known: BTreeSet<u32> = self
-                        .devices
-                        .keys()
-                        .chain(self.deferred.keys())
-                        .copied()
-                        .collect();
+                    // Those that an interrupted reading has had as well: they can be gone by now.
+                    let known = self.devices.keys().chain(self.deferred.keys());
+                    let known: BTreeSet<u32> = known.chain(reading.found.keys()).copied().collect();
                     reading.rounds = 0;
-                    reading.stage =
-                        ReadingStage::Names(known.into_iter().filter(is_missing).collect());
+                    reading.stage = ReadingStage::Names(known.difference(&here).copied().collect());
                 }
             }
             (ReadingStage::Names(left), Answer::Name(named)) => {

@@ -537,32 +537,35 @@ fn an_interrupted_table_is_read_again_and_leaves_nobody_out() {
     let mut table = table(&["a*"], &[(2, "a2"), (3, "a3")]);
     table.lost(None);
     table.read_table();
-    let piece = |link: Option<(u32, &str)>| {
+    let piece = |links: &[(u32, &str)]| {
+        let links = links.iter().map(|&(index, one)| (index, named(one)));
         Answer::Table(Ok(LinkTable {
-            links: link
-                .into_iter()
-                .map(|(index, one)| (index, named(one)))
-                .collect(),
+            links: links.collect(),
             is_interrupted: true,
         }))
     };
-    table.answer(piece(Some((4, "a4")))).expect("answered");
+    let first = piece(&[(4, "a4"), (5, "a5")]);
+    table.answer(first).expect("answered");
     for _ in 0..ROUNDS {
         assert_eq!(table.question(), Some(Question::Table));
-        table.answer(piece(None)).expect("answered");
+        table.answer(piece(&[])).expect("answered");
     }
-    // Whoever is in none of them is asked for.
-    for (ifindex, found) in [(3, Some(named("a3"))), (2, None)] {
+    // Whoever is not in the last one is asked for: that is no sign that it is gone, nor was it one that it
+    // is there.
+    let [a3, a4] = ["a3", "a4"].map(named);
+    for (ifindex, found) in [(5, None), (4, Some(a4)), (3, Some(a3)), (2, None)] {
         assert_eq!(table.question(), Some(Question::NameOf(ifindex)));
         table.answer(Answer::Name(Ok(found))).expect("answered");
     }
     assert_eq!(table.question(), Some(Question::Barrier));
     table.answer(Answer::Waited(true)).expect("answered");
     // It may have been there for a moment only.
-    assert_eq!(table.question(), Some(Question::NameOf(3)));
-    table
-        .answer(Answer::Name(Ok(Some(named("a3")))))
-        .expect("answered");
+    for (ifindex, found) in [(3, a3), (4, a4)] {
+        assert_eq!(table.question(), Some(Question::NameOf(ifindex)));
+        table
+            .answer(Answer::Name(Ok(Some(found))))
+            .expect("answered");
+    }
     assert_eq!(table.question(), None);
     table.finish();
     assert_eq!(
