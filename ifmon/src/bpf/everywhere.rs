@@ -371,7 +371,7 @@ impl Bpf {
         }
         if record.flags & flag::LEFT_PATTERN != 0 {
             let (netns, epoch) = (record.from.netns, record.left_epoch);
-            self.heard_of(netns, epoch, record.left_count, false, time, by);
+            self.heard_of(netns, epoch, before(record.left_count), false, time, by);
         }
         if record.flags & (flag::TOOK_PATTERN | flag::FOUND_NETNS) == 0 {
             return;
@@ -387,12 +387,11 @@ impl Bpf {
         let is_first = record.flags & flag::FOUND_NETNS != 0;
         let is_new =
             is_first && record.flags & flag::NEW != 0 && record.to.ifindex == LOOPBACK_IFINDEX;
-        let count = if is_first { 0 } else { record.took_count };
-        self.heard_of(netns, epoch, count, is_new, time, by);
+        self.heard_of(netns, epoch, before(record.took_count), is_new, time, by);
     }
 
-    /// Something was heard of the namespace with this epoch, in which so much had happened if it is
-    /// not known.
+    /// Something was heard of the namespace with this epoch, before which so much had happened if it
+    /// is not known.
     fn heard_of(
         &mut self,
         netns: u32,
@@ -412,6 +411,12 @@ impl Bpf {
         let space = self.patterns.everywhere.space(epoch, count, is_new);
         self.patterns.spaces.insert(netns, space);
     }
+}
+
+/// How much had happened before the change with this count: it is news itself. One that concerns no
+/// pattern was not counted.
+const fn before(count: u64) -> u64 {
+    count.saturating_sub(1)
 }
 
 /// The patterns begin when all of this is removed.

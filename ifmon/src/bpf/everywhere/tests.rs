@@ -27,6 +27,7 @@ struct Side {
     states: BTreeMap<NetnsId, PatternState>,
     matching: BTreeSet<(NetnsId, u32)>,
     records: VecDeque<Record>,
+    counters: KernelCounters,
 }
 
 impl Side {
@@ -91,7 +92,7 @@ impl Side {
         self.has_waited &= matches!(request, Request::RemoveLeaving);
         match request {
             Request::Record => Reply::Record(self.records.pop_front()),
-            Request::Counters => Reply::Counters(Ok(KernelCounters::default())),
+            Request::Counters => Reply::Counters(Ok(self.counters)),
             Request::Namespaces => Reply::Namespaces(vec![ENTERED]),
             Request::InsertPatterns(NetnsId::ALL, _) if self.fails => {
                 self.find();
@@ -185,35 +186,55 @@ fn a_refused_watch_is_over_when_no_device_is_between_two_namespaces() {
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
 }
 
-/// One device had room in the maps, and another one had none; that the first one moved away is lost.
-#[test]
-fn of_a_namespace_that_cannot_be_entered_it_is_known_who_had_room_in_the_maps() {
+const EPOCH: u32 = KERNEL_EPOCH | 1;
+
+fn begun() -> (Bpf, Side) {
     let mut core = Bpf::new(Hook::Function, 4);
     let mut side = Side::default();
     let outcome = side.watch(&mut core, "b");
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
-    let epoch = KERNEL_EPOCH | 1;
-    let took = |ifindex, name: &[u8], took_count, flags| Record {
-        to: Place {
-            name: Name::new(name).expect("a short name"),
-            netns: FOUND.0,
-            ifindex,
-        },
+    (core, side)
+}
+
+fn at(netns: NetnsId, ifindex: u32, name: &[u8]) -> Place {
+    Place {
+        name: Name::new(name).expect("a short name"),
+        netns: netns.0,
+        ifindex,
+    }
+}
+
+fn took(ifindex: u32, name: &[u8], took_count: u64, flags: u32) -> Record {
+    Record {
+        to: at(FOUND, ifindex, name),
         took_count,
-        took_epoch: epoch,
+        took_epoch: EPOCH,
         flags: flag::NEW | flags,
         ..Record::default()
-    };
-    let first = took(LOOPBACK_IFINDEX, b"lo", 0, flag::FOUND_NETNS);
+    }
+}
+
+/// The first that is heard of a new namespace.
+fn found() -> Record {
+    took(LOOPBACK_IFINDEX, b"lo", 0, flag::FOUND_NETNS)
+}
+
+fn state(changes: u64, full: u32) -> PatternState {
+    PatternState {
+        changes,
+        full,
+        epoch: EPOCH,
+    }
+}
+
+/// One device had room in the maps, and another one had none; that the first one moved away is lost.
+#[test]
+fn of_a_namespace_that_cannot_be_entered_it_is_known_who_had_room_in_the_maps() {
+    let (mut core, mut side) = begun();
     let kept = took(3, b"b", 1, flag::TOOK_PATTERN);
     let unkept = took(4, b"b", 3, flag::TOOK_PATTERN | flag::UNKEPT);
-    let state = PatternState {
-        changes: 3,
-        full: 1,
-        epoch,
-    };
-    side.states.insert(FOUND, state);
-    let told = side.send(&mut core, [first, kept, unkept]);
+    side.states.insert(FOUND, state(3, 1));
+    let told = side.send(&mut core, [found(), kept, unkept]);
     let [
         EventKind::Appeared { ifindex: 3 },
         EventKind::Resynced { lost: Some(2), .. },
@@ -223,4 +244,19 @@ fn of_a_namespace_that_cannot_be_entered_it_is_known_who_had_room_in_the_maps() 
     else {
         panic!("{told:?}");
     };
+}
+
+/// The first record of the namespace is lost, and the next is of a device that had no room in the maps.
+#[test]
+fn who_is_the_first_that_is_heard_of_a_namespace_is_told() {
+    let (mut core, mut side) = begun();
+    side.states.insert(FOUND, state(1, 1));
+    side.counters.matched = 2;
+    side.counters.dropped = 1;
+    let unkept = took(5, b"b", 1, flag::TOOK_PATTERN | flag::UNKEPT);
+    let told = side.send(&mut core, [unkept]);
+    assert!(
+        told.contains(&EventKind::Appeared { ifindex: 5 }),
+        "{told:?}"
+    );
 }
