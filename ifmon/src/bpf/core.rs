@@ -423,6 +423,9 @@ impl Bpf {
 
     /// What there is to find out.
     fn next_task(&mut self) -> Option<Task> {
+        if self.overdue.is_none() {
+            self.patterns.catch_up();
+        }
         if let Some(netns) = self.missed.pop_first() {
             let all = self.watches.range(Watch::first_of(netns)..);
             let names = all.take_while(|(watch, _)| watch.netns == netns);

@@ -53,6 +53,8 @@ pub(super) struct Space {
     pub(super) epoch: u32,
     /// The changes that were delivered or accounted for.
     pub(super) count: u64,
+    /// There were so many, some of which may be on their way.
+    counted: Option<u64>,
     /// There was no room for all of its devices in the maps:
     is_full: bool,
     /// for these, as far as is known.
@@ -167,7 +169,8 @@ impl Patterns {
         let is_counting = everywhere.must_count || !everywhere.left.is_empty();
         !is_counting
             && self.suspects.is_empty()
-            && spaces.all(|space| space.table.is_certain() && !space.closes)
+            && spaces
+                .all(|space| space.table.is_certain() && !space.closes && space.counted.is_none())
     }
 
     /// Somebody waits until they are certain.
@@ -196,6 +199,15 @@ impl Patterns {
         if let Some(space) = self.spaces.get_mut(&netns) {
             space.table.lost(None);
             space.must_open = true;
+        }
+    }
+
+    /// Every record came that was counted: what was not heard by now is lost.
+    pub(super) fn catch_up(&mut self) {
+        for space in self.spaces.values_mut() {
+            if let Some(changes) = space.counted.take() {
+                space.catch_up(changes);
+            }
         }
     }
 
@@ -558,7 +570,8 @@ impl Bpf {
                 let state = state.filter(|state| state.epoch == space.epoch);
                 if let Some(state) = state {
                     space.is_full |= state.full != 0;
-                    space.catch_up(state.changes);
+                    space.counted = Some(state.changes);
+                    self.read_again();
                 } else {
                     // If another one has its number, that is found by the next look.
                     self.patterns_gone(netns, self.time, None);
@@ -567,7 +580,8 @@ impl Bpf {
                 None
             }
             (PatternStep::Count, Reply::PatternState(Ok(Some(state)))) => {
-                space.catch_up(state.changes);
+                space.counted = Some(state.changes);
+                self.read_again();
                 None
             }
             (PatternStep::Count, Reply::PatternState(state)) => {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, io, time::Instant};
 
-use ifmon_ebpf::{Counters as KernelCounters, Name, PatternState, Place};
+use ifmon_ebpf::{Counters as KernelCounters, Match, Name, PatternState, Place};
 
 use super::*;
 use crate::{
@@ -28,6 +28,10 @@ struct Side {
     matching: BTreeSet<(NetnsId, u32)>,
     records: VecDeque<Record>,
     counters: KernelCounters,
+    /// Sent while it is read how much has happened.
+    late: VecDeque<Record>,
+    /// What the maps have of the one that is found.
+    kept: Vec<(u32, Match)>,
 }
 
 impl Side {
@@ -104,7 +108,7 @@ impl Side {
             }
             Request::Enter(FOUND) => Reply::Done(Err(io::ErrorKind::NotFound.into())),
             Request::Matching(FOUND) => Reply::Matching(Ok(Matching {
-                devices: Vec::new(),
+                devices: self.kept.clone(),
                 state: self.states.get(&FOUND).copied(),
             })),
             Request::Ask(_, Question::Table) => Reply::Answer(Answer::Table(Ok(LinkTable {
@@ -117,6 +121,7 @@ impl Side {
             }
             Request::PatternStates if self.has_failed => Reply::PatternStates(Err(failure())),
             Request::PatternStates => {
+                self.records.append(&mut self.late);
                 let states = self.states.iter().map(|(&netns, &state)| (netns, state));
                 Reply::PatternStates(Ok(states.collect()))
             }
@@ -219,12 +224,28 @@ fn found() -> Record {
     took(LOOPBACK_IFINDEX, b"lo", 0, flag::FOUND_NETNS)
 }
 
+fn left(ifindex: u32, name: &[u8], left_count: u64) -> Record {
+    Record {
+        from: at(FOUND, ifindex, name),
+        left_count,
+        left_epoch: EPOCH,
+        flags: flag::LEFT_PATTERN,
+        ..Record::default()
+    }
+}
+
 fn state(changes: u64, full: u32) -> PatternState {
     PatternState {
         changes,
         full,
         epoch: EPOCH,
     }
+}
+
+fn kept(ifindex: u32, name: &[u8]) -> (u32, Match) {
+    let name = Name::new(name).expect("a short name").marked();
+    let kind = Name::default();
+    (ifindex, Match { name, kind })
 }
 
 /// One device had room in the maps, and another one had none; that the first one moved away is lost.
@@ -257,6 +278,58 @@ fn who_is_the_first_that_is_heard_of_a_namespace_is_told() {
     let told = side.send(&mut core, [unkept]);
     assert!(
         told.contains(&EventKind::Appeared { ifindex: 5 }),
+        "{told:?}"
+    );
+}
+
+/// That 3 went is lost. 4 has no room in the maps, and its record is sent while it is read how much has
+/// happened.
+#[test]
+fn who_had_no_room_is_told_when_its_record_is_on_its_way() {
+    let (mut core, mut side) = begun();
+    side.states.insert(FOUND, state(1, 0));
+    side.counters.matched = 2;
+    side.kept = vec![kept(3, b"b")];
+    let told = side.send(&mut core, [found(), took(3, b"b", 1, flag::TOOK_PATTERN)]);
+    assert_eq!(told, [EventKind::Appeared { ifindex: 3 }]);
+    side.counters.matched = 4;
+    side.counters.dropped = 1;
+    side.kept.clear();
+    side.states.insert(FOUND, state(3, 1));
+    let unkept = took(4, b"b", 3, flag::TOOK_PATTERN | flag::UNKEPT);
+    side.late.push_back(unkept);
+    let told = side.send(&mut core, []);
+    assert!(
+        told.contains(&EventKind::Deleted { ifindex: 3 }),
+        "{told:?}"
+    );
+    assert!(
+        told.contains(&EventKind::Appeared { ifindex: 4 }),
+        "{told:?}"
+    );
+}
+
+/// Of 4, which has no room in the maps, nothing is lost: that it went is sent while it is read how much
+/// has happened.
+#[test]
+fn that_one_without_room_went_is_told_when_its_record_is_on_its_way() {
+    let (mut core, mut side) = begun();
+    side.states.insert(FOUND, state(2, 1));
+    side.counters.matched = 3;
+    side.kept = vec![kept(3, b"b")];
+    let unkept = took(4, b"b", 2, flag::TOOK_PATTERN | flag::UNKEPT);
+    let told = side.send(
+        &mut core,
+        [found(), took(3, b"b", 1, flag::TOOK_PATTERN), unkept],
+    );
+    assert_eq!(told.len(), 2, "{told:?}");
+    side.counters.matched = 5;
+    side.counters.dropped = 1;
+    side.states.insert(FOUND, state(4, 1));
+    side.late.push_back(left(4, b"b", 4));
+    let told = side.send(&mut core, []);
+    assert!(
+        told.contains(&EventKind::Deleted { ifindex: 4 }),
         "{told:?}"
     );
 }
