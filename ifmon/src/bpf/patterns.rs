@@ -241,8 +241,11 @@ impl Patterns {
                     PatternStep::Read
                 })
             } else {
-                let mark = || PatternStep::Mark(space.table.indexes().collect());
-                space.closes.then(mark)
+                space.closes.then(|| {
+                    // Of each it is known soon.
+                    space.unkept.clear();
+                    PatternStep::Mark(space.table.indexes().collect())
+                })
             };
             Some((netns, step?))
         })
@@ -329,9 +332,11 @@ impl Space {
     /// What the programs know of the devices is an answer to all that is asked: nothing is hidden from
     /// them.
     fn read_map(&mut self, devices: &[(u32, Match)]) -> io::Result<()> {
+        let Self { table, unkept, .. } = self;
         for (ifindex, _) in devices {
-            self.unkept.remove(ifindex);
+            unkept.remove(ifindex);
         }
+        unkept.retain(|&ifindex| table.heard(ifindex).is_some());
         let links = devices.iter().filter_map(|&(ifindex, found)| {
             let name = found.name.unmarked();
             let named = if name == Name::default() {
@@ -444,7 +449,12 @@ impl Bpf {
                     let netns = netns.0;
                     return Some(Request::InsertMatching(Link { netns, ifindex }));
                 }
-                None => PatternStep::Close,
+                None if space.unkept.is_empty() => PatternStep::Close,
+                None => {
+                    self.have_begun(netns);
+                    self.read_again();
+                    return None;
+                }
             },
             PatternStep::Close => {
                 space.is_open = false;
@@ -630,23 +640,24 @@ impl Bpf {
                 }
                 None
             }
-            (PatternStep::Mark(mut left), Reply::Done(Ok(()))) => {
-                left.pop();
+            (PatternStep::Mark(mut left), Reply::Done(result)) => {
+                let ifindex = left.pop();
+                // There is no room for all of them: everything is let through from now on.
+                if let Err(error) = result {
+                    if space.unkept.is_empty() {
+                        log::warn!("the programs let every interface through from now on: {error}");
+                    }
+                    space.is_full = true;
+                    space.unkept.extend(ifindex);
+                }
                 Some(PatternStep::Mark(left))
             }
             (PatternStep::Close, Reply::Done(Ok(()))) => Some(PatternStep::Settle),
-            // There is no room for all of them: everything is let through from now on.
-            (PatternStep::Mark(left), Reply::Done(Err(error))) => {
-                space.is_full = true;
-                space.unkept.extend(left);
-                log::warn!("the programs let every interface through from now on: {error}");
-                self.have_begun(netns);
-                None
-            }
             (PatternStep::Close, Reply::Done(Err(error))) => {
                 log::warn!("the programs let every interface through from now on: {error}");
                 space.is_open = true;
                 self.have_begun(netns);
+                self.read_again();
                 None
             }
             (PatternStep::Settle, _) => {

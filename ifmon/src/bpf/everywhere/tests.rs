@@ -3,12 +3,13 @@
 
 use std::{collections::BTreeSet, io, time::Instant};
 
-use ifmon_ebpf::{Counters as KernelCounters, Match, Name, PatternState, Place};
+use ifmon_ebpf::{Counters as KernelCounters, Link, Match, Name, PatternState, Place};
 
 use super::*;
 use crate::{
+    InterfaceName,
     bpf::{Matching, core::Hook},
-    machine::{Answer, Command, LinkTable, Now, Question, Source, Step as MachineStep},
+    machine::{Answer, Command, LinkTable, Named, Now, Question, Source, Step as MachineStep},
 };
 
 /// One that can be entered, or not, and one of which the programs hear.
@@ -30,8 +31,16 @@ struct Side {
     counters: KernelCounters,
     /// Sent while it is read how much has happened.
     late: VecDeque<Record>,
-    /// What the maps have of the one that is found.
+    /// What the maps have of a namespace.
     kept: Vec<(u32, Match)>,
+    /// The devices in it.
+    links: Vec<(u32, Named)>,
+    /// There is no room for so many that are to be entered in the maps.
+    refuses: u32,
+    /// Whoever is to be entered next goes, which is lost.
+    goes: bool,
+    /// No namespace can be entered.
+    is_closed: bool,
 }
 
 impl Side {
@@ -91,6 +100,14 @@ impl Side {
         self.matching.insert((FOUND, 3));
     }
 
+    /// Something happens in a namespace that the programs know, which is lost.
+    fn lose(&mut self, netns: NetnsId) {
+        let state = self.states.get_mut(&netns);
+        state.expect("it is known").changes += 1;
+        self.counters.matched += 1;
+        self.counters.dropped += 1;
+    }
+
     fn answer(&mut self, request: Request) -> Reply {
         let failure = || io::Error::from_raw_os_error(libc::EIO);
         self.has_waited &= matches!(request, Request::RemoveLeaving);
@@ -106,15 +123,34 @@ impl Side {
                 self.has_failed = true;
                 Reply::Done(Err(failure()))
             }
-            Request::Enter(FOUND) => Reply::Done(Err(io::ErrorKind::NotFound.into())),
-            Request::Matching(FOUND) => Reply::Matching(Ok(Matching {
+            Request::Enter(netns) if netns == FOUND || self.is_closed => {
+                Reply::Done(Err(io::ErrorKind::NotFound.into()))
+            }
+            Request::Matching(netns) => Reply::Matching(Ok(Matching {
                 devices: self.kept.clone(),
-                state: self.states.get(&FOUND).copied(),
+                state: self.states.get(&netns).copied(),
             })),
+            Request::InsertMatching(Link { netns, ifindex }) => {
+                if std::mem::take(&mut self.goes) {
+                    self.links.retain(|(other, _)| *other != ifindex);
+                    self.lose(NetnsId(netns));
+                }
+                if self.refuses > 0 {
+                    self.refuses -= 1;
+                    return Reply::Done(Err(io::ErrorKind::StorageFull.into()));
+                }
+                self.matching.insert((NetnsId(netns), ifindex));
+                Reply::Done(Ok(()))
+            }
             Request::Ask(_, Question::Table) => Reply::Answer(Answer::Table(Ok(LinkTable {
-                links: Vec::new(),
+                links: self.links.clone(),
                 is_interrupted: false,
             }))),
+            Request::Ask(_, Question::NameOf(ifindex)) => {
+                let links = self.links.iter();
+                let named = links.copied().find(|(other, _)| *other == ifindex);
+                Reply::Answer(Answer::Name(Ok(named.map(|(_, named)| named))))
+            }
             Request::Ask(_, Question::Barrier) => {
                 self.has_waited = !self.is_busy;
                 Reply::Answer(Answer::Waited(self.has_waited))
@@ -189,6 +225,20 @@ fn a_refused_watch_is_over_when_no_device_is_between_two_namespaces() {
     side.is_busy = false;
     let outcome = side.watch(&mut core, "b");
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
+}
+
+/// What a watch of all that begins with b finds where there are such devices.
+fn entered(side: Side, links: &[(u32, &str)]) -> (Bpf, Side) {
+    let named = |&(ifindex, name)| {
+        let name = InterfaceName::new(name).expect("a valid name");
+        (ifindex, Named { name, kind: None })
+    };
+    let links = links.iter().map(named).collect();
+    let mut core = Bpf::new(Hook::Function, 4);
+    let mut side = Side { links, ..side };
+    let outcome = side.watch(&mut core, "b*");
+    assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
+    (core, side)
 }
 
 const EPOCH: u32 = KERNEL_EPOCH | 1;
@@ -332,4 +382,57 @@ fn that_one_without_room_went_is_told_when_its_record_is_on_its_way() {
         told.contains(&EventKind::Deleted { ifindex: 4 }),
         "{told:?}"
     );
+}
+
+/// There was no room for 3 when the patterns began, and there is by now. That it went is lost.
+#[test]
+fn who_has_room_by_now_is_gone_when_the_map_has_it_not() {
+    let side = Side {
+        refuses: 1,
+        ..Side::default()
+    };
+    let (mut core, mut side) = entered(side, &[(3, "b")]);
+    // The devices are read anew.
+    side.lose(ENTERED);
+    let told = side.send(&mut core, []);
+    assert!(matches!(told[..], [EventKind::Resynced { .. }]), "{told:?}");
+    assert!(side.matching.contains(&(ENTERED, 3)));
+    side.is_closed = true;
+    side.lose(ENTERED);
+    let told = side.send(&mut core, []);
+    assert!(
+        told.contains(&EventKind::Deleted { ifindex: 3 }),
+        "{told:?}"
+    );
+}
+
+/// That both went is lost, of which the one had room in the maps.
+#[test]
+fn who_has_room_beside_one_that_has_none_is_gone_when_the_map_has_it_not() {
+    let side = Side {
+        refuses: 1,
+        ..Side::default()
+    };
+    let (mut core, mut side) = entered(side, &[(3, "b"), (4, "bb")]);
+    side.is_closed = true;
+    side.lose(ENTERED);
+    let told = side.send(&mut core, []);
+    assert!(
+        told.contains(&EventKind::Deleted { ifindex: 3 }),
+        "{told:?}"
+    );
+}
+
+/// As long as the namespace is entered it can be read.
+#[test]
+fn a_namespace_without_room_is_left_when_all_was_heard() {
+    let side = Side {
+        refuses: u32::MAX,
+        goes: true,
+        ..Side::default()
+    };
+    let (mut core, mut side) = entered(side, &[(3, "b")]);
+    side.is_closed = true;
+    side.send(&mut core, []);
+    assert_eq!(core.remembered_of_patterns(), 0);
 }
