@@ -2,7 +2,7 @@
 //! kept here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     io,
 };
 
@@ -78,6 +78,10 @@ struct Maps {
     matching: HashMap<Link, Match>,
     /// How many devices may match at a time.
     matching_room: usize,
+    /// Devices for which there was no room.
+    unkept: HashSet<Link>,
+    /// No namespace can be entered any more.
+    is_confined: bool,
     leaving: HashMap<u64, Leaving>,
     counters: KernelCounters,
     /// As `Control::devices` and `Control::crowd`.
@@ -230,6 +234,8 @@ impl Kernel for Maps {
         if has_room {
             let (name, kind) = (*name, *kind);
             self.matching.insert(*link, Match { name, kind });
+        } else {
+            self.unkept.insert(*link);
         }
         has_room
     }
@@ -260,7 +266,10 @@ impl Kernel for Maps {
 
     fn send(&mut self, change: &DeviceChange) -> bool {
         self.deliver();
-        let has_room = self.ring.len() < self.ring_room;
+        // Nobody finds out what is lost of a device that had no room, where that cannot be read.
+        let is_unkept = |place: &Place| self.unkept.contains(&Link::of(place));
+        let is_spared = self.is_confined && (is_unkept(&change.from) || is_unkept(&change.to));
+        let has_room = self.ring.len() < self.ring_room || is_spared;
         if has_room {
             self.on_its_way = Some(change.record(change.kind));
         }
@@ -554,11 +563,14 @@ impl Side for Programs {
                 }
                 Reply::Done(Err(failure()))
             }
+            Request::InsertMatching(link) => {
+                self.maps.unkept.insert(*link);
+                Reply::Done(Err(failure()))
+            }
             Request::Enter(_)
             | Request::InsertNamespace(..)
             | Request::InsertPatterns(..)
-            | Request::InsertPatternState(..)
-            | Request::InsertMatching(_) => Reply::Done(Err(failure())),
+            | Request::InsertPatternState(..) => Reply::Done(Err(failure())),
         })
     }
 
@@ -570,7 +582,9 @@ impl Side for Programs {
             Request::Ask(netns, question) => Reply::Answer(answer(host, netns, question)),
             Request::Enter(netns) => {
                 let space = host::space_of(netns);
-                if !host.is_open(space) {
+                // Whoever watches a name hands the namespace in.
+                let is_closed = maps.is_confined && !maps.namespaces.contains_key(&netns.0);
+                if !host.is_open(space) || is_closed {
                     return Reply::Done(Err(io::ErrorKind::NotFound.into()));
                 }
                 self.entered[space] = true;
@@ -734,6 +748,10 @@ impl Side for Programs {
 
     fn finish(&mut self) {
         self.maps.deliver();
+    }
+
+    fn confine(&mut self, is_confined: bool) {
+        self.maps.is_confined = is_confined;
     }
 
     fn take_ready(&mut self, mut ready: impl FnMut(Source)) {

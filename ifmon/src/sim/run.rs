@@ -63,6 +63,8 @@ pub(crate) trait Side: fmt::Debug {
     fn notice(&mut self, decisions: &mut Decisions, host: &Host, misses: bool, notice: Notice);
     /// What was begun in the kernel is done.
     fn finish(&mut self) {}
+    /// Can no namespace be entered?
+    fn confine(&mut self, _: bool) {}
     /// Others on the host do something.
     fn turn(&mut self, _: &mut Decisions, _: &Host) {}
     /// How much they were told.
@@ -137,6 +139,8 @@ pub(crate) struct Setting {
     pub(crate) is_narrowed: bool,
     /// They are watched in all namespaces.
     pub(crate) is_everywhere: bool,
+    /// When these have begun, no namespace can be entered any more.
+    pub(crate) is_confined: bool,
     /// Something happens at one in so many occasions.
     pub(crate) pace: u32,
     /// The reader takes something at one in so many.
@@ -173,6 +177,7 @@ impl Setting {
             is_faulty: decisions.chance(3),
             is_narrowed: decisions.chance(2),
             is_everywhere,
+            is_confined: is_everywhere && decisions.chance(2),
             pace: pick(decisions, &[16, 4, 2, 40]),
             reader: pick(decisions, &[1, 4, 30]),
             asker: pick(decisions, &[30, 6, 200]),
@@ -674,6 +679,9 @@ impl<S: Side> Run<S> {
                     return;
                 }
                 let at = self.host.at();
+                if self.patterns.is_empty() && self.begun_patterns.is_empty() {
+                    self.side.confine(false);
+                }
                 self.asked = Some(Asked::WatchPatterns {
                     space,
                     at,
@@ -776,6 +784,7 @@ impl<S: Side> Run<S> {
                         self.begun_patterns.push((place, (at, self.host.at())));
                     }
                 }
+                self.side.confine(self.setting.is_confined);
             }
             (Asked::UnwatchPattern(place), Reply::Unwatched(was_watched)) => {
                 self.has_unwatched = true;
