@@ -59,7 +59,7 @@ pub(super) struct Space {
     is_full: bool,
     /// for these, as far as is known.
     unkept: BTreeSet<u32>,
-    /// It could not be entered.
+    /// It could not be entered since something was lost.
     is_closed: bool,
     /// The maps know all devices, and nothing was lost while they were told.
     pub(super) is_sure: bool,
@@ -320,6 +320,7 @@ impl Space {
     /// So many changes were lost.
     fn lost(&mut self, lost: u64) {
         self.table.lost(Some(lost));
+        self.is_closed = false;
         // The maps say what is true, but for devices for which there was no room; and of those that
         // were entered without a name it is what is known of them, if nothing was lost meanwhile.
         self.must_open |= self.is_of_all && (!self.is_sure || self.is_full);
@@ -764,17 +765,18 @@ impl Bpf {
         }
         if record.flags & flag::TOOK_PATTERN != 0
             && let Some(name) = InterfaceName::from_kernel(&to.name.to_bytes())
-            && let Some(Space { table, unkept, .. }) =
+            && let Some(space) =
                 self.patterns
                     .is_news(to.netns, record.took_epoch, record.took_count)
         {
             if record.flags & flag::UNKEPT == 0 {
-                unkept.remove(&to.ifindex);
+                space.unkept.remove(&to.ifindex);
             } else {
-                unkept.insert(to.ifindex);
+                space.is_full = true;
+                space.unkept.insert(to.ifindex);
             }
             let kind = LinkKind::from_kernel(&record.kind.to_bytes());
-            table.exists(
+            space.table.exists(
                 to.ifindex,
                 Named { name, kind },
                 record.flags & flag::NEW != 0,

@@ -41,6 +41,12 @@ struct Side {
     goes: bool,
     /// No namespace can be entered.
     is_closed: bool,
+    /// Each can be.
+    is_open: bool,
+    /// Sent while the patterns begin.
+    found: Option<Record>,
+    /// Why it comes to nothing the next times.
+    refusals: VecDeque<io::Error>,
 }
 
 impl Side {
@@ -119,11 +125,19 @@ impl Side {
                 self.find();
                 Reply::Done(Ok(()))
             }
+            Request::InsertPatterns(NetnsId::ALL, _) if self.found.is_some() => {
+                self.find();
+                self.records.extend(self.found.take());
+                Reply::Done(Ok(()))
+            }
             Request::Enter(_) if self.fails => {
                 self.has_failed = true;
                 Reply::Done(Err(failure()))
             }
-            Request::Enter(netns) if netns == FOUND || self.is_closed => {
+            Request::Enter(_) if !self.refusals.is_empty() => {
+                Reply::Done(self.refusals.pop_front().map_or(Ok(()), Err))
+            }
+            Request::Enter(netns) if !self.is_open && (netns == FOUND || self.is_closed) => {
                 Reply::Done(Err(io::ErrorKind::NotFound.into()))
             }
             Request::Matching(netns) => Reply::Matching(Ok(Matching {
@@ -227,15 +241,22 @@ fn a_refused_watch_is_over_when_no_device_is_between_two_namespaces() {
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
 }
 
-/// What a watch of all that begins with b finds where there are such devices.
-fn entered(side: Side, links: &[(u32, &str)]) -> (Bpf, Side) {
+/// There are these.
+fn links(links: &[(u32, &str)]) -> Vec<(u32, Named)> {
     let named = |&(ifindex, name)| {
         let name = InterfaceName::new(name).expect("a valid name");
         (ifindex, Named { name, kind: None })
     };
-    let links = links.iter().map(named).collect();
+    links.iter().map(named).collect()
+}
+
+/// What a watch of all that begins with b finds where there are such devices.
+fn entered(side: Side, devices: &[(u32, &str)]) -> (Bpf, Side) {
     let mut core = Bpf::new(Hook::Function, 4);
-    let mut side = Side { links, ..side };
+    let mut side = Side {
+        links: links(devices),
+        ..side
+    };
     let outcome = side.watch(&mut core, "b*");
     assert!(matches!(outcome, Outcome::Watched(Ok(_))), "{outcome:?}");
     (core, side)
@@ -435,4 +456,26 @@ fn a_namespace_without_room_is_left_when_all_was_heard() {
     side.is_closed = true;
     side.send(&mut core, []);
     assert_eq!(core.remembered_of_patterns(), 0);
+}
+
+/// By then there is a process in it. That 5 came is lost, and that there was no room for it is not known.
+#[test]
+fn a_namespace_that_could_not_be_entered_once_is_entered_again() {
+    let side = Side {
+        found: Some(took(3, b"b", 1, flag::FOUND_NETNS | flag::TOOK_PATTERN)),
+        kept: vec![kept(3, b"b")],
+        ..Side::default()
+    };
+    let (mut core, mut side) = entered(side, &[]);
+    side.is_open = true;
+    side.links = links(&[(3, "b"), (4, "b"), (5, "b")]);
+    side.counters.matched = 3;
+    side.counters.dropped = 1;
+    side.states.insert(FOUND, state(3, 1));
+    let unkept = took(4, b"b", 3, flag::TOOK_PATTERN | flag::UNKEPT);
+    let told = side.send(&mut core, [unkept]);
+    assert!(
+        told.contains(&EventKind::Appeared { ifindex: 5 }),
+        "{told:?}"
+    );
 }
