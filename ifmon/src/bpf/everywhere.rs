@@ -43,7 +43,7 @@ pub(super) struct Everywhere {
     pub(super) must_count: bool,
     /// Namespaces that have ended while everything was let through in them.
     pub(super) ended: Vec<NetnsId>,
-    /// It was said that some may not be entered.
+    /// It was said that some are not read.
     pub(super) is_refused: bool,
     /// Why they do not begin.
     refused: Option<Error>,
@@ -377,10 +377,7 @@ impl Bpf {
             return;
         }
         if record.took_epoch == 0 {
-            log::warn!(
-                "there is no room for more network namespaces; interfaces in {} are not watched",
-                record.to.netns
-            );
+            uncounted(NetnsId(record.to.netns));
             return;
         }
         let (netns, epoch) = (record.to.netns, record.took_epoch);
@@ -411,6 +408,13 @@ impl Bpf {
         let space = self.patterns.everywhere.space(epoch, count, is_new);
         self.patterns.spaces.insert(netns, space);
     }
+}
+
+/// The programs have no room for this one.
+pub(super) fn uncounted(netns: NetnsId) {
+    log::warn!(
+        "there is no room for more network namespaces; interfaces in {netns} are not watched"
+    );
 }
 
 /// How much had happened before the change with this count: it is news itself. One that concerns no

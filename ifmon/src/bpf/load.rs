@@ -42,6 +42,9 @@ const TIGHT_MATCHING: u32 = 64;
 const SPARE_PATTERNS: usize = 4;
 /// Namespaces that there is room for where patterns are those of all.
 const NAMESPACES: u32 = 8 * 1024;
+/// Of these, namespaces with patterns of their own: the one that is being read, and those for whose
+/// devices `MATCHING` has no room. They take 150 KiB, and how many devices there are is up to others.
+const READ_NAMESPACES: u32 = 256;
 /// The waits for locked memory that was given back double from the first to the last; 310 ms in
 /// all.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
@@ -261,7 +264,11 @@ impl Load<'_> {
         // Some later should not need a restart.
         let patterns = patterns.next_power_of_two().max(SPARE_PATTERNS);
         let patterns = u32::try_from(patterns).unwrap_or(u32::MAX);
-        let pattern_states = if everywhere { NAMESPACES } else { patterns };
+        let (patterns, pattern_states) = if everywhere {
+            (patterns.max(READ_NAMESPACES), NAMESPACES)
+        } else {
+            (patterns, patterns)
+        };
         let roomy = (watches.max(WATCHES), MATCHING, ring_bytes.unwrap_or(RING));
         let tight = (
             watches.max(8),

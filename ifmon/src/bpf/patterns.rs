@@ -21,7 +21,7 @@ use ifmon_ebpf::{Link, MASKS, Match, Name, NameMask, PatternSet, Record, flag};
 use super::{
     Matching, Reply, Request,
     core::{Bpf, Hook, Task, place},
-    everywhere::Everywhere,
+    everywhere::{Everywhere, uncounted},
 };
 use crate::{
     Actor, Error, EventKind, InterfaceName, LinkKind, NetnsId, Pattern,
@@ -59,7 +59,7 @@ pub(super) struct Space {
     is_full: bool,
     /// for these, as far as is known.
     unkept: BTreeSet<u32>,
-    /// It could not be entered since something was lost.
+    /// It could not be entered since something was lost, or not be read there.
     is_closed: bool,
     /// The maps know all devices, and nothing was lost while they were told.
     pub(super) is_sure: bool,
@@ -370,6 +370,11 @@ impl Space {
     }
 }
 
+/// Was the map full?
+fn has_no_room(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::E2BIG)
+}
+
 /// What the programs are told of these patterns.
 pub(super) fn set(table: &PatternTable, is_open: bool) -> Box<PatternSet> {
     let of = |found: Vec<Mask>| {
@@ -435,7 +440,7 @@ impl Bpf {
                     space.table.read_table();
                 }
                 if let Some(question) = space.table.question() {
-                    return if space.is_of_all && !is_entered {
+                    return if space.is_of_all && (!is_entered || space.is_closed) {
                         Some(Request::Matching(netns))
                     } else {
                         ask(question)
@@ -519,6 +524,11 @@ impl Bpf {
                 None
             }
             (PatternStep::Adopt, Reply::Inserted(Ok(_))) => Some(PatternStep::Verify),
+            (PatternStep::Adopt, Reply::Inserted(Err(error))) if has_no_room(&error) => {
+                uncounted(netns);
+                self.patterns.spaces.remove(&netns);
+                None
+            }
             (PatternStep::Adopt, Reply::Inserted(Err(error))) => {
                 self.refuse_everywhere(Error::Filter(error));
                 None
@@ -559,6 +569,22 @@ impl Bpf {
             (PatternStep::Clear, Reply::Done(Ok(()))) => {
                 space.must_open = false;
                 Some(PatternStep::Wait)
+            }
+            // As if it could not be entered: what is read while a change can be missed is not true.
+            (PatternStep::Open, Reply::Done(Err(error)))
+                if space.is_of_all && has_no_room(&error) =>
+            {
+                space.is_open = false;
+                space.is_full = true;
+                space.must_open = false;
+                space.is_closed = true;
+                if !std::mem::replace(&mut self.patterns.everywhere.is_refused, true) {
+                    log::warn!(
+                        "there is no room to read more network namespaces; they are watched from the \
+                         next change in each on"
+                    );
+                }
+                None
             }
             (
                 PatternStep::State | PatternStep::Open | PatternStep::Clear,

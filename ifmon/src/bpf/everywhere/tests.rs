@@ -45,6 +45,13 @@ struct Side {
     is_open: bool,
     /// Sent while the patterns begin.
     found: Option<Record>,
+    /// The namespaces that there are, if that is not the first alone.
+    all: Vec<NetnsId>,
+    /// So many of them can be counted in.
+    states_room: Option<usize>,
+    /// Which of them have patterns of their own, and how many can.
+    sets: BTreeSet<NetnsId>,
+    sets_room: Option<usize>,
     /// Why it comes to nothing the next times.
     refusals: VecDeque<io::Error>,
 }
@@ -116,11 +123,28 @@ impl Side {
 
     fn answer(&mut self, request: Request) -> Reply {
         let failure = || io::Error::from_raw_os_error(libc::EIO);
+        let no_room = || io::Error::from_raw_os_error(libc::E2BIG);
+        let is_full = |known: &BTreeSet<_>, room: Option<usize>, netns| {
+            room.is_some_and(|room| known.len() >= room) && !known.contains(&netns)
+        };
         self.has_waited &= matches!(request, Request::RemoveLeaving);
         match request {
             Request::Record => Reply::Record(self.records.pop_front()),
             Request::Counters => Reply::Counters(Ok(self.counters)),
-            Request::Namespaces => Reply::Namespaces(vec![ENTERED]),
+            Request::Namespaces if self.all.is_empty() => Reply::Namespaces(vec![ENTERED]),
+            Request::Namespaces => Reply::Namespaces(self.all.clone()),
+            Request::InsertPatterns(netns, _) if is_full(&self.sets, self.sets_room, netns) => {
+                Reply::Done(Err(no_room()))
+            }
+            Request::AddPatternState(netns, _)
+                if is_full(
+                    &self.states.keys().copied().collect(),
+                    self.states_room,
+                    netns,
+                ) =>
+            {
+                Reply::Inserted(Err(no_room()))
+            }
             Request::InsertPatterns(NetnsId::ALL, _) if self.fails => {
                 self.find();
                 Reply::Done(Ok(()))
@@ -185,6 +209,14 @@ impl Side {
                     ..PatternState::default()
                 });
                 Reply::Inserted(Ok(is_new))
+            }
+            Request::InsertPatterns(netns, _) => {
+                self.sets.insert(netns);
+                Reply::Done(Ok(()))
+            }
+            Request::RemovePatterns(netns) => {
+                self.sets.remove(&netns);
+                Reply::Done(Ok(()))
             }
             Request::RemovePatternState(netns) => {
                 self.states.remove(&netns);
@@ -478,4 +510,32 @@ fn a_namespace_that_could_not_be_entered_once_is_entered_again() {
         told.contains(&EventKind::Appeared { ifindex: 5 }),
         "{told:?}"
     );
+}
+
+/// For the first of them there is room.
+#[test]
+fn of_more_namespaces_than_can_be_counted_in_the_others_are_watched() {
+    let side = Side {
+        all: (1..=3).map(NetnsId).collect(),
+        states_room: Some(1),
+        ..Side::default()
+    };
+    let (core, side) = entered(side, &[(3, "b")]);
+    assert_eq!(core.remembered_of_patterns(), 1);
+    assert!(!side.sets.contains(&NetnsId(2)));
+}
+
+/// None of them has room for its devices in the map, and not all can have patterns of their own.
+#[test]
+fn where_no_more_can_have_patterns_of_their_own_a_namespace_goes_on_by_the_maps() {
+    let side = Side {
+        all: (1..=3).map(NetnsId).collect(),
+        refuses: u32::MAX,
+        is_open: true,
+        sets_room: Some(2),
+        ..Side::default()
+    };
+    let (core, side) = entered(side, &[(3, "b")]);
+    assert_eq!(side.sets.len(), 2);
+    assert_eq!(core.remembered_of_patterns(), 1);
 }
