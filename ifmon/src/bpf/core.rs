@@ -114,7 +114,7 @@ pub(crate) struct Bpf {
     command: Option<Command>,
     pub(super) outcome: Option<Outcome>,
     /// How often in a row something could not be read, and when it is tried again.
-    failures: u32,
+    pub(super) failures: u32,
     retry: Option<Instant>,
     pub(super) failed: Option<Error>,
 }

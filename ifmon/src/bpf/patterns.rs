@@ -27,6 +27,7 @@ use crate::{
     Actor, Error, EventKind, InterfaceName, LinkKind, NetnsId, Pattern,
     machine::{Answer, LinkTable, Named, Outcome, Question},
     pattern::{Mask, kind_masks, table::PatternTable},
+    retry,
     signal::Signal,
     tracker::{Destination, Watch},
 };
@@ -503,14 +504,16 @@ impl Bpf {
             (PatternStep::Enter, Reply::Done(Err(error))) => {
                 log::debug!("network namespace {netns} cannot be entered: {error}");
                 let may_not = error.kind() == io::ErrorKind::PermissionDenied;
-                let is_away = error.kind() == io::ErrorKind::NotFound || may_not && !space.is_full;
+                let is_away = error.kind() == io::ErrorKind::NotFound || may_not;
                 if may_not && !std::mem::replace(&mut self.patterns.everywhere.is_refused, true) {
                     log::warn!(
                         "network namespaces that may not be entered are watched from the next change in \
                          each on ({error})"
                     );
                 }
-                if space.is_counted && (is_away || is_everywhere && !space.is_full) {
+                // Whatever else it is may pass, and it is no reason to end.
+                let is_over = is_everywhere && retry::wait_after(self.failures + 1).is_none();
+                if space.is_counted && (is_away || is_over) {
                     // What it has is known from now on, and what it had is not.
                     space.must_open = false;
                     space.is_closed = true;

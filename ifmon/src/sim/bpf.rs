@@ -584,7 +584,10 @@ impl Side for Programs {
                 let space = host::space_of(netns);
                 // Whoever watches a name hands the namespace in.
                 let is_closed = maps.is_confined && !maps.namespaces.contains_key(&netns.0);
-                if !host.is_open(space) || is_closed {
+                if is_closed {
+                    return Reply::Done(Err(io::ErrorKind::PermissionDenied.into()));
+                }
+                if !host.is_open(space) {
                     return Reply::Done(Err(io::ErrorKind::NotFound.into()));
                 }
                 self.entered[space] = true;

@@ -83,7 +83,7 @@ impl Side {
         core: &mut Bpf,
         records: impl IntoIterator<Item = Record>,
     ) -> Vec<EventKind> {
-        let now = Now::at(Instant::now());
+        let mut now = Now::at(Instant::now());
         self.records.extend(records);
         core.ready(Source::Ring);
         let mut told = Vec::new();
@@ -95,6 +95,10 @@ impl Side {
                     continue;
                 }
                 MachineStep::Wait(None) => return told,
+                MachineStep::Wait(Some(at)) => {
+                    now = Now::at(at);
+                    continue;
+                }
                 step => panic!("{step:?}"),
             };
             let reply = self.answer(request);
@@ -538,4 +542,54 @@ fn where_no_more_can_have_patterns_of_their_own_a_namespace_goes_on_by_the_maps(
     let (core, side) = entered(side, &[(3, "b")]);
     assert_eq!(side.sets.len(), 2);
     assert_eq!(core.remembered_of_patterns(), 1);
+}
+
+#[test]
+fn a_namespace_without_room_that_may_not_be_entered_ends_nothing() {
+    let (mut core, mut side) = begun();
+    side.states.insert(FOUND, state(2, 1));
+    side.counters.matched = 3;
+    side.kept = vec![kept(3, b"b")];
+    let unkept = took(4, b"b", 2, flag::TOOK_PATTERN | flag::UNKEPT);
+    side.send(
+        &mut core,
+        [found(), took(3, b"b", 1, flag::TOOK_PATTERN), unkept],
+    );
+    side.lose(FOUND);
+    let may_not = || io::ErrorKind::PermissionDenied.into();
+    side.refusals.extend((0..20).map(|_| may_not()));
+    let told = side.send(&mut core, []);
+    assert!(matches!(told[..], [EventKind::Resynced { .. }]), "{told:?}");
+}
+
+#[test]
+fn a_namespace_that_can_never_be_entered_ends_nothing() {
+    let (mut core, mut side) = begun();
+    side.states.insert(FOUND, state(1, 0));
+    side.counters.matched = 1;
+    side.kept = vec![kept(3, b"b")];
+    let full = || io::Error::from_raw_os_error(libc::ENFILE);
+    side.refusals.extend((0..20).map(|_| full()));
+    let first = took(3, b"b", 1, flag::FOUND_NETNS | flag::TOOK_PATTERN);
+    let told = side.send(&mut core, [first]);
+    assert_eq!(told[0], EventKind::Appeared { ifindex: 3 });
+}
+
+/// There was a device before ifmon heard of the namespace, and it cannot be entered at once for want of
+/// descriptors.
+#[test]
+fn a_namespace_that_cannot_be_entered_at_once_is_entered_later() {
+    let (mut core, mut side) = begun();
+    side.is_open = true;
+    side.states.insert(FOUND, state(1, 0));
+    side.counters.matched = 1;
+    side.links = links(&[(3, "b"), (7, "b")]);
+    let busy = io::Error::from_raw_os_error(libc::EMFILE);
+    side.refusals.push_back(busy);
+    let first = took(3, b"b", 1, flag::FOUND_NETNS | flag::TOOK_PATTERN);
+    let told = side.send(&mut core, [first]);
+    assert!(
+        told.contains(&EventKind::Appeared { ifindex: 7 }),
+        "{told:?}"
+    );
 }
