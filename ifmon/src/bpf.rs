@@ -131,6 +131,6 @@ pub(crate) enum Reply {
     PatternStates(io::Result<Vec<(NetnsId, PatternState)>>),
     Matching(io::Result<Matching>),
     /// Those that can be entered.
-    Namespaces(Vec<NetnsId>),
+    Namespaces(io::Result<Vec<NetnsId>>),
     Answer(Answer),
 }

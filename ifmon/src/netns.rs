@@ -256,28 +256,50 @@ pub(crate) struct Places(HashMap<NetnsId, PathBuf>);
 
 impl Places {
     /// Looks for all that processes are in, or that are mounted; says which there are.
-    pub(crate) fn look(&mut self) -> Vec<NetnsId> {
+    ///
+    /// # Errors
+    /// When that cannot be found out, which does not say that there are none.
+    pub(crate) fn look(&mut self) -> io::Result<Vec<NetnsId>> {
+        match self.look_in(Path::new("/proc")) {
+            // There is no `/proc`.
+            Err(error) if is_gone(&error) => Ok(Vec::new()),
+            found => found,
+        }
+    }
+
+    fn look_in(&mut self, proc: &Path) -> io::Result<Vec<NetnsId>> {
         let Self(places) = self;
         places.clear();
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let is_process = |entry: &fs::DirEntry| {
-            let name = entry.file_name();
-            name.as_bytes().iter().all(u8::is_ascii_digit)
-        };
-        for process in processes.filter(is_process) {
-            let path = process.path().join("ns/net");
-            // A kernel thread's, or one that has gone.
-            let Ok(link) = fs::read_link(&path) else {
+        for process in fs::read_dir(proc)? {
+            let process = process?;
+            if !process
+                .file_name()
+                .as_bytes()
+                .iter()
+                .all(u8::is_ascii_digit)
+            {
                 continue;
+            }
+            let path = process.path().join("ns/net");
+            let link = match fs::read_link(&path) {
+                Ok(link) => link,
+                // A kernel thread's, one that has gone, or one that is not shown to everybody: whoever may
+                // see few finds those that he may enter.
+                Err(error)
+                    if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             if let Some(netns) = link.to_str().and_then(linked) {
                 places.entry(netns).or_insert(path);
             }
         }
         // These do not go with a process.
-        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = fs::read(proc.join("self/mountinfo"))?;
         places.extend(mounts.split(|&byte| byte == b'\n').filter_map(mounted));
-        places.keys().copied().collect()
+        Ok(places.keys().copied().collect())
     }
 
     /// What is offered, if that is this one: meanwhile another can have to be opened. Else it is
@@ -290,19 +312,28 @@ impl Places {
     }
 
     fn find(&mut self, netns: NetnsId) -> io::Result<Netns> {
-        if let Some(found) = self.open(netns) {
+        if let Ok(found) = self.open(netns) {
             return Ok(found);
         }
-        self.look();
+        self.look()?;
         self.open(netns)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn open(&self, netns: NetnsId) -> Option<Netns> {
+    fn open(&self, netns: NetnsId) -> io::Result<Netns> {
         let Self(places) = self;
-        let found = Netns::from_path(places.get(&netns)?).ok()?;
-        (found.id() == netns).then_some(found)
+        let away = || io::Error::from(io::ErrorKind::NotFound);
+        match Netns::from_path(places.get(&netns).ok_or_else(away)?) {
+            Ok(found) if found.id() == netns => Ok(found),
+            Err(Error::Netns { source, .. }) if !is_gone(&source) => Err(source),
+            _ => Err(away()),
+        }
     }
+}
+
+/// Is it gone, or is something else there?
+fn is_gone(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::NotFound, io::ErrorKind::InvalidInput];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// The namespace that a link of `/proc/PID/ns/net` names, as `net:[4026531840]`.
@@ -430,9 +461,29 @@ mod tests {
     fn the_own_namespace_is_among_all() {
         let own = current_id().expect("it has a number");
         let mut places = Places::default();
-        assert!(places.look().contains(&own));
+        let all = places.look().expect("they can be looked for");
+        assert!(all.contains(&own));
         assert_eq!(places.find(own).expect("it can be opened").id(), own);
         assert!(places.find(NetnsId(1)).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_for_is_not_away() {
+        let folder = std::env::temp_dir().join(format!("ifmon-proc-{}", std::process::id()));
+        fs::create_dir_all(folder.join("1")).expect("a folder can be made");
+        std::os::unix::fs::symlink("ns", folder.join("1/ns")).expect("a link can be made");
+        let mut places = Places::default();
+        let looked = places.look_in(&folder);
+        fs::remove_dir_all(&folder).expect("it can be removed");
+        let errno = |error: io::Error| error.raw_os_error();
+        assert_eq!(looked.map_err(errno), Err(Some(libc::ELOOP)));
+        let (own, other) = (PathBuf::from("/proc/self/ns/net"), NetnsId(1));
+        let place = own.join("x");
+        for (place, why) in [(own, None), (place, Some(libc::ENOTDIR))] {
+            let places = Places(HashMap::from([(other, place)]));
+            let opened = places.open(other).map(|netns| netns.id());
+            assert_eq!(opened.map_err(errno), Err(why));
+        }
     }
 
     #[test]

@@ -184,11 +184,14 @@ impl Bpf {
             (EverywhereStep::State | EverywhereStep::Set, Reply::Done(Err(error))) => {
                 Some(self.undo_everywhere(Some(Error::Filter(error))))
             }
-            (EverywhereStep::List, Reply::Namespaces(all)) => {
+            (EverywhereStep::List, Reply::Namespaces(Ok(all))) => {
                 self.patterns.everywhere.left = all;
                 // Those that are new were told by then.
                 self.read_again();
                 None
+            }
+            (EverywhereStep::List, Reply::Namespaces(Err(error))) => {
+                Some(self.undo_everywhere(Some(Error::Recheck(error))))
             }
             (EverywhereStep::Count, Reply::PatternStates(Ok(states))) => {
                 self.patterns.everywhere.must_count = false;

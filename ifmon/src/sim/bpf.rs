@@ -529,8 +529,7 @@ impl Side for Programs {
             | Request::RemovePatterns(_)
             | Request::RemovePatternState(_)
             | Request::RemoveMatching(_)
-            | Request::RemoveLeaving
-            | Request::Namespaces => return None,
+            | Request::RemoveLeaving => return None,
             Request::Overflowed(_) => Reply::Overflowed(Err(failure())),
             Request::Counters => {
                 self.counters = None;
@@ -548,6 +547,7 @@ impl Side for Programs {
                 self.has_leftovers = true;
                 Reply::PatternStates(Err(failure()))
             }
+            Request::Namespaces => Reply::Namespaces(Err(failure())),
             Request::AddPatternState(..) => Reply::Inserted(Err(failure())),
             Request::Matching(_) => Reply::Matching(Err(failure())),
             Request::InsertNames(names) => {
@@ -718,7 +718,7 @@ impl Side for Programs {
             }
             Request::Namespaces => {
                 let open = (0..SPACES).filter(|&space| host.is_open(space));
-                Reply::Namespaces(open.map(host::netns).collect())
+                Reply::Namespaces(Ok(open.map(host::netns).collect()))
             }
             Request::InsertMatching(link) => {
                 let inserted =

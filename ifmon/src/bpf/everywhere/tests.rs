@@ -45,6 +45,8 @@ struct Side {
     is_open: bool,
     /// Sent while the patterns begin.
     found: Option<Record>,
+    /// Which namespaces there are cannot be found out.
+    is_blind: bool,
     /// The namespaces that there are, if that is not the first alone.
     all: Vec<NetnsId>,
     /// So many of them can be counted in.
@@ -135,8 +137,9 @@ impl Side {
         match request {
             Request::Record => Reply::Record(self.records.pop_front()),
             Request::Counters => Reply::Counters(Ok(self.counters)),
-            Request::Namespaces if self.all.is_empty() => Reply::Namespaces(vec![ENTERED]),
-            Request::Namespaces => Reply::Namespaces(self.all.clone()),
+            Request::Namespaces if self.is_blind => Reply::Namespaces(Err(failure())),
+            Request::Namespaces if self.all.is_empty() => Reply::Namespaces(Ok(vec![ENTERED])),
+            Request::Namespaces => Reply::Namespaces(Ok(self.all.clone())),
             Request::InsertPatterns(netns, _) if is_full(&self.sets, self.sets_room, netns) => {
                 Reply::Done(Err(no_room()))
             }
@@ -592,4 +595,18 @@ fn a_namespace_that_cannot_be_entered_at_once_is_entered_later() {
         told.contains(&EventKind::Appeared { ifindex: 7 }),
         "{told:?}"
     );
+}
+
+#[test]
+fn where_namespaces_cannot_be_looked_for_the_watch_is_refused() {
+    let mut core = Bpf::new(Hook::Function, 4);
+    let mut side = Side {
+        is_blind: true,
+        ..Side::default()
+    };
+    let outcome = side.watch(&mut core, "b");
+    let Outcome::Watched(Err(Error::Recheck(_))) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert!(side.sets.is_empty());
 }
