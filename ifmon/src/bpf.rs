@@ -95,7 +95,7 @@ pub(crate) enum Request {
     Matching(NetnsId),
     /// A device may match, whatever it is called: [`Reply::Done`].
     InsertMatching(Link),
-    /// No device of the namespace may match: [`Reply::Done`].
+    /// No device of the namespace, or of any for [`NetnsId::ALL`], may match: [`Reply::Done`].
     RemoveMatching(NetnsId),
     /// None that may match is between two namespaces: [`Reply::Done`].
     RemoveLeaving,

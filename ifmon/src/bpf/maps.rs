@@ -90,8 +90,9 @@ impl PatternMaps {
         Ok(Matching { devices, state })
     }
 
-    fn remove_matching(&mut self, NetnsId(netns): NetnsId) -> io::Result<()> {
-        let here = |link: &Result<Link, _>| link.as_ref().is_ok_and(|link| link.netns == netns);
+    fn remove_matching(&mut self, netns: NetnsId) -> io::Result<()> {
+        let is_here = |link: &Link| netns == NetnsId::ALL || netns == NetnsId(link.netns);
+        let here = |link: &Result<Link, _>| link.as_ref().is_ok_and(is_here);
         let links: Vec<Link> = self.matching.keys().filter(here).flatten().collect();
         for link in links {
             remove(&mut self.matching, &link)?;

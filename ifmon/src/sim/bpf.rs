@@ -56,8 +56,6 @@ pub(crate) struct Programs {
     has_missed: bool,
     /// What was removed is there still.
     has_leftovers: bool,
-    /// Patterns are watched in all namespaces.
-    is_everywhere: bool,
     /// What was read last, if that was possible.
     counters: Option<KernelCounters>,
 }
@@ -430,7 +428,6 @@ impl Side for Programs {
         let Setting {
             kind,
             is_crowded,
-            is_everywhere,
             conduct: Conduct { room, .. },
             ..
         } = setting;
@@ -463,7 +460,6 @@ impl Side for Programs {
             is_noisy: [false; SPACES],
             has_missed: false,
             has_leftovers: false,
-            is_everywhere,
             counters: None,
         }
     }
@@ -727,7 +723,8 @@ impl Side for Programs {
                 Reply::Done(inserted.then_some(()).ok_or_else(full))
             }
             Request::RemoveMatching(netns) => {
-                maps.matching.retain(|link, _| link.netns != netns.0);
+                let is_kept = |link: &Link| netns != NetnsId::ALL && link.netns != netns.0;
+                maps.matching.retain(|link, _| is_kept(link));
                 Reply::Done(Ok(()))
             }
             Request::RemoveLeaving => {
@@ -836,15 +833,11 @@ impl Side for Programs {
             self.check_everywhere(host);
         } else {
             assert_eq!(maps.patterns.len(), patterned.len(), "{:?}", maps.patterns);
-            // A refused watch of all namespaces clears those that are known, and not one that has
-            // ended by then.
-            let is_left = |found: &Match| self.is_everywhere && is_nameless(found);
-            let is_right =
-                |(link, found): (&Link, &Match)| patterned.contains(&link.netns) || is_left(found);
+            let is_right = |link: &Link| patterned.contains(&link.netns);
             if !self.has_leftovers {
                 let counted = maps.pattern_states.len();
                 assert_eq!(counted, patterned.len(), "{:?}", maps.pattern_states);
-                assert!(maps.matching.iter().all(is_right), "{:?}", maps.matching);
+                assert!(maps.matching.keys().all(is_right), "{:?}", maps.matching);
             }
             spots.extend(patterned);
         }

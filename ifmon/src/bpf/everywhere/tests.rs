@@ -61,12 +61,17 @@ struct Side {
 impl Side {
     /// Watches all that is called so, in all namespaces.
     fn watch(&mut self, core: &mut Bpf, pattern: &str) -> Outcome {
-        let now = Now::at(Instant::now());
         let pattern = Pattern::new(pattern).expect("a valid pattern");
-        core.command(Command::WatchPatterns {
+        let command = Command::WatchPatterns {
             netns: NetnsId::ALL,
             patterns: vec![pattern],
-        });
+        };
+        self.command(core, command)
+    }
+
+    fn command(&mut self, core: &mut Bpf, command: Command) -> Outcome {
+        let now = Now::at(Instant::now());
+        core.command(command);
         loop {
             let request = match core.poll(&now) {
                 MachineStep::Request(request) | MachineStep::Background(request) => request,
@@ -230,7 +235,8 @@ impl Side {
                 Reply::Done(Ok(()))
             }
             Request::RemoveMatching(netns) => {
-                self.matching.retain(|(other, _)| *other != netns);
+                let is_kept = |other| netns != NetnsId::ALL && other != netns;
+                self.matching.retain(|&(other, _)| is_kept(other));
                 Reply::Done(Ok(()))
             }
             _ => Reply::Done(Ok(())),
@@ -595,6 +601,26 @@ fn a_namespace_that_cannot_be_entered_at_once_is_entered_later() {
         told.contains(&EventKind::Appeared { ifindex: 7 }),
         "{told:?}"
     );
+}
+
+/// A device went before the programs were told that it may match, and its namespace ended.
+#[test]
+fn of_namespaces_that_have_ended_nothing_is_left_without_a_watch() {
+    let (mut core, mut side) = entered(Side::default(), &[(3, "b")]);
+    let epoch = side.states.remove(&ENTERED).expect("it is counted").epoch;
+    side.counters.matched = 1;
+    let ended = Record {
+        from: at(ENTERED, LOOPBACK_IFINDEX, b"lo"),
+        left_epoch: epoch,
+        flags: flag::NETNS_GONE,
+        ..Record::default()
+    };
+    let told = side.send(&mut core, [ended]);
+    assert_eq!(told, [EventKind::Deleted { ifindex: 3 }]);
+    let pattern = Pattern::new("b*").expect("a valid pattern");
+    let outcome = side.command(&mut core, Command::UnwatchPattern(NetnsId::ALL, pattern));
+    assert!(matches!(outcome, Outcome::Unwatched), "{outcome:?}");
+    assert!(side.matching.is_empty(), "{:?}", side.matching);
 }
 
 #[test]
