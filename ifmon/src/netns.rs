@@ -297,7 +297,11 @@ impl Places {
             }
         }
         // These do not go with a process.
-        let mounts = fs::read(proc.join("self/mountinfo"))?;
+        let mounts = match fs::read(proc.join("self/mountinfo")) {
+            // It is the `/proc` of a pid namespace that this process is not in.
+            Err(error) if is_gone(&error) => Vec::new(),
+            mounts => mounts?,
+        };
         places.extend(mounts.split(|&byte| byte == b'\n').filter_map(mounted));
         Ok(places.keys().copied().collect())
     }
