@@ -23,7 +23,7 @@ pub use object::{OBJECT, OBJECT_OF_NAMES, OBJECT_WITH_LOG};
 pub use wire::{
     Control, Counters, DeviceState, EVERYWHERE, KERNEL_EPOCH, Leaving, Link, MASKS, Match, Name,
     NameKey, NameMask, NameState, PatternSet, PatternState, Place, Record, Shared, USERSPACE_ID,
-    flag,
+    flag, namespace_key,
 };
 
 /// The kernel function that both tracing programs hook: the notifier callback that turns `NETDEV_*`

@@ -19,6 +19,7 @@ use ifmon_ebpf::{
     Control, Counters, DeviceState, EVERYWHERE, Leaving, Link, Name, NameKey, NameState,
     PatternSet, PatternState, Place, Shared,
     filter::{DeviceChange, DeviceEvent, Kernel},
+    namespace_key,
 };
 
 use crate::who;
@@ -59,9 +60,10 @@ static LINKS: HashMap<LinkWords, u64> = HashMap::with_max_entries(WATCHES, 0);
 #[map]
 static REMEMBERED: Queue<u64> = Queue::with_max_entries(WATCHES, 0);
 
-/// Namespaces with a watch that are still alive, by inode number, with an epoch from userspace.
+/// Namespaces with a watch that are still alive, by inode number, with an epoch from userspace; and of
+/// which of them a socket hears, by its cookie, for netlink alone. See [`namespace_key`].
 #[map]
-static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(WATCHES, 0);
+static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(WATCHES, 0);
 
 /// The patterns, by namespace.
 #[cfg_attr(feature = "patterns", map)]
@@ -79,10 +81,6 @@ static MATCHING: HashMap<LinkWords, MatchWords> = HashMap::with_max_entries(1, 0
 #[cfg_attr(feature = "patterns", map)]
 static LEAVING: HashMap<u64, [u64; 5]> = HashMap::with_max_entries(64, 0);
 
-/// Of which namespace a socket hears, by its cookie. Netlink alone.
-#[map]
-static SOCKETS: HashMap<u64, u32> = HashMap::with_max_entries(WATCHES, 0);
-
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
@@ -94,7 +92,7 @@ static SHARED: Array<Shared> = Array::with_max_entries(2, BPF_F_MMAPABLE);
 /// The namespace of which the socket with this cookie hears.
 #[inline(always)]
 pub(crate) fn netns_of_socket(cookie: u64) -> Option<u32> {
-    let netns = SOCKETS.get_ptr(cookie)?;
+    let netns = NAMESPACES.get_ptr(namespace_key::of_socket(cookie))?;
     // SAFETY: the kernel keeps the element valid for this run of the program; a whole word.
     Some(unsafe { netns.read_volatile() })
 }
@@ -219,15 +217,16 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
 
     #[inline(always)]
     fn has_namespace(&mut self, netns: u32) -> bool {
-        NAMESPACES.get_ptr(netns).is_some()
+        NAMESPACES.get_ptr(namespace_key::of_netns(netns)).is_some()
     }
 
     #[inline(always)]
     fn end_namespace(&mut self, netns: u32) -> Option<u32> {
-        let epoch = NAMESPACES.get_ptr(netns)?;
+        let key = namespace_key::of_netns(netns);
+        let epoch = NAMESPACES.get_ptr(key)?;
         // SAFETY: as in `id_of`.
         let epoch = unsafe { epoch.read_volatile() };
-        NAMESPACES.remove(netns).ok().map(|()| epoch)
+        NAMESPACES.remove(key).ok().map(|()| epoch)
     }
 
     #[inline(always)]

@@ -106,6 +106,23 @@ impl Link {
     }
 }
 
+/// Key of the map `NAMESPACES`, in which two things are found, since before 5.11 each map takes a page
+/// of the memory that may be locked: by inode number the epoch of a namespace, and by the cookie of a
+/// socket (`SO_COOKIE`, which are counted up from 1) the inode number of the one that it hears of.
+pub mod namespace_key {
+    /// Of a namespace with this inode number.
+    #[inline(always)]
+    pub const fn of_netns(netns: u32) -> u64 {
+        netns as u64
+    }
+
+    /// Of a socket with this cookie.
+    #[inline(always)]
+    pub const fn of_socket(cookie: u64) -> u64 {
+        cookie | 1 << 63
+    }
+}
+
 /// Value of the map `NAMES`: who holds a watched name.
 ///
 /// Userspace inserts it, with the holder that it found, and only reads it from then on: the kernel

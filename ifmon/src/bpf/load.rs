@@ -308,8 +308,8 @@ impl Load<'_> {
                 .map_max_entries("LINKS", devices)
                 // Half of them can be gone.
                 .map_max_entries("REMEMBERED", devices.saturating_mul(2))
-                .map_max_entries("NAMESPACES", entries)
-                .map_max_entries("SOCKETS", entries)
+                // And a socket for each.
+                .map_max_entries("NAMESPACES", entries.saturating_mul(2))
                 .map_max_entries("PATTERNS", patterns)
                 .map_max_entries("PATTERN_STATES", pattern_states)
                 .map_max_entries("MATCHING", matching)

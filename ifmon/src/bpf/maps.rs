@@ -13,7 +13,7 @@ use aya::{
 };
 use ifmon_ebpf::{
     DeviceState, Link, Match, Name, NameKey, NameState, PatternSet, PatternState, Place,
-    USERSPACE_ID,
+    USERSPACE_ID, namespace_key,
 };
 
 use super::{Matching, Reply, Request, shared::Shared};
@@ -28,8 +28,7 @@ pub(super) struct Maps {
     devices: HashMap<MapData, u64, DeviceState>,
     links: HashMap<MapData, Link, u64>,
     remembered: Queue<MapData, u64>,
-    namespaces: HashMap<MapData, u32, u32>,
-    sockets: HashMap<MapData, u64, u32>,
+    namespaces: HashMap<MapData, u64, u32>,
     /// `None` where there was no pattern at the start.
     patterns: Option<PatternMaps>,
     pub(super) shared: Shared,
@@ -114,7 +113,6 @@ impl Maps {
             links: take(object, "LINKS")?,
             remembered: take(object, "REMEMBERED")?,
             namespaces: take(object, "NAMESPACES")?,
-            sockets: take(object, "SOCKETS")?,
             patterns: match object.map("PATTERNS") {
                 Some(_) => Some(PatternMaps::take(object)?),
                 None => None,
@@ -137,13 +135,17 @@ impl Maps {
             Request::Devices => Reply::Devices(entries(&self.devices)),
             Request::InsertDevices(devices) => Reply::Done(self.insert_devices(devices)),
             Request::RemoveDevice(id) => Reply::Done(self.remove_device(id)),
-            Request::Namespace(NetnsId(netns)) => Reply::Namespace(get(&self.namespaces, &netns)),
+            Request::Namespace(NetnsId(netns)) => {
+                Reply::Namespace(get(&self.namespaces, &namespace_key::of_netns(netns)))
+            }
             Request::InsertNamespace(NetnsId(netns), epoch) => {
-                Reply::Done(insert(&mut self.namespaces, netns, epoch, 0))
+                let key = namespace_key::of_netns(netns);
+                Reply::Done(insert(&mut self.namespaces, key, epoch, 0))
             }
-            Request::RemoveNamespace(NetnsId(netns)) => {
-                Reply::Done(remove(&mut self.namespaces, &netns))
-            }
+            Request::RemoveNamespace(NetnsId(netns)) => Reply::Done(remove(
+                &mut self.namespaces,
+                &namespace_key::of_netns(netns),
+            )),
             Request::InsertPatterns(NetnsId(netns), set) => {
                 Reply::Done(self.change_patterns(|maps| maps.insert(netns, *set)))
             }
@@ -199,12 +201,13 @@ impl Maps {
 
     /// The socket with this cookie hears of this namespace.
     pub(super) fn insert_socket(&mut self, cookie: u64, netns: NetnsId) -> io::Result<()> {
-        insert(&mut self.sockets, cookie, netns.0, 0)
+        let key = namespace_key::of_socket(cookie);
+        insert(&mut self.namespaces, key, netns.0, 0)
     }
 
     pub(super) fn remove_socket(&mut self, cookie: u64) {
         // The socket is closed anyhow.
-        let _ = remove(&mut self.sockets, &cookie);
+        let _ = remove(&mut self.namespaces, &namespace_key::of_socket(cookie));
     }
 
     fn patterns(&mut self) -> io::Result<&mut PatternMaps> {
