@@ -78,6 +78,8 @@ struct Maps {
     matching_room: usize,
     /// Devices for which there was no room.
     unkept: HashSet<Link>,
+    /// Nothing is lost of these.
+    spares: bool,
     /// No namespace can be entered any more.
     is_confined: bool,
     leaving: HashMap<u64, Leaving>,
@@ -264,9 +266,10 @@ impl Kernel for Maps {
 
     fn send(&mut self, change: &DeviceChange) -> bool {
         self.deliver();
-        // Nobody finds out what is lost of a device that had no room, where that cannot be read.
+        // Nobody finds out what is lost of a device that had no room, where that cannot be read by
+        // then.
         let is_unkept = |place: &Place| self.unkept.contains(&Link::of(place));
-        let is_spared = self.is_confined && (is_unkept(&change.from) || is_unkept(&change.to));
+        let is_spared = self.spares && (is_unkept(&change.from) || is_unkept(&change.to));
         let has_room = self.ring.len() < self.ring_room || is_spared;
         if has_room {
             self.on_its_way = Some(change.record(change.kind));
@@ -427,6 +430,7 @@ impl Side for Programs {
     fn new(setting: Setting) -> Self {
         let Setting {
             kind,
+            is_confined,
             is_crowded,
             conduct: Conduct { room, .. },
             ..
@@ -448,6 +452,7 @@ impl Side for Programs {
                 },
                 crowd: if is_crowded { 1 } else { watches },
                 ring_room: room,
+                spares: is_confined,
                 matching_room: if is_crowded {
                     LITTLE_MATCHING
                 } else {
