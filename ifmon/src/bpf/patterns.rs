@@ -611,13 +611,14 @@ impl Bpf {
                 if let Some(state) = state {
                     space.is_full |= state.full != 0;
                     space.counted = Some(state.changes);
-                    self.read_again();
+                    // A device that moves is counted when it leaves, and told of when it arrives.
+                    Some(PatternStep::Wait)
                 } else {
                     // If another one has its number, that is found by the next look.
                     self.patterns_gone(netns, self.time, None);
                     self.patterns.everywhere.must_count = true;
+                    None
                 }
-                None
             }
             (PatternStep::Count, Reply::PatternState(Ok(Some(state)))) => {
                 space.counted = Some(state.changes);

@@ -31,6 +31,8 @@ struct Side {
     counters: KernelCounters,
     /// Sent while it is read how much has happened.
     late: VecDeque<Record>,
+    /// Of changes that have begun, and were not sent.
+    begun: VecDeque<Record>,
     /// What the maps have of a namespace.
     kept: Vec<(u32, Match)>,
     /// The devices in it.
@@ -202,6 +204,8 @@ impl Side {
                 Reply::Answer(Answer::Name(Ok(named.map(|(_, named)| named))))
             }
             Request::Ask(_, Question::Barrier) => {
+                self.counters.matched += self.begun.len() as u64;
+                self.records.append(&mut self.begun);
                 self.has_waited = !self.is_busy;
                 Reply::Answer(Answer::Waited(self.has_waited))
             }
@@ -443,6 +447,24 @@ fn that_one_without_room_went_is_told_when_its_record_is_on_its_way() {
     side.counters.dropped = 1;
     side.states.insert(FOUND, state(4, 1));
     side.late.push_back(left(4, b"b", 4));
+    let told = side.send(&mut core, []);
+    assert!(
+        told.contains(&EventKind::Deleted { ifindex: 4 }),
+        "{told:?}"
+    );
+}
+
+/// The programs count that it leaves before they say where it went.
+#[test]
+fn that_one_without_room_moves_is_told_when_it_has_not_arrived() {
+    let (mut core, mut side) = begun();
+    side.states.insert(FOUND, state(1, 1));
+    side.counters.matched = 2;
+    let unkept = took(4, b"b", 1, flag::TOOK_PATTERN | flag::UNKEPT);
+    side.send(&mut core, [found(), unkept]);
+    side.lose(FOUND);
+    side.states.insert(FOUND, state(3, 1));
+    side.begun.push_back(left(4, b"b", 3));
     let told = side.send(&mut core, []);
     assert!(
         told.contains(&EventKind::Deleted { ifindex: 4 }),
