@@ -18,8 +18,8 @@ use crate::{
 
 /// How many ids are tried for a device.
 const ATTEMPTS: u32 = 2;
-/// At how many of the remembered devices it is looked in turn. At two, for each one that is remembered,
-/// so that it is come to all of them sooner than as many more can be remembered.
+/// At how many of the remembered devices it is looked in turn with each change, whomever it concerns: so
+/// it is come to all sooner than as many more can be remembered, and those that are gone do not pile up.
 const LOOKS: u32 = 2;
 
 /// What has happened to a device.
@@ -283,23 +283,35 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
         add(&mut counters.matched, 1);
     } else {
         add(&mut counters.ignored, 1);
-        if !kernel.is_traced() {
-            return Some(0);
+        if kernel.is_traced() {
+            change.flags = flag::TRACED;
         }
-        change.flags = flag::TRACED;
     }
+    if change.flags != 0 {
+        send(kernel, event, is_matched, &mut change);
+    }
+    // Last, where the verifier has nothing else to keep any more, and without a condition, by which it
+    // would have more.
+    forget(kernel, notice.here.netns);
+    Some(change.flags)
+}
+
+#[inline(always)]
+fn send<K: Kernel>(
+    kernel: &mut K,
+    event: DeviceEvent,
+    is_matched: bool,
+    change: &mut DeviceChange,
+) {
     if let DeviceEvent::Moved = event {
         change.flags |= flag::MOVED;
     }
     // Without a branch for what is not counted, which would be a second copy of all that sends.
-    if !kernel.send(&change)
+    if !kernel.send(change)
         && let Some(counters) = kernel.counters()
     {
         add(&mut counters.dropped, u64::from(is_matched));
     }
-    // Last, where the verifier has nothing else to keep any more.
-    forget(kernel, notice.here.netns);
-    Some(change.flags)
 }
 
 /// Works out from where to where the device went, and keeps `LINKS` and `DEVICES` true. False when

@@ -454,11 +454,9 @@ impl<M: Asking> Engine<M> {
         };
         let mut verdicts = Vec::new();
         let (time, by) = signal.decide(&mut self.tracker, &mut verdicts);
-        if let Some(netns) = gone
-            && !self.tracker.is_empty()
-        {
+        if let Some(netns) = gone {
             // No verdict says that, and whoever has its name next is not watched.
-            log::warn!("network namespace {netns} has ended, and so have the watches in it");
+            log::info!("network namespace {netns} has ended, and so have the watches in it");
         }
         for verdict in verdicts {
             self.tell(verdict, time, by.clone(), outbox);

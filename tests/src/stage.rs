@@ -419,12 +419,6 @@ impl Stage {
         Ok(())
     }
 
-    /// The same, while others are watched still.
-    pub fn end_one_room(&mut self, room: Room) -> Result<()> {
-        self.warns("has ended, and so have the watches in it");
-        self.end_room(room)
-    }
-
     /// Shows that there is nothing more to be seen, at home and in these rooms: the next line is
     /// that of the sentinel, which is made now. Then stops ifmon.
     pub fn nothing_more(&mut self, rooms: &[&Room]) -> Result<()> {

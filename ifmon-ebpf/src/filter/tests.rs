@@ -630,6 +630,11 @@ fn devices_that_are_gone_are_not_looked_at_again() {
         maps.event(DeviceEvent::Registered, wg0());
         maps.event(DeviceEvent::Unregistered, wg0());
         assert!(maps.remembered.len() <= 2);
+        // One that userspace found, and whose name is not watched any more.
+        let found = place(NETNS, "eth0", 9);
+        maps.found(found);
+        maps.event(DeviceEvent::Unregistered, found);
+        assert!(maps.remembered.len() <= 2);
     }
 }
 

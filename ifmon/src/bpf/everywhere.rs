@@ -167,8 +167,11 @@ impl Bpf {
     ) -> Option<EverywhereStep> {
         match (step, reply) {
             (EverywhereStep::Leftovers, Reply::PatternStates(Ok(states))) => {
-                let left = states.into_iter().flat_map(|(netns, _)| remove(netns));
-                Some(clear(left.collect()))
+                // Of all first: whoever was still writing then can have left something where nothing is
+                // counted.
+                let counted = states.into_iter().map(|(netns, _)| netns);
+                let all = std::iter::once(NetnsId::ALL).chain(counted);
+                Some(clear(all.flat_map(remove).collect()))
             }
             (EverywhereStep::Leftovers, Reply::PatternStates(Err(error))) => {
                 Some(self.undo_everywhere(Some(Error::Filter(error))))

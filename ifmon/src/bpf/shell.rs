@@ -153,9 +153,9 @@ impl Programs {
             .add(ring_fd, Source::Ring)
             .map_err(Unavailable::other)?;
         let mut maps = Maps::of(&mut object)?;
-        // There is twice as much room: one device a name cannot be missed, and others are not come to at
-        // once.
-        let crowd = u32::try_from(room).unwrap_or(u32::MAX);
+        // There is room for twice as many as there are names, of which one a name cannot be missed, and
+        // others are not come to at once. Userspace finds one a name at most.
+        let crowd = u32::try_from(room / 2).unwrap_or(u32::MAX);
         maps.shared.set_crowd(crowd);
         Ok(Self {
             hook,

@@ -229,7 +229,7 @@ fn watched_ends(stage: &mut Stage) -> Result<()> {
     other.add("wg0", 100)?;
     let watches = [(&doomed, "wg0", Some(100)), (&other, "wg0", Some(100))];
     stage.watch_rooms(&watches)?;
-    stage.end_one_room(doomed)?;
+    stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
     other.delete(100)?;
     stage.see_in(lasting, "wg0", deleted(100))?;
@@ -247,7 +247,7 @@ fn ends_on_record(stage: &mut Stage) -> Result<()> {
     let args = ["--state", directory, &names[0], &names[1]];
     let watches = [(ending, "wg0", Some(100)), (lasting, "wg0", None)];
     stage.watch_with(&args, &watches)?;
-    stage.end_one_room(doomed)?;
+    stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
     other.add("wg0", 101)?;
     stage.see_in(lasting, "wg0", appeared(101))?;
@@ -290,7 +290,7 @@ fn number_again(stage: &mut Stage) -> Result<()> {
     let ending = doomed.id()?;
     doomed.add("wg0", 100)?;
     stage.watch_rooms(&[(&doomed, "wg0", Some(100)), (&other, "wg0", None)])?;
-    stage.end_one_room(doomed)?;
+    stage.end_room(doomed)?;
     stage.see_in(ending, "wg0", deleted(100).by_the_kernel())?;
     let next = another_with_number(ending, &mut Vec::new())?;
     next.add("wg0", 100)?;
