@@ -212,11 +212,10 @@ impl Bpf {
                 self.patterns.suspects.extend(suspects);
                 for (netns, state) in states {
                     if netns != NetnsId::ALL && !self.patterns.spaces.contains_key(&netns) {
-                        let space =
-                            self.patterns
-                                .everywhere
-                                .space(state.epoch, state.changes, false);
+                        let space = self.patterns.everywhere.space(state.epoch, 0, false);
+                        let space = space.unheard(state.changes);
                         self.patterns.spaces.insert(netns, space);
+                        self.read_again();
                     }
                 }
                 None

@@ -302,6 +302,14 @@ impl Space {
         }
     }
 
+    /// There were so many changes, none of which was heard; some may be on their way.
+    pub(super) fn unheard(self, changes: u64) -> Self {
+        Self {
+            counted: Some(changes),
+            ..self
+        }
+    }
+
     /// Is there nothing to be read or to be told to the programs?
     pub(super) fn is_settled(&self) -> bool {
         let needs_table = self.table.needs_table() || self.table.is_reading();

@@ -402,6 +402,22 @@ fn who_is_the_first_that_is_heard_of_a_namespace_is_told() {
     );
 }
 
+/// Something else was lost, and the record is on its way while it is read what happened where.
+#[test]
+fn who_is_the_first_that_is_counted_in_a_namespace_is_told() {
+    let (mut core, mut side) = begun();
+    side.counters.dropped = 1;
+    side.counters.matched = 1;
+    side.states.insert(FOUND, state(1, 1));
+    let unkept = took(5, b"b", 1, flag::TOOK_PATTERN | flag::UNKEPT);
+    side.late.push_back(unkept);
+    let told = side.send(&mut core, []);
+    assert!(
+        told.contains(&EventKind::Appeared { ifindex: 5 }),
+        "{told:?}"
+    );
+}
+
 /// That 3 went is lost. 4 has no room in the maps, and its record is sent while it is read how much has
 /// happened.
 #[test]
