@@ -18,8 +18,8 @@ use crate::{
 
 /// How many ids are tried for a device.
 const ATTEMPTS: u32 = 2;
-/// At how many of the remembered devices it is looked in turn with each change, whomever it concerns: so
-/// it is come to all sooner than as many more can be remembered, and those that are gone do not pile up.
+/// At how many of the remembered devices it is looked in turn with each change, whomever it concerns, while
+/// there are many: so it is come to all sooner than as many more can be remembered.
 const LOOKS: u32 = 2;
 
 /// What has happened to a device.
@@ -99,7 +99,8 @@ pub trait Kernel {
     fn is_crowded(&mut self) -> bool;
     /// The one in `REMEMBERED` that was looked at longest ago. It is taken out.
     fn next_remembered(&mut self) -> Option<u64>;
-    /// Puts it there, behind all others. Where there is no room, it stays until it is unregistered.
+    /// Puts it there, behind all others. Where there is no room, the first goes, which may be gone; else
+    /// it stays until it is unregistered. There can be no more of these than are not many yet.
     fn add_remembered(&mut self, id: u64);
 
     /// In `LINKS`.
@@ -290,9 +291,10 @@ pub fn observe<K: Kernel>(kernel: &mut K, notice: &Notice) -> Option<u32> {
     if change.flags != 0 {
         send(kernel, event, is_matched, &mut change);
     }
-    // Last, where the verifier has nothing else to keep any more, and without a condition, by which it
-    // would have more.
-    forget(kernel, notice.here.netns);
+    // Last, where the verifier has nothing else to keep any more.
+    if kernel.is_crowded() {
+        forget(kernel, notice.here.netns);
+    }
     Some(change.flags)
 }
 

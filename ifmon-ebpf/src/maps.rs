@@ -29,6 +29,9 @@ const WATCHES: u32 = 1024;
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
 const BPF_NOEXIST: u64 = 1;
 
+/// `BPF_EXIST` of the same: a queue that is full drops its first element for it.
+const BPF_EXIST: u64 = 2;
+
 // Keys, and what is inserted, are made of whole words of 64 bits. Of smaller parts a verifier
 // before 6.8 makes a copy of a register, which it lets nobody change in part who has no
 // CAP_PERFMON.
@@ -187,7 +190,7 @@ impl<const ASKS: u8, const IS_TRACING: bool> Kernel for Maps<ASKS, IS_TRACING> {
 
     #[inline(always)]
     fn add_remembered(&mut self, id: u64) {
-        let _ = REMEMBERED.push(id, 0);
+        let _ = REMEMBERED.push(id, BPF_EXIST);
     }
 
     #[inline(always)]

@@ -306,7 +306,7 @@ impl Load<'_> {
                 .map_max_entries("NAMES", entries)
                 .map_max_entries("DEVICES", devices)
                 .map_max_entries("LINKS", devices)
-                // Half of them can be gone.
+                // Some of them are gone.
                 .map_max_entries("REMEMBERED", devices.saturating_mul(2))
                 // And a socket for each.
                 .map_max_entries("NAMESPACES", entries.saturating_mul(2))

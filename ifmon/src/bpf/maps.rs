@@ -21,6 +21,8 @@ use crate::{NetnsId, Unavailable};
 
 /// `BPF_NOEXIST` of `include/uapi/linux/bpf.h`: insert, and do not replace.
 const BPF_NOEXIST: u64 = 1;
+/// The same: a queue that is full drops its first element for it.
+const BPF_EXIST: u64 = 2;
 
 /// The maps.
 pub(super) struct Maps {
@@ -241,7 +243,7 @@ impl Maps {
     /// Where to find a device that was inserted, which can be forgotten from then on.
     fn insert_link(&mut self, link: Link, id: u64) -> io::Result<bool> {
         let is_new = is_new(insert(&mut self.links, link, id, BPF_NOEXIST))?;
-        if is_new && let Err(error) = self.remembered.push(id, 0) {
+        if is_new && let Err(error) = self.remembered.push(id, BPF_EXIST) {
             log::debug!("{link:?} is remembered until it is deleted: {error}");
         }
         Ok(is_new)
