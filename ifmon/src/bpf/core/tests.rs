@@ -67,6 +67,16 @@ struct Side {
 }
 
 impl Side {
+    /// There are records, and all that is told is who was found to have the name: its index.
+    fn found(&mut self, core: &mut Bpf) -> Option<u32> {
+        core.ready(Source::Ring);
+        let signals = self.run(core);
+        let [Signal::Resync { observed, .. }] = &signals[..] else {
+            panic!("{signals:?}");
+        };
+        observed.holder.map(|device| device.ifindex)
+    }
+
     /// Does all that there is to do.
     fn run(&mut self, core: &mut Bpf) -> Vec<Signal> {
         let now = Now::at(Instant::now());
@@ -293,12 +303,7 @@ fn a_device_that_is_gone_may_not_have_been_the_last_one_with_the_name() {
     side.records = VecDeque::from([left(id, 2, 1, epoch)]);
     side.has_error = true;
     side.holder = (5, 300);
-    core.ready(Source::Ring);
-    let signals = side.run(&mut core);
-    let [Signal::Resync { observed, .. }] = &signals[..] else {
-        panic!("{signals:?}");
-    };
-    assert_eq!(observed.holder.map(|device| device.ifindex), Some(5));
+    assert_eq!(side.found(&mut core), Some(5));
 }
 
 /// That its holder before lost it is what was missed, and who has it by now is found out.
@@ -314,10 +319,5 @@ fn that_a_name_was_taken_is_not_told_while_it_is_found_out_what_was_missed() {
     core.answer(&now, Reply::Overflowed(Ok(true)));
     side.records = VecDeque::from([took(7, 5, 1, side.state.epoch)]);
     side.holder = (5, 300);
-    core.ready(Source::Ring);
-    let signals = side.run(&mut core);
-    let [Signal::Resync { observed, .. }] = &signals[..] else {
-        panic!("{signals:?}");
-    };
-    assert_eq!(observed.holder.map(|device| device.ifindex), Some(5));
+    assert_eq!(side.found(&mut core), Some(5));
 }

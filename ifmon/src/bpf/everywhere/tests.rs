@@ -368,6 +368,11 @@ fn kept(ifindex: u32, name: &[u8]) -> (u32, Match) {
     (ifindex, Match { name, kind })
 }
 
+#[track_caller]
+fn assert_told(told: &[EventKind], event: &EventKind) {
+    assert!(told.contains(event), "{told:?}");
+}
+
 /// One device had room in the maps, and another one had none; that the first one moved away is lost.
 #[test]
 fn of_a_namespace_that_cannot_be_entered_it_is_known_who_had_room_in_the_maps() {
@@ -396,10 +401,7 @@ fn who_is_the_first_that_is_heard_of_a_namespace_is_told() {
     side.counters.dropped = 1;
     let unkept = took(5, b"b", 1, flag::TOOK_PATTERN | flag::UNKEPT);
     let told = side.send(&mut core, [unkept]);
-    assert!(
-        told.contains(&EventKind::Appeared { ifindex: 5 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Appeared { ifindex: 5 });
 }
 
 /// Something else was lost, and the record is on its way while it is read what happened where.
@@ -412,10 +414,7 @@ fn who_is_the_first_that_is_counted_in_a_namespace_is_told() {
     let unkept = took(5, b"b", 1, flag::TOOK_PATTERN | flag::UNKEPT);
     side.late.push_back(unkept);
     let told = side.send(&mut core, []);
-    assert!(
-        told.contains(&EventKind::Appeared { ifindex: 5 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Appeared { ifindex: 5 });
 }
 
 /// That 3 went is lost. 4 has no room in the maps, and its record is sent while it is read how much has
@@ -435,14 +434,8 @@ fn who_had_no_room_is_told_when_its_record_is_on_its_way() {
     let unkept = took(4, b"b", 3, flag::TOOK_PATTERN | flag::UNKEPT);
     side.late.push_back(unkept);
     let told = side.send(&mut core, []);
-    assert!(
-        told.contains(&EventKind::Deleted { ifindex: 3 }),
-        "{told:?}"
-    );
-    assert!(
-        told.contains(&EventKind::Appeared { ifindex: 4 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Deleted { ifindex: 3 });
+    assert_told(&told, &EventKind::Appeared { ifindex: 4 });
 }
 
 /// Of 4, which has no room in the maps, nothing is lost: that it went is sent while it is read how much
@@ -464,10 +457,7 @@ fn that_one_without_room_went_is_told_when_its_record_is_on_its_way() {
     side.states.insert(FOUND, state(4, 1));
     side.late.push_back(left(4, b"b", 4));
     let told = side.send(&mut core, []);
-    assert!(
-        told.contains(&EventKind::Deleted { ifindex: 4 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Deleted { ifindex: 4 });
 }
 
 /// The programs count that it leaves before they say where it went.
@@ -482,10 +472,7 @@ fn that_one_without_room_moves_is_told_when_it_has_not_arrived() {
     side.states.insert(FOUND, state(3, 1));
     side.begun.push_back(left(4, b"b", 3));
     let told = side.send(&mut core, []);
-    assert!(
-        told.contains(&EventKind::Deleted { ifindex: 4 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Deleted { ifindex: 4 });
 }
 
 /// There was no room for 3 when the patterns began, and there is by now. That it went is lost.
@@ -504,10 +491,7 @@ fn who_has_room_by_now_is_gone_when_the_map_has_it_not() {
     side.is_closed = true;
     side.lose(ENTERED);
     let told = side.send(&mut core, []);
-    assert!(
-        told.contains(&EventKind::Deleted { ifindex: 3 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Deleted { ifindex: 3 });
 }
 
 /// That both went is lost, of which the one had room in the maps.
@@ -521,10 +505,7 @@ fn who_has_room_beside_one_that_has_none_is_gone_when_the_map_has_it_not() {
     side.is_closed = true;
     side.lose(ENTERED);
     let told = side.send(&mut core, []);
-    assert!(
-        told.contains(&EventKind::Deleted { ifindex: 3 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Deleted { ifindex: 3 });
 }
 
 /// As long as the namespace is entered it can be read.
@@ -557,10 +538,7 @@ fn a_namespace_that_could_not_be_entered_once_is_entered_again() {
     side.states.insert(FOUND, state(3, 1));
     let unkept = took(4, b"b", 3, flag::TOOK_PATTERN | flag::UNKEPT);
     let told = side.send(&mut core, [unkept]);
-    assert!(
-        told.contains(&EventKind::Appeared { ifindex: 5 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Appeared { ifindex: 5 });
 }
 
 /// For the first of them there is room.
@@ -635,10 +613,7 @@ fn a_namespace_that_cannot_be_entered_at_once_is_entered_later() {
     side.refusals.push_back(busy);
     let first = took(3, b"b", 1, flag::FOUND_NETNS | flag::TOOK_PATTERN);
     let told = side.send(&mut core, [first]);
-    assert!(
-        told.contains(&EventKind::Appeared { ifindex: 7 }),
-        "{told:?}"
-    );
+    assert_told(&told, &EventKind::Appeared { ifindex: 7 });
 }
 
 /// A device went before the programs were told that it may match, and its namespace ended.
